@@ -1,0 +1,1 @@
+"""Offline: from a trace to a report."""

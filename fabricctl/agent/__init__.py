@@ -1,0 +1,1 @@
+"""The agent: one process per protected allocation and node."""

@@ -1,0 +1,1 @@
+"""The job clock (after Huygens, NSDI 2018)."""

@@ -1,0 +1,89 @@
+"""Where files lie: the one module that knows file names on nodes and in the shared directory.
+
+On a node (``run_dir``, ``spool_dir`` from the configuration)::
+
+    run_dir/                         root 0711
+      node.lock                      locked (flock) while the node service lives
+      requests/                      root 0711   <job>.start, <job>.stop  0600, from prolog, epilog
+      jobs/<job>/                    agent user 0711
+        envelope                     owner: the job's user 0400          docs/envelope.md
+        status                       agent user 0644                     docs/envelope.md
+        agent.pid                    agent user 0644   "<pid> <start ticks>"
+        steps/                       root 0711   <step>: one per step the plugin saw begin, 0644
+    spool_dir/                       root 0711
+      <job>.<begin>/                 agent user 0700   begin: CLOCK_REALTIME ns of the first start
+        start                        root 0600   the start request, for the service after a crash
+        <n>.journal                  one per life of the agent            docs/data-format.md
+
+In the shared directory (``trace.dir``)::
+
+    <user>/job-<job>.h5              the user's 0600    the job's trace
+    <user>/job-<job>.r<n>.h5         the same, n-th requeue
+    <user>/job-<array>_<task>.h5     link to the newest trace of that array task
+    <user>/.parts/job-<job>/<node>.<begin>.h5   node traces on their way
+"""
+
+import re
+from pathlib import Path
+
+from fabricctl.errors import UsageError
+
+_JOB = re.compile(r"[1-9][0-9]{0,9}")
+
+
+def job_number(text: str) -> int:
+    """A Slurm job id as a number; raises :class:`UsageError` for anything else."""
+    if not _JOB.fullmatch(text):
+        raise UsageError(f"job {text[:40]!r}: a job id is a whole number above 0")
+    return int(text)
+
+
+class NodeFiles:
+    """Names below the node's ``run_dir``."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.lock = run_dir / "node.lock"
+        self.requests = run_dir / "requests"
+        self.jobs = run_dir / "jobs"
+
+    def job_dir(self, job: int) -> Path:
+        """The running allocation's directory."""
+        return self.jobs / str(job)
+
+    def request(self, job: int, what: str) -> Path:
+        """``what``: ``start`` or ``stop``."""
+        return self.requests / f"{job}.{what}"
+
+    def envelope(self, job: int) -> Path:
+        return self.job_dir(job) / "envelope"
+
+    def status(self, job: int) -> Path:
+        return self.job_dir(job) / "status"
+
+    def agent_pid(self, job: int) -> Path:
+        return self.job_dir(job) / "agent.pid"
+
+    def steps(self, job: int) -> Path:
+        return self.job_dir(job) / "steps"
+
+
+def spool(spool_dir: Path, job: int, begin_real_ns: int) -> Path:
+    """The directory of one attempt of a job on this node."""
+    return spool_dir / f"{job}.{begin_real_ns}"
+
+
+def parse_spool(path: Path) -> tuple[int, int] | None:
+    """``(job, begin_real_ns)`` of a spool directory, None for a foreign name."""
+    match = re.fullmatch(r"([1-9][0-9]{0,9})\.([0-9]{1,19})", path.name)
+    return (int(match.group(1)), int(match.group(2))) if match else None
+
+
+def part_file(user_dir: Path, job: int, node: str, begin_real_ns: int) -> Path:
+    """A node trace waiting to be merged."""
+    return user_dir / ".parts" / f"job-{job}" / f"{node}.{begin_real_ns}.h5"
+
+
+def trace_file(user_dir: Path, job: int, requeue: int = 0) -> Path:
+    """The job's trace; ``requeue`` counts the restarts before it."""
+    return user_dir / (f"job-{job}.r{requeue}.h5" if requeue else f"job-{job}.h5")

@@ -1,0 +1,1 @@
+"""The node service: starts and stops agents, seals and collects traces."""

@@ -1,0 +1,1 @@
+"""Slurm behind one small typed interface."""

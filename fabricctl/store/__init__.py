@@ -1,0 +1,1 @@
+"""Traces: the schema, the agent's journal, and HDF5."""

@@ -1,0 +1,1 @@
+"""What the agent samples: one source a file."""
