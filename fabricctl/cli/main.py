@@ -1,0 +1,80 @@
+"""``fabricctl``: the table of commands, and the one place that prints errors and exits."""
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+
+import click
+
+from fabricctl import __version__
+from fabricctl.errors import FabricError
+
+# name: (module that has the click command as `command`, help line). The only registry: modules
+# are imported when their command is called, so that --help stays fast.
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "clock": ("fabricctl.cli.clock", "The job clock: status and readings."),
+    "config": ("fabricctl.cli.config", "Show and check the site's configuration."),
+    "lab": ("fabricctl.cli.lab", "A real multi-node Slurm on this machine, with faults."),
+    "node": ("fabricctl.cli.node", "The service that runs on every compute node."),
+    "report": ("fabricctl.cli.report", "What happened to a job, and where its time went."),
+    "site": ("fabricctl.cli.site", "Check what this machine needs and has."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group whose commands are imported when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{COMMANDS[cmd_name][0]}.command is not a click command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in sorted(COMMANDS.items())])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fabricctl")
+def cli() -> None:
+    """Keeps big Slurm jobs running through fabric faults, and says where the time went.
+
+    Users add --fabric-resilience to sbatch, salloc or srun; see `fabricctl report` for what came
+    of it. Every command has --help.
+    """
+
+
+def main() -> None:
+    """Entry point. Exit statuses: 0 done, 1 failed, 2 usage, others from sysexits.h."""
+    try:
+        cli.main(prog_name="fabricctl", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as end:
+        sys.exit(end.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except FabricError as error:
+        click.echo(f"fabricctl: {error}", err=True)
+        sys.exit(error.exit_status)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("fabricctl: interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()
