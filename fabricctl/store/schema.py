@@ -13,6 +13,7 @@ read is the type's largest value for unsigned integers (``NOT_MEASURED``), never
 import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Literal
 
 SCHEMA_VERSION = 1
 
@@ -179,6 +180,62 @@ STEP = Table(
     ),
 )
 
-TABLES: tuple[Table, ...] = (RAIL, HOST, JOB, LINK_EVENT, NOTE, CLOCK, STEP)
+LIFE = Table(
+    "life",
+    8,
+    "One row per life of the agent (per journal); written when the journals become a trace. "
+    "Between two lives nothing was measured.",
+    (
+        _time("Of the first row of this life."),
+        Column("end_mono_ns", "q", "ns", "Of the last row of this life.", MONO),
+        Column("rows", "Q", "1", "Rows of all tables."),
+        Column("damage", "232s", "1", "What was wrong with the journal; empty: nothing."),
+    ),
+)
+
+TABLES: tuple[Table, ...] = (RAIL, HOST, JOB, LINK_EVENT, NOTE, CLOCK, STEP, LIFE)
 BY_NUMBER = {table.number: table for table in TABLES}
 BY_NAME = {table.name: table for table in TABLES}
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One named value of a job or a node; in a journal's header all are text."""
+
+    name: str
+    kind: Literal["text", "int", "float"]
+    unit: str
+    doc: str
+    clock: str = ""
+    required: bool = False
+
+
+def _begin_end(of: str, required: bool) -> tuple[Attribute, Attribute]:
+    return (
+        Attribute("begin_real_ns", "int", "ns", f"When {of} began.", REAL, required),
+        Attribute("end_real_ns", "int", "ns", f"When {of} ended.", REAL, required),
+    )
+
+
+JOB_ATTRIBUTES = (
+    Attribute("job", "int", "1", "Slurm's job id.", required=True),
+    Attribute("user", "text", "1", "The job's user."),
+    Attribute("uid", "int", "1", "That user's number."),
+    Attribute("cluster", "text", "1", "Slurm's ClusterName."),
+    Attribute("mode", "text", "1", "`observe` or `on`."),
+    Attribute("spares", "int", "1", "Nodes held back."),
+    Attribute("nodes", "text", "1", "Host list of the allocation.", required=True),
+    Attribute("array_job", "int", "1", "Id of the job array, for a task of one."),
+    Attribute("array_task", "int", "1", "Index in the job array."),
+    Attribute("het_job", "int", "1", "Id of the heterogeneous job, for a component of one."),
+    Attribute("het_offset", "int", "1", "The component's index."),
+)
+NODE_ATTRIBUTES = (
+    Attribute("node", "text", "1", "Slurm's NodeName.", required=True),
+    Attribute("hostname", "text", "1", "The kernel's own host name."),
+    Attribute("boot_id", "text", "1", "The kernel's boot id: CLOCK_MONOTONIC counts from it."),
+    Attribute("agent_version", "text", "1", "Version of the agent that wrote the journal."),
+    Attribute("rails", "text", "1", "Interfaces in rail order, with a space between them."),
+    Attribute("sample_hz", "float", "Hz", "Samples asked for per second."),
+    *_begin_end("the allocation on this node", required=True),
+)

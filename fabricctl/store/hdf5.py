@@ -1,0 +1,133 @@
+"""What the trace's writers and readers share of HDF5: names, types, filters, safe files.
+
+The layout is in ``docs/data-format.md``.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from fabricctl.errors import SystemRefusedError, TraceError
+from fabricctl.store import dtypes, schema
+
+FORMAT = "fabricctl-trace"
+NODES = "nodes"
+SCHEMA = "schema"
+
+# Objects as HDF5 1.10 writes them: checksums over all metadata, small groups, and any reader
+# since 2016 (Debian 12 has 1.10.8).
+LIBVER = ("v110", "v110")
+# Large enough for deflate to see the columns' regularity, small enough to read a part of a
+# long table: 8192 rows of the widest ordinary table (host, 128 B) are 1 MiB, HDF5's cache.
+CHUNK_ROWS = 8192
+
+NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
+GROUP_NAME = re.compile(NODE_NAME.pattern + r"(@[0-9]{1,19})?")
+
+Value = str | int | float
+
+
+@contextlib.contextmanager
+def new_file(out: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file that appears under its name when it is whole and on the disk.
+
+    Mode 0600, whatever the umask. Raises :class:`SystemRefusedError`; then nothing is left.
+    """
+    temporary = out.with_name(f".{out.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    try:
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except FileExistsError:  # of a process of this number that was killed
+        temporary.unlink()
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        with h5py.File(temporary, "w", libver=LIBVER, locking=False) as file:
+            yield file
+        os.fsync(fd)
+        temporary.rename(out)
+        sync_dir(out.parent)
+    except (OSError, RuntimeError) as error:  # h5py raises either when a write fails
+        raise SystemRefusedError(f"trace {out}: cannot be written: {error}") from error
+    finally:
+        os.close(fd)
+        temporary.unlink(missing_ok=True)
+
+
+def sync_dir(path: Path) -> None:
+    """Makes the names in a directory survive a crash of the machine."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def typed(
+    given: Mapping[str, Value], known: tuple[schema.Attribute, ...], name: str
+) -> dict[str, Value]:
+    """The known attributes among ``given``, in their types; raises :class:`TraceError`."""
+    result: dict[str, Value] = {}
+    for attribute in known:
+        value = given.get(attribute.name)
+        if value is None or value == "":
+            if attribute.required:
+                raise TraceError(f"{name}: attribute {attribute.name} is missing")
+            continue
+        kind = {"text": str, "int": int, "float": float}[attribute.kind]
+        try:
+            result[attribute.name] = kind(value)
+        except (ValueError, OverflowError):
+            raise TraceError(f"{name}: attribute {attribute.name} is {str(value)[:40]!r}")
+    return result
+
+
+def write_table(file: h5py.File, group: h5py.Group, table: schema.Table, rows: dtypes.Rows) -> None:
+    """One dataset of the group; none when there are no rows."""
+    if len(rows):
+        create_table(file, group, table, len(rows))[...] = rows
+
+
+def create_table(
+    file: h5py.File, group: h5py.Group, table: schema.Table, rows: int
+) -> h5py.Dataset:
+    return group.create_dataset(
+        table.name,
+        shape=(rows,),
+        dtype=_committed(file, table),
+        chunks=(min(rows, CHUNK_ROWS),),
+        shuffle=True,
+        compression="gzip",
+        compression_opts=6,
+        fletcher32=True,
+    )
+
+
+def _committed(file: h5py.File, table: schema.Table) -> h5py.Datatype:
+    """The table's named datatype, which carries the columns' documentation once per file."""
+    path = f"{SCHEMA}/{table.name}"
+    if path not in file:
+        file[path] = dtypes.dtype(table)
+        attributes = file[path].attrs
+        attributes["doc"] = table.doc
+        for column in table.columns:
+            attributes[f"{column.name}.unit"] = column.unit
+            attributes[f"{column.name}.doc"] = column.doc
+            if column.clock:
+                attributes[f"{column.name}.clock"] = column.clock
+            if column.values:
+                attributes[f"{column.name}.values"] = [f"{v.value}={v.name}" for v in column.values]
+    return file[path]
+
+
+def last_real_ns(tables: Mapping[str, dtypes.Rows]) -> int | None:
+    """CLOCK_REALTIME of the newest row, by the clock row nearest to it; None without one."""
+    clock = tables[schema.CLOCK.name]
+    newest = [int(rows["time_mono_ns"].max()) for rows in tables.values() if len(rows)]
+    if not len(clock) or not newest:
+        return None
+    row = clock[int(np.argmax(clock["time_mono_ns"]))]
+    return int(row["time_real_ns"]) + max(newest) - int(row["time_mono_ns"])

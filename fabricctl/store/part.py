@@ -1,0 +1,98 @@
+"""One node's trace: its journals made into an HDF5 file of their own, to be merged later."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+import fabricctl
+from fabricctl.errors import SystemRefusedError, TraceError
+from fabricctl.store import dtypes, hdf5, schema
+from fabricctl.store.journal_reader import Journal
+
+
+def write_part(
+    journals: Sequence[Journal], attributes: Mapping[str, hdf5.Value], out: Path
+) -> None:
+    """The trace of one node from the journals of its agent's lives, in the order they began.
+
+    ``attributes`` holds JOB_ATTRIBUTES and NODE_ATTRIBUTES of the schema and goes before what
+    the journals' headers say; ``end_real_ns`` may be absent and is then the last row's time.
+    The file appears whole or not at all, mode 0600; missing directories above it are made 0700.
+    Raises :class:`TraceError` for attributes that are missing or wrong,
+    :class:`SystemRefusedError` when it cannot be written.
+    """
+    name = f"part {out.name}"
+    known: dict[str, hdf5.Value] = {}
+    for journal in reversed(journals):
+        known.update(journal.attributes)
+    known.update(attributes)
+    ends = [end for j in journals if (end := hdf5.last_real_ns(j.tables)) is not None]
+    known.setdefault("end_real_ns", max([*ends, int(known.get("begin_real_ns", 0))]))
+    job = hdf5.typed(known, schema.JOB_ATTRIBUTES, name)
+    node = hdf5.typed(known, schema.NODE_ATTRIBUTES, name)
+    if not hdf5.NODE_NAME.fullmatch(str(node["node"])):
+        raise TraceError(f"{name}: {str(node['node'])[:40]!r} is not a node name")
+    _make_dirs(out.parent)
+    with hdf5.new_file(out) as file:
+        file.attrs["format"] = hdf5.FORMAT
+        file.attrs["schema_version"] = schema.SCHEMA_VERSION
+        file.attrs["written_by"] = f"fabricctl {fabricctl.__version__}"
+        file.attrs.update({**job, "begin_real_ns": node["begin_real_ns"]})
+        file.attrs["end_real_ns"] = node["end_real_ns"]
+        for nth, lives in enumerate(_boots(journals) or [[]]):
+            _write_node(file, node, nth, lives)
+
+
+def _boots(journals: Sequence[Journal]) -> list[list[Journal]]:
+    """Lives in one boot of the node share CLOCK_MONOTONIC; another boot starts it again."""
+    grouped = itertools.groupby(journals, key=lambda j: j.attributes.get("boot_id"))
+    return [list(lives) for _, lives in grouped]
+
+
+def _write_node(
+    file: h5py.File, node: Mapping[str, hdf5.Value], nth: int, lives: Sequence[Journal]
+) -> None:
+    group_name = str(node["node"])
+    own = dict(node)
+    if nth:
+        begin = lives[0].attributes.get("begin_real_ns", "")
+        group_name += f"@{begin if begin.isdecimal() else nth}"
+    if lives and (boot := lives[0].attributes.get("boot_id")):
+        own["boot_id"] = boot
+    group = file.create_group(f"{hdf5.NODES}/{group_name}")
+    group.attrs.update({**own, "lives": len(lives)})
+    for table in schema.TABLES:
+        rows = _lives(lives) if table is schema.LIFE else _rows(lives, table.name)
+        hdf5.write_table(file, group, table, rows)
+
+
+def _rows(lives: Sequence[Journal], table: str) -> dtypes.Rows:
+    """Of all lives, in time order."""
+    rows = np.concatenate([dtypes.empty(schema.BY_NAME[table]), *(j.tables[table] for j in lives)])
+    times = rows["time_mono_ns"]
+    if np.all(times[1:] >= times[:-1]):
+        return rows
+    return rows[np.argsort(times, kind="stable")]
+
+
+def _lives(lives: Sequence[Journal]) -> dtypes.Rows:
+    result = dtypes.empty(schema.LIFE, len(lives))
+    for row, journal in zip(result, lives, strict=True):
+        times = [rows["time_mono_ns"] for rows in journal.tables.values() if len(rows)]
+        row["time_mono_ns"] = min((int(t.min()) for t in times), default=0)
+        row["end_mono_ns"] = max((int(t.max()) for t in times), default=0)
+        row["rows"] = sum(len(rows) for rows in journal.tables.values())
+        row["damage"] = (journal.damage or "").encode()[:232]
+    return result
+
+
+def _make_dirs(path: Path) -> None:
+    try:
+        for parent in reversed([path, *path.parents]):
+            if not parent.exists():
+                parent.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise SystemRefusedError(f"{error.filename}: cannot be made: {error.strerror}")
