@@ -87,3 +87,8 @@ def part_file(user_dir: Path, job: int, node: str, begin_real_ns: int) -> Path:
 def trace_file(user_dir: Path, job: int, requeue: int = 0) -> Path:
     """The job's trace; ``requeue`` counts the restarts before it."""
     return user_dir / (f"job-{job}.r{requeue}.h5" if requeue else f"job-{job}.h5")
+
+
+def array_link(user_dir: Path, array_job: int, array_task: int) -> Path:
+    """The link to the newest trace of an array's task."""
+    return user_dir / f"job-{array_job}_{array_task}.h5"

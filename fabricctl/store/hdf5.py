@@ -6,7 +6,7 @@ The layout is in ``docs/data-format.md``.
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import h5py
@@ -33,28 +33,29 @@ Value = str | int | float
 
 
 @contextlib.contextmanager
-def new_file(out: Path) -> Iterator[h5py.File]:
+def new_file(out: Path, check: Callable[[], None] = lambda: None) -> Iterator[h5py.File]:
     """A new HDF5 file that appears under its name when it is whole and on the disk.
 
-    Mode 0600, whatever the umask. Raises :class:`SystemRefusedError`; then nothing is left.
+    Mode 0600, whatever the umask; one writer at a time for each name. ``check`` is called before
+    the file appears and may raise. Raises :class:`SystemRefusedError`; then nothing is left.
     """
+    for abandoned in out.parent.glob(f".{out.name}.*.tmp"):  # of a writer that was killed
+        abandoned.unlink(missing_ok=True)
     temporary = out.with_name(f".{out.name}.{os.uname().nodename}.{os.getpid()}.tmp")
     try:
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    except FileExistsError:  # of a process of this number that was killed
-        temporary.unlink()
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    try:
-        with h5py.File(temporary, "w", libver=LIBVER, locking=False) as file:
-            yield file
-        os.fsync(fd)
-        temporary.rename(out)
-        sync_dir(out.parent)
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with h5py.File(temporary, "w", libver=LIBVER, locking=False) as file:
+                yield file
+            os.fsync(fd)
+            check()
+            temporary.rename(out)
+            sync_dir(out.parent)
+        finally:
+            os.close(fd)
+            temporary.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # h5py raises either when a write fails
         raise SystemRefusedError(f"trace {out}: cannot be written: {error}") from error
-    finally:
-        os.close(fd)
-        temporary.unlink(missing_ok=True)
 
 
 def sync_dir(path: Path) -> None:

@@ -217,6 +217,7 @@ def _begin_end(of: str, required: bool) -> tuple[Attribute, Attribute]:
     )
 
 
+# From the start request and the agent; on the file's root.
 JOB_ATTRIBUTES = (
     Attribute("job", "int", "1", "Slurm's job id.", required=True),
     Attribute("user", "text", "1", "The job's user."),
@@ -230,6 +231,7 @@ JOB_ATTRIBUTES = (
     Attribute("het_job", "int", "1", "Id of the heterogeneous job, for a component of one."),
     Attribute("het_offset", "int", "1", "The component's index."),
 )
+# On a node's group.
 NODE_ATTRIBUTES = (
     Attribute("node", "text", "1", "Slurm's NodeName.", required=True),
     Attribute("hostname", "text", "1", "The kernel's own host name."),
@@ -238,4 +240,12 @@ NODE_ATTRIBUTES = (
     Attribute("rails", "text", "1", "Interfaces in rail order, with a space between them."),
     Attribute("sample_hz", "float", "Hz", "Samples asked for per second."),
     *_begin_end("the allocation on this node", required=True),
+    Attribute("lives", "int", "1", "How often the agent was started: journals, rows of `life`."),
+)
+# On the file's root as well, set by who writes it.
+TRACE_ATTRIBUTES = (
+    Attribute("missing_nodes", "text", "1", "Nodes of `nodes` without a trace (yet), a host list."),
+    Attribute("written_by", "text", "1", "Program and version that wrote the file."),
+    Attribute("collected_real_ns", "int", "ns", "When the file was last written.", REAL),
+    *_begin_end("the job", required=True),
 )

@@ -1,0 +1,121 @@
+"""Which part belongs to which attempt of a job: pure arithmetic on times and nodes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fabricctl import layout
+from fabricctl.store.trace import open_trace
+
+# The nodes' clocks differ, and so do the moments at which their prologs ran: parts of a job that
+# lasted no longer than that need not overlap. A requeue takes longer than a second at least: it
+# waits for all epilogs and for the scheduler.
+SLACK_NS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Part:
+    """One node's trace that waits."""
+
+    path: Path
+    node: str
+    begin_real_ns: int
+    end_real_ns: int
+
+    @classmethod
+    def read(cls, path: Path) -> "Part":
+        """Raises :class:`~fabricctl.errors.TraceError`."""
+        with open_trace(path) as trace:
+            node = next(iter(trace.nodes.values()), None)
+            name = node.node if node else path.name.rsplit(".", 2)[0]
+            return cls(path, name, trace.job.begin_real_ns, trace.job.end_real_ns)
+
+
+@dataclass
+class Attempt:
+    """One run of the job: a trace that is there, or one to be made (``identity`` None)."""
+
+    path: Path
+    number: int
+    begin_real_ns: int
+    end_real_ns: int
+    stays: set[tuple[str, int]] = field(default_factory=set)  # node, begin_real_ns
+    identity: tuple[int, int, int] | None = None
+
+    @classmethod
+    def read(cls, path: Path, number: int) -> "Attempt":
+        """Raises :class:`~fabricctl.errors.TraceError`."""
+        with open_trace(path) as trace:
+            stays = {(node.node, node.begin_real_ns) for node in trace.nodes.values()}
+            job = trace.job
+            return cls(path, number, job.begin_real_ns, job.end_real_ns, stays, identity_of(path))
+
+    def overlap_ns(self, part: Part) -> int:
+        """Time shared with the part; below 0: the gap between them."""
+        return min(self.end_real_ns, part.end_real_ns) - max(self.begin_real_ns, part.begin_real_ns)
+
+    def may_hold(self, part: Part) -> bool:
+        """Whether the part can be of this attempt.
+
+        A node that left the job and came back has two stays in one attempt; one that was
+        requeued has them in two, which touch at most by the clocks' error.
+        """
+        shared = self.overlap_ns(part)
+        if any(node == part.node for node, _ in self.stays):
+            return 2 * shared > part.end_real_ns - part.begin_real_ns
+        return shared > -SLACK_NS
+
+    def take(self, part: Part) -> None:
+        self.begin_real_ns = min(self.begin_real_ns, part.begin_real_ns)
+        self.end_real_ns = max(self.end_real_ns, part.end_real_ns)
+        self.stays.add((part.node, part.begin_real_ns))
+
+
+def identity_of(path: Path) -> tuple[int, int, int] | None:
+    """Tells one version of a file from another; None when there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def distribute(
+    parts: Sequence[Part], attempts: Sequence[Attempt], user_dir: Path, job: int
+) -> list[tuple[Attempt, list[Part]]]:
+    """Every attempt, new ones too, with the parts that are to be added to it."""
+    result: list[tuple[Attempt, list[Part]]] = [(attempt, []) for attempt in attempts]
+    # The longest first: they span their attempt, and the short ones then find it.
+    for part in sorted(parts, key=lambda p: (p.begin_real_ns - p.end_real_ns, p.node)):
+        if any((part.node, part.begin_real_ns) in attempt.stays for attempt, _ in result):
+            continue  # merged before a crash, or kept
+        able = [entry for entry in result if entry[0].may_hold(part)]
+        if able:
+            entry = max(able, key=lambda e: e[0].overlap_ns(part))
+        else:
+            number = max((attempt.number for attempt, _ in result), default=-1) + 1
+            path = layout.trace_file(user_dir, job, number)
+            entry = (Attempt(path, number, part.begin_real_ns, part.end_real_ns), [])
+            result.append(entry)
+        entry[0].take(part)
+        entry[1].append(part)
+    return result
+
+
+def complete(waiting: Sequence[Path], attempts: Sequence[Attempt], nodes: Sequence[str]) -> bool:
+    """Whether the waiting parts, by their names, make an attempt of all ``nodes`` whole."""
+    begins = {}
+    for path in waiting:
+        node, begin, _ = path.name.rsplit(".", 2)
+        begins[node] = int(begin)
+    missing = set(nodes) - begins.keys()
+    if not missing:
+        return True
+    return any(
+        missing <= {node for node, _ in attempt.stays}
+        and any(
+            attempt.begin_real_ns - SLACK_NS < begin < attempt.end_real_ns + SLACK_NS
+            for begin in begins.values()
+        )
+        for attempt in attempts
+    )

@@ -1,0 +1,203 @@
+"""Merges the node traces of a job into one job trace, in the user's directory.
+
+Runs with the rights of the job's user, on every node whose part of the job ended, at any time and
+any number of times: whoever comes merges what waits. A part is removed only after the file that
+holds it is on the disk under its name, so a crash anywhere costs nothing but a second merge.
+
+Several attempts of one job (requeues) have the same job id. They are told apart by time: a part
+belongs to the attempt whose time it shares.
+"""
+
+import logging
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from fabricctl import layout
+from fabricctl.errors import SystemRefusedError, TraceError
+from fabricctl.store import lock, merge_file
+from fabricctl.store.attempts import Attempt, Part, complete, distribute
+from fabricctl.store.trace import NewerTraceError, open_trace
+
+_log = logging.getLogger(__name__)
+_PART = re.compile(r"[A-Za-z0-9].*\.[0-9]{1,19}\.h5")
+Step = Callable[[str], None]
+
+
+def ensure_user_dir(trace_dir: Path, user: str, uid: int) -> Path:
+    """The user's folder in the shared directory, made with mode 0700 when it is not there.
+
+    To be called with that user's rights. Raises :class:`SystemRefusedError` when the folder is
+    not safe to write to: owned by another, a link, or writable by others.
+    """
+    if os.geteuid() != uid:
+        raise SystemRefusedError(f"{trace_dir}: the folder of {user} must be made by uid {uid}")
+    if user in ("", ".", "..") or "/" in user:
+        raise SystemRefusedError(f"{trace_dir}: {user!r} cannot be a folder's name")
+    path = trace_dir / user
+    try:
+        parent = trace_dir.stat()
+        if parent.st_mode & stat.S_IWOTH and not parent.st_mode & stat.S_ISVTX:
+            raise SystemRefusedError(
+                f"{trace_dir}: anybody may replace folders in it: chmod 1777 {trace_dir}"
+            )
+        if not path.is_symlink() and not path.exists():
+            path.mkdir(mode=0o700, exist_ok=True)
+        _check_dir(path, uid)
+    except OSError as error:
+        raise SystemRefusedError(f"{path}: cannot be made or opened: {error.strerror}")
+    return path
+
+
+def merge(
+    user_dir: Path,
+    job: int,
+    nodes: Sequence[str],
+    now_real_ns: int,
+    complete_only: bool,
+    *,
+    keep_parts: bool = False,
+    lock_wait_s: float = 300.0,
+    step: Step = lambda _: None,
+) -> Path | None:
+    """Merges the parts that wait for ``job``; the path of its newest trace, None without one.
+
+    With ``complete_only`` nothing is done, and None returned, while parts of some of ``nodes``
+    are still missing. ``step`` is called with a name before each step, for tests of crashes.
+    Raises :class:`SystemRefusedError` when the directory is unsafe or full, or another merge
+    does not end within ``lock_wait_s``; the parts then wait on.
+    """
+    _check_dir(user_dir, os.geteuid())
+    parts_dir = layout.part_file(user_dir, job, "x", 0).parent
+    waiting = _waiting(parts_dir)
+    if not waiting:
+        return _newest(_attempts(user_dir, job))
+    if complete_only and not complete(waiting, _attempts(user_dir, job), nodes):
+        return None
+    try:
+        with lock.exclusive(parts_dir / ".lock", lock_wait_s):
+            step("locked")
+            newest = _merge_locked(user_dir, job, now_real_ns, keep_parts=keep_parts, step=step)
+        _remove_empty(parts_dir)
+    except FileNotFoundError:  # another merge was faster and has removed the empty directory
+        newest = _newest(_attempts(user_dir, job))
+    except OSError as error:
+        raise SystemRefusedError(f"{user_dir}: traces cannot be merged: {error}")
+    return newest
+
+
+def _merge_locked(
+    user_dir: Path, job: int, now_real_ns: int, *, keep_parts: bool, step: Step
+) -> Path | None:
+    parts_dir = layout.part_file(user_dir, job, "x", 0).parent
+    while True:
+        attempts = _attempts(user_dir, job)
+        parts = list(_readable(parts_dir))
+        step("scanned")
+        try:
+            for attempt, new in distribute(parts, attempts, user_dir, job):
+                if new:
+                    merge_file.write(attempt, new, now_real_ns, step)
+            break
+        except merge_file.ChangedError:  # the lock does not lock everywhere; see lock.py
+            continue
+        except merge_file.SourceError as error:
+            _set_aside(error.path, error)
+    newest = _newest(_attempts(user_dir, job))
+    if newest:
+        _link_array_task(user_dir, newest)
+    step("linked")
+    for part in parts if not keep_parts else ():
+        part.path.unlink(missing_ok=True)
+        step("removed")
+    return newest
+
+
+def _set_aside(path: Path, error: Exception) -> None:
+    """Renames what is damaged: looked at once, and nobody's data is deleted."""
+    aside = path.with_name(path.name + ".damaged")
+    _log.warning("%s; kept as %s", error, aside.name)
+    path.rename(aside)
+
+
+def _link_array_task(user_dir: Path, trace_path: Path) -> None:
+    """``job-<array>_<task>.h5`` leads to the newest trace of that task."""
+    with open_trace(trace_path) as trace:
+        array_job, array_task = trace.job.array_job, trace.job.array_task
+    if array_job is None or array_task is None:
+        return
+    link = layout.array_link(user_dir, array_job, array_task)
+    if link.exists() and not link.is_symlink():
+        return  # not ours
+    temporary = link.with_name(f".{link.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(trace_path.name)
+    temporary.rename(link)
+
+
+def _waiting(parts_dir: Path) -> list[Path]:
+    try:
+        return sorted(path for path in parts_dir.iterdir() if _PART.fullmatch(path.name))
+    except FileNotFoundError:
+        return []
+
+
+def _readable(parts_dir: Path) -> Iterator[Part]:
+    """The parts that can be merged."""
+    for path in _waiting(parts_dir):
+        try:
+            yield Part.read(path)
+        except NewerTraceError as error:  # a node that was updated earlier will merge it
+            _log.warning("%s", error)
+        except TraceError as error:
+            _set_aside(path, error)
+
+
+def _attempts(user_dir: Path, job: int) -> list[Attempt]:
+    """The job's traces that are there."""
+    found = []
+    pattern = re.compile(rf"job-{job}(?:\.r([1-9][0-9]{{0,5}}))?\.h5")
+    for path in user_dir.iterdir():
+        match = pattern.fullmatch(path.name)
+        if not match:
+            continue
+        try:
+            found.append(Attempt.read(path, int(match.group(1) or 0)))
+        except NewerTraceError as error:
+            raise SystemRefusedError(str(error))
+        except TraceError as error:
+            _set_aside(path, error)
+    return sorted(found, key=lambda attempt: attempt.number)
+
+
+def _newest(attempts: Sequence[Attempt]) -> Path | None:
+    return max(attempts, key=lambda a: a.begin_real_ns).path if attempts else None
+
+
+def _remove_empty(parts_dir: Path) -> None:
+    """The directories of parts go when nothing is left in them."""
+    try:
+        parts_dir.rmdir()
+        parts_dir.parent.rmdir()
+    except OSError:  # not empty, or already gone
+        return
+
+
+def _check_dir(path: Path, uid: int) -> None:
+    """Raises :class:`SystemRefusedError` unless nobody but ``uid`` can change what is in it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise SystemRefusedError(f"{path}: not a folder that can be used: {error.strerror}")
+    try:
+        found = os.fstat(fd)
+    finally:
+        os.close(fd)
+    if found.st_uid != uid:
+        raise SystemRefusedError(
+            f"{path}: belongs to uid {found.st_uid}, not to {uid}: ask its owner to remove it"
+        )
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise SystemRefusedError(f"{path}: others may write to it: chmod go-w {path}")

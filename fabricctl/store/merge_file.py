@@ -1,0 +1,123 @@
+"""Writes one job trace from the one that is there and the parts to add."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import h5py
+
+import fabricctl
+from fabricctl import hostlist
+from fabricctl.errors import TraceError
+from fabricctl.store import hdf5, schema
+from fabricctl.store.attempts import Attempt, Part, identity_of
+from fabricctl.store.trace import Trace, damage_of, open_trace
+
+
+class ChangedError(Exception):
+    """Somebody else merged meanwhile; nothing was done."""
+
+
+class SourceError(Exception):
+    """A part or the trace itself is damaged; nothing was done."""
+
+    def __init__(self, path: Path, error: TraceError) -> None:
+        super().__init__(str(error))
+        self.path = path
+
+
+def write(
+    attempt: Attempt, parts: Sequence[Part], now_real_ns: int, step: Callable[[str], None]
+) -> None:
+    """Replaces the attempt's trace by one that has the parts too.
+
+    Raises :class:`ChangedError` when the trace is no longer the one that was looked at, and
+    :class:`SourceError`.
+    """
+
+    def check() -> None:
+        step("merged")
+        if identity_of(attempt.path) != attempt.identity:
+            raise ChangedError
+
+    sources = [attempt.path] if attempt.identity else []
+    sources += [part.path for part in parts]
+    with hdf5.new_file(attempt.path, check) as file:
+        nodes: dict[str, None] = {}
+        present: set[str] = set()
+        for source in sources:
+            try:
+                with open_trace(source) as trace, damage_of(source):
+                    nodes.update(dict.fromkeys(trace.job.nodes))
+                    present.update(node.node for node in trace.nodes.values())
+                    _copy(trace, file)
+            except TraceError as error:
+                raise SourceError(source, error) if source.exists() else ChangedError
+        attributes = {
+            "format": hdf5.FORMAT,
+            "schema_version": schema.SCHEMA_VERSION,
+            "written_by": f"fabricctl {fabricctl.__version__}",
+            "begin_real_ns": attempt.begin_real_ns,
+            "end_real_ns": attempt.end_real_ns,
+            "collected_real_ns": now_real_ns,
+            "nodes": hostlist.fold(nodes),
+            "missing_nodes": hostlist.fold(nodes.keys() - present),
+        }
+        file.attrs.update(attributes)
+    step("renamed")
+
+
+def _copy(trace: Trace, file: h5py.File) -> None:
+    _copy_attributes(trace.file, file, schema.JOB_ATTRIBUTES)
+    for name in trace.nodes:
+        _copy_node(trace, name, file)
+
+
+def _copy_attributes(
+    source: h5py.Group, target: h5py.Group, known: Sequence[schema.Attribute]
+) -> None:
+    for attribute in known:
+        if attribute.name in source.attrs and attribute.name not in target.attrs:
+            target.attrs[attribute.name] = source.attrs[attribute.name]
+
+
+def _copy_node(trace: Trace, name: str, file: h5py.File) -> None:
+    info = trace.nodes[name]
+    group = file.create_group(f"{hdf5.NODES}/{_free_name(file, name, info.begin_real_ns)}")
+    _copy_attributes(trace.file[hdf5.NODES][name], group, schema.NODE_ATTRIBUTES)
+    for table in schema.TABLES:
+        source = trace.dataset(name, table)
+        if source is None or not len(source):
+            continue
+        target = hdf5.create_table(file, group, table, len(source))
+        if _same_layout(source, target):
+            for offset, mask, data in _chunks(source):
+                target.id.write_direct_chunk(offset, data, mask)
+        else:
+            target[...] = trace.table(name, table)
+
+
+def _free_name(file: h5py.File, name: str, begin_real_ns: int) -> str:
+    """A second stay of a node in one attempt gets a group of its own."""
+    while f"{hdf5.NODES}/{name}" in file:
+        name = f"{name.partition('@')[0]}@{begin_real_ns}"
+        begin_real_ns += 1
+    return name
+
+
+def _same_layout(source: h5py.Dataset, target: h5py.Dataset) -> bool:
+    """Whether the compressed chunks of one can stand in the other as they are."""
+    ours, theirs = target.id.get_create_plist(), source.id.get_create_plist()
+    filters = [
+        [plist.get_filter(nth)[0] for nth in range(plist.get_nfilters())]
+        for plist in (ours, theirs)
+    ]
+    return (
+        source.dtype == target.dtype and source.chunks == target.chunks and filters[0] == filters[1]
+    )
+
+
+def _chunks(source: h5py.Dataset) -> Iterator[tuple[tuple[int, ...], int, bytes]]:
+    for nth in range(source.id.get_num_chunks()):
+        offset = source.id.get_chunk_info(nth).chunk_offset
+        mask, data = source.id.read_direct_chunk(offset)
+        yield offset, mask, data
