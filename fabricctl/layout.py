@@ -9,7 +9,10 @@ On a node (``run_dir``, ``spool_dir`` from the configuration)::
         envelope                     owner: the job's user 0400          docs/envelope.md
         status                       agent user 0644                     docs/envelope.md
         agent.pid                    agent user 0644   "<pid> <start ticks>"
-        steps/                       root 0711   <step>: one per step the plugin saw begin, 0644
+      steps/                         root 0755   made by the service; nothing of it is the agent's,
+        <job>/                       root 0755   because the plugin writes here as root; made by the
+          <step>                     root 0644   plugin, one per step that it saw begin; removed with
+                                                 the job by the service
     spool_dir/                       root 0711
       <job>.<begin>/                 agent user 0700   begin: CLOCK_REALTIME ns of the first start
         start                        root 0600   the start request, for the service after a crash
@@ -65,7 +68,8 @@ class NodeFiles:
         return self.job_dir(job) / "agent.pid"
 
     def steps(self, job: int) -> Path:
-        return self.job_dir(job) / "steps"
+        """The plugin's marks, one file a step; absent until the first step begins."""
+        return self.run_dir / "steps" / str(job)
 
 
 def spool(spool_dir: Path, job: int, begin_real_ns: int) -> Path:
