@@ -1,0 +1,56 @@
+"""What a node is told when it starts: ``boot.json``, written by the lab, read by the node's init."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from fabricctl.errors import LabError
+
+
+@dataclass(frozen=True)
+class Service:
+    """A program that init starts, in the order given, and looks after."""
+
+    name: str
+    argv: tuple[str, ...]
+    user: str = "root"
+    restart: bool = False  # start it again when it ends, as systemd's Restart=always
+    wait_for: str = ""  # boot goes on when this path exists
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Boot:
+    """All that one node needs to know."""
+
+    node: str
+    state: Path  # the lab's state directory
+    netns: Path
+    code: tuple[Path, ...]
+    cgroup_dirs: tuple[Path, ...]  # groups to enter
+    cgroup_mounts: Mapping[str, str]  # see nodefs.enter
+    services: tuple[Service, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Boot":
+        """Raises :class:`LabError` for what :meth:`to_json` did not write."""
+        try:
+            given = json.loads(text)
+            services = tuple(
+                Service(**{**item, "argv": tuple(item["argv"])}) for item in given["services"]
+            )
+            return cls(
+                node=given["node"],
+                state=Path(given["state"]),
+                netns=Path(given["netns"]),
+                code=tuple(map(Path, given["code"])),
+                cgroup_dirs=tuple(map(Path, given["cgroup_dirs"])),
+                cgroup_mounts=given["cgroup_mounts"],
+                services=services,
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise LabError(f"boot.json cannot be read: {error}") from None

@@ -1,0 +1,166 @@
+"""Control groups of a lab: one group a node, in every hierarchy that this machine lets us use.
+
+They hold a node together: Slurm's own groups lie below them, freezing a node is freezing its
+group, and whatever is left in them when the lab goes is ended.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fabricctl.errors import LabError
+
+# What Slurm's cgroup plugins need of version 1 (slurm.conf(5), cgroup.conf(5)).
+_SLURM_NEEDS = frozenset({"freezer", "memory", "cpuset", "cpuacct", "devices"})
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """A mounted cgroup tree. ``controllers`` is empty for version 2."""
+
+    mount: Path
+    controllers: tuple[str, ...]
+
+    @property
+    def v2(self) -> bool:
+        return not self.controllers
+
+    def group(self, lab: str) -> Path:
+        return self.mount / f"fabricctl-lab-{lab}"
+
+
+def hierarchies() -> list[Hierarchy]:
+    """The trees below /sys/fs/cgroup in which groups can be made."""
+    found: list[Hierarchy] = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        mount = Path(before.split()[4])
+        kind, _, options = after.split()[:3]
+        if not mount.is_relative_to("/sys/fs/cgroup") or not os.access(mount, os.W_OK):
+            continue
+        if before.split()[5].split(",")[0] == "ro":
+            continue
+        if kind == "cgroup2":
+            found.append(Hierarchy(mount, ()))
+        elif kind == "cgroup":
+            names = [o for o in options.split(",") if o not in ("rw", "xattr", "clone_children")]
+            # A hierarchy without controllers (name=systemd) is of no use in a node.
+            if not any(name.startswith("name=") for name in names):
+                found.append(Hierarchy(mount, tuple(names)))
+    return found
+
+
+def has_slurm_v1(trees: list[Hierarchy]) -> bool:
+    """Whether Slurm's cgroup/v1 plugin finds all it wants."""
+    return {name for tree in trees for name in tree.controllers} >= _SLURM_NEEDS
+
+
+def make(lab: str, node: str) -> list[Path]:
+    """The node's groups, made where missing; a process enters them by ``cgroup.procs``."""
+    groups: list[Path] = []
+    for tree in hierarchies():
+        if tree.v2 and has_other(tree):
+            continue
+        parent = tree.group(lab)
+        for group in (parent, parent / node):
+            if not group.is_dir():
+                group.mkdir()
+                _prepare(tree, group)
+        groups.append(parent / node)
+    return groups
+
+
+def entry(group: Path) -> Path:
+    """The file that a process of the node enters ``group`` by."""
+    leaf = group / "init.scope"  # made by the node's init in a version 2 tree
+    return (leaf if leaf.is_dir() else group) / "cgroup.procs"
+
+
+def has_other(tree: Hierarchy) -> bool:
+    """A version 2 tree beside version 1 ones has no controllers: a node does not need it."""
+    return not (tree.mount / "cgroup.controllers").read_text().split()
+
+
+def _prepare(tree: Hierarchy, group: Path) -> None:
+    if "cpuset" in tree.controllers:
+        # An empty cpuset takes no process (cpusets(7)).
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            (group / name).write_text((tree.mount / name).read_text())
+        (group / "cgroup.clone_children").write_text("1")
+    if tree.v2:
+        for name in (group.parent / "cgroup.controllers").read_text().split():
+            try:
+                (group.parent / "cgroup.subtree_control").write_text(f"+{name}")
+            except OSError:
+                continue  # not ours to hand down; Slurm then goes without that controller
+
+
+def groups(lab: str) -> list[Path]:
+    """The lab's top group in every hierarchy that has one."""
+    return [tree.group(lab) for tree in hierarchies() if tree.group(lab).is_dir()]
+
+
+def freeze(lab: str, node: str, frozen: bool) -> None:
+    """Stops or continues every process of a node. Raises :class:`LabError` where nothing can."""
+    for top in groups(lab):
+        v1, v2 = top / node / "freezer.state", top / node / "cgroup.freeze"
+        if v1.exists():
+            v1.write_text("FROZEN" if frozen else "THAWED")
+            _wait_for(v1, "FROZEN" if frozen else "THAWED")
+            return
+        if v2.exists() and not has_other(Hierarchy(top.parent, ())):
+            v2.write_text("1" if frozen else "0")
+            return
+    raise LabError(f"lab {lab}: this machine has no freezer control group")
+
+
+def is_frozen(lab: str, node: str) -> bool:
+    for top in groups(lab):
+        v1, v2 = top / node / "freezer.state", top / node / "cgroup.freeze"
+        if v1.exists():
+            return v1.read_text().strip() != "THAWED"
+        if v2.exists() and v2.read_text().strip() == "1":
+            return True
+    return False
+
+
+def _wait_for(state: Path, wanted: str) -> None:
+    # A version 1 freezer may stay FREEZING while a process is in the kernel; writing again retries.
+    for _ in range(200):
+        if state.read_text().strip() == wanted:
+            return
+        time.sleep(0.005)
+        state.write_text(wanted)
+    raise LabError(f"{state}: still {state.read_text().strip()} after a second")
+
+
+def processes(lab: str) -> Iterator[int]:
+    """Whatever is in the lab's groups."""
+    for top in groups(lab):
+        for path, _, _ in os.walk(top):
+            try:
+                yield from map(int, Path(path, "cgroup.procs").read_text().split())
+            except OSError:
+                continue  # the group went meanwhile, or is threaded
+
+
+def remove(lab: str) -> None:
+    """Takes the lab's groups away; raises :class:`LabError` when processes keep one alive."""
+    for top in groups(lab):
+        for _ in range(200):
+            _remove_tree(top)
+            if not top.exists():
+                break
+            time.sleep(0.01)
+        else:
+            raise LabError(f"{top}: cannot be removed, something is still in it")
+
+
+def _remove_tree(top: Path) -> None:
+    for path, _, _ in os.walk(top, topdown=False):
+        try:
+            Path(path).rmdir()
+        except OSError:
+            continue

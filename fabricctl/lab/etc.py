@@ -1,0 +1,130 @@
+"""/etc of the nodes: a copy of the machine's, with the lab's users, hosts and Slurm in it."""
+
+import os
+import pwd
+import secrets
+import shutil
+import subprocess
+from pathlib import Path
+
+from fabricctl.lab import cgroups
+from fabricctl.lab.site import Site
+from fabricctl.lab.slurmconf import cgroup_conf, installed_version, slurm_conf
+from fabricctl.lab.spec import AGENT_UID, AGENT_USER, JOB_USERS, SHARED, LabPaths, LabSpec
+
+_NSSWITCH = "".join(f"{db}: files\n" for db in ("passwd", "group", "shadow", "gshadow", "hosts"))
+# Names of this machine that would mislead a node.
+_FOREIGN = ("hostname", "resolv.conf", "fabricctl.toml", "slurm", "munge", "ld.so.preload")
+
+
+def make_etc(spec: LabSpec, paths: LabPaths, site: Site | None) -> None:
+    """Writes the lab's /etc; the key of munge stays what it was when there is one."""
+    etc = paths.etc
+    key = etc / "munge" / "munge.key"
+    secret = key.read_bytes() if key.exists() else secrets.token_bytes(128)
+    if not (etc / "passwd").exists():
+        shutil.rmtree(etc, ignore_errors=True)
+        subprocess.run(["cp", "-a", "/etc", str(etc)], check=True, timeout=60)
+    for name in _FOREIGN:
+        _remove(etc / name)
+    _users(etc)
+    (etc / "hosts").write_text(_hosts(spec))
+    (etc / "nsswitch.conf").write_text(_NSSWITCH)
+    _write_secret(key, secret)
+    slurm = etc / "slurm"
+    slurm.mkdir()
+    extra = site.write(etc) if site else {}
+    version, v1 = installed_version(), cgroups.has_slurm_v1(cgroups.hierarchies())
+    (slurm / "slurm.conf").write_text(slurm_conf(spec, version, cgroup_v1=v1, extra=extra))
+    (slurm / "cgroup.conf").write_text(cgroup_conf(version, cgroup_v1=v1))
+
+
+def make_shared(paths: LabPaths) -> None:
+    """Homes and the traces' directory in the shared file system."""
+    traces = paths.shared / "traces"
+    traces.mkdir(exist_ok=True)
+    traces.chmod(0o1777)
+    (paths.shared / "home").mkdir(exist_ok=True)
+    for user, uid in JOB_USERS.items():
+        home = paths.shared / "home" / user
+        home.mkdir(exist_ok=True, mode=0o755)
+        os.chown(home, uid, uid)
+
+
+def make_disk(disk: Path) -> None:
+    """/var of one node, as packages would have left it."""
+    slurm, munge = pwd.getpwnam("slurm"), pwd.getpwnam("munge")
+    for name, owner, mode in (
+        ("log", None, 0o755),
+        ("log/slurm", slurm, 0o755),
+        ("log/munge", munge, 0o700),
+        ("lib", None, 0o755),
+        ("lib/munge", munge, 0o711),
+        ("cache", None, 0o755),
+        ("tmp", None, 0o1777),
+        ("spool", None, 0o755),
+        ("spool/slurmd", None, 0o755),
+        ("spool/slurmctld", slurm, 0o700),
+        ("spool/fabricctl", None, 0o711),
+    ):
+        path = disk / name
+        path.mkdir(exist_ok=True)
+        path.chmod(mode)
+        if owner is not None:
+            os.chown(path, owner.pw_uid, owner.pw_gid)
+    for name, to in (("run", "/run"), ("lock", "/run/lock")):
+        if not (disk / name).is_symlink():
+            (disk / name).symlink_to(to)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _users(etc: Path) -> None:
+    """The machine's users and groups without their passwords, and the lab's."""
+    ours = {**JOB_USERS, AGENT_USER: AGENT_UID}
+    users = _without(etc / "passwd", ours)
+    groups = _without(etc / "group", ours)
+    for user, uid in ours.items():
+        home = f"{SHARED}/home/{user}" if user in JOB_USERS else "/nonexistent"
+        shell = "/bin/bash" if user in JOB_USERS else "/usr/sbin/nologin"
+        users.append(f"{user}:x:{uid}:{uid}:{user} of the lab:{home}:{shell}")
+        groups.append(f"{user}:x:{uid}:")
+    names = [line.split(":")[0] for line in users]
+    (etc / "passwd").write_text("\n".join([*users, ""]))
+    (etc / "group").write_text("\n".join([*groups, ""]))
+    for name, values in (("shadow", "*:19000:0:99999:7:::"), ("gshadow", "*::")):
+        owners = names if name == "shadow" else [line.split(":")[0] for line in groups]
+        (etc / name).write_text("".join(f"{owner}:{values}\n" for owner in owners))
+
+
+def _without(file: Path, ours: dict[str, int]) -> list[str]:
+    """The lines of passwd or group whose name and number are not among ours."""
+    numbers = {str(uid) for uid in ours.values()}
+    kept: list[str] = []
+    for line in file.read_text().splitlines():
+        fields = line.split(":")
+        if len(fields) > 2 and fields[0] not in ours and fields[2] not in numbers:
+            kept.append(line)
+    return kept
+
+
+def _hosts(spec: LabSpec) -> str:
+    lines = ["127.0.0.1 localhost"]
+    for interface in spec.interfaces:
+        suffix = "" if interface == spec.interfaces[0] else f"-{interface}"
+        lines += [f"{spec.address(node, interface)} {node}{suffix}" for node in spec.all_nodes]
+    return "\n".join([*lines, ""])
+
+
+def _write_secret(key: Path, secret: bytes) -> None:
+    munge = pwd.getpwnam("munge")
+    key.parent.mkdir(mode=0o700)
+    os.chown(key.parent, munge.pw_uid, munge.pw_gid)
+    with os.fdopen(os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400), "wb") as stream:
+        stream.write(secret)
+    os.chown(key, munge.pw_uid, munge.pw_gid)

@@ -1,0 +1,93 @@
+"""What makes the lab a site that has our parts installed: plugin, prolog, epilog, node service.
+
+Parts that are not built yet are left out, and :attr:`Site.missing` says so: the lab then runs
+plain Slurm.
+"""
+
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import fabricctl
+from fabricctl.lab.boot import Service
+from fabricctl.lab.spec import SHARED
+
+_NODE_SERVICE = "fabricctl.node.service"
+_TOML = f"""\
+# Written by `fabricctl lab up`; every key is explained in site-config/fabricctl.toml.
+[rails]
+interfaces = ["r*"]
+
+[trace]
+dir = "{SHARED}/traces"
+"""
+
+
+def code_root() -> Path:
+    """The directory that holds the package ``fabricctl``: the checkout, or site-packages."""
+    return Path(fabricctl.__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Site:
+    """Our parts as found in this checkout."""
+
+    plugin: Path | None
+    prolog: Path | None
+    epilog: Path | None
+    has_service: bool
+
+    @classmethod
+    def find(cls) -> "Site":
+        root = code_root()
+
+        def present(name: str) -> Path | None:
+            path = root / name
+            return path if path.is_file() else None
+
+        return cls(
+            plugin=present("build/spank/fabric.so"),
+            prolog=present("prolog/fabric-prolog"),
+            epilog=present("epilog/fabric-epilog"),
+            has_service=find_spec(_NODE_SERVICE) is not None,
+        )
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Words for what is not there."""
+        parts = {
+            "plugin (make -C spank_plugin)": self.plugin,
+            "prolog": self.prolog,
+            "epilog": self.epilog,
+            "node service": self.has_service,
+        }
+        return tuple(name for name, found in parts.items() if not found)
+
+    def write(self, etc: Path) -> Mapping[str, str]:
+        """Puts our files into the nodes' /etc; what slurm.conf needs beside."""
+        slurm = etc / "slurm"
+        (etc / "fabricctl.toml").write_text(_TOML)
+        if self.plugin:
+            line = f"required {self.plugin} run_dir=/run/fabricctl\n"
+            (slurm / "plugstack.conf").write_text(line)
+        settings: dict[str, str] = {}
+        for key, script in (("Prolog", self.prolog), ("Epilog", self.epilog)):
+            if script:
+                shutil.copy(script, slurm / script.name)
+                (slurm / script.name).chmod(0o755)
+                settings[key] = f"/etc/slurm/{script.name}"
+        if self.prolog:
+            # Run it when the job begins, not when its first step does: agents of all nodes
+            # have to be there before the first rank is.
+            settings["PrologFlags"] = "Alloc"
+        return settings
+
+    def services(self) -> tuple[Service, ...]:
+        """What runs on every compute node."""
+        if not self.has_service:
+            return ()
+        argv = (sys.executable, "-m", _NODE_SERVICE)
+        return (Service("fabricctl-node", argv, restart=True),)
