@@ -1,0 +1,55 @@
+/* The values that options, plugstack.conf and the envelope share. */
+#include "fabric.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const names[MODE_COUNT] = {"off", "observe", "on"};
+
+const char *mode_name(enum mode mode)
+{
+	return names[mode];
+}
+
+int mode_parse(const char *text, enum mode *mode)
+{
+	for (int i = 0; i < MODE_COUNT; i++)
+		if (strcmp(text, names[i]) == 0) {
+			*mode = (enum mode)i;
+			return 0;
+		}
+	return -1;
+}
+
+int spares_parse(const char *text, uint32_t *spares)
+{
+	size_t digits = strspn(text, "0123456789");
+
+	if (digits < 1 || digits > 5 || text[digits])
+		return -1;
+	*spares = (uint32_t)strtoul(text, NULL, 10);
+	return 0;
+}
+
+bool hz_valid(const char *text)
+{
+	size_t whole = strspn(text, "0123456789"), length = whole;
+	long milli;
+	char thousandths[4] = "000";
+
+	if (whole < 1 || whole > 3)
+		return false;
+	if (text[whole] == '.') {
+		size_t decimals = strspn(text + whole + 1, "0123456789");
+
+		if (decimals < 1 || decimals > 3)
+			return false;
+		memcpy(thousandths, text + whole + 1, decimals);
+		length += 1 + decimals;
+	}
+	if (text[length])
+		return false;
+	/* In whole numbers: strtod would read the decimal point of the user's locale. */
+	milli = strtol(text, NULL, 10) * 1000 + strtol(thousandths, NULL, 10);
+	return milli >= 100 && milli <= 100000;
+}

@@ -1,0 +1,183 @@
+/* slurmstepd, on a node of the job: marks the step, sets its environment, and tells its user where
+ * the job is not protected. Nothing here fails a step, but for on_missing=refuse. */
+#include "fabric_spank.h"
+
+#include <slurm/slurm.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define REFUSED 78 /* EX_CONFIG, docs/envelope.md */
+
+static struct {
+	uint32_t job, node_id, tasks, ended;
+	bool asked;  /* this step is to be protected */
+	bool refuse; /* and must not run without */
+	char node[64];
+	struct protect view, told;
+} step;
+
+static const char *step_name(uint32_t id, char number[16])
+{
+	if (id == SLURM_BATCH_SCRIPT)
+		return "batch";
+	if (id == SLURM_EXTERN_CONT)
+		return "extern";
+	if (id == SLURM_INTERACTIVE_STEP)
+		return "interactive";
+	snprintf(number, 16, "%u", id);
+	return number;
+}
+
+static int envelope_of_environment(spank_t spank, struct envelope *envelope)
+{
+	char text[ENVELOPE_SIZE], why[FIELDS_WHY_SIZE];
+	int rc = -1;
+
+	if (spank_getenv(spank, ENVELOPE_VARIABLE, text, sizeof text) != ESPANK_SUCCESS)
+		return -1;
+	rc = envelope_parse(envelope, text, strlen(text), ';', why);
+	if (rc)
+		slurm_error("fabric: step: envelope: %s", why);
+	explicit_bzero(text, sizeof text);
+	return rc;
+}
+
+/* The job directory's copy, for steps that carry none: srun --jobid from elsewhere. */
+static int envelope_of_node(int run, uint32_t job, struct envelope *envelope)
+{
+	int job_dir = rundir_open_job(run, job), rc = -1;
+	char *text = NULL, why[FIELDS_WHY_SIZE];
+	size_t length = 0;
+
+	if (job_dir < 0)
+		return -1;
+	text = rundir_read(job_dir, "envelope", &length);
+	if (text)
+		rc = envelope_parse(envelope, text, length, '\n', why);
+	close(job_dir);
+	if (text)
+		explicit_bzero(text, length);
+	free(text);
+	return rc;
+}
+
+/* What the step is to have: the job's mode, or less where srun was told so. */
+static enum mode decide(spank_t spank, int run, const struct args *args)
+{
+	struct envelope envelope = {.mode = MODE_OFF};
+	enum mode mode;
+
+	if (envelope_of_environment(spank, &envelope) &&
+	    (run < 0 || envelope_of_node(run, step.job, &envelope))) {
+		/* Neither: the option alone tells, as in a job of srun with --export=NONE. */
+		envelope.mode = options_given.mode_set ? options_given.mode : MODE_OFF;
+		envelope.refuse = args->refuse;
+	}
+	step.refuse = envelope.refuse || args->refuse;
+	mode = envelope.mode;
+	if (options_given.mode_set && options_given.mode < mode)
+		mode = options_given.mode;
+	explicit_bzero(&envelope, sizeof envelope);
+	return mode;
+}
+
+static void set_environment(spank_t spank, enum mode mode, const char *run_dir)
+{
+	char job_dir[RUN_DIR_SIZE + 24];
+
+	/* A step that is off may have inherited both from the batch step. */
+	spank_unsetenv(spank, "FABRIC_MODE");
+	spank_unsetenv(spank, "FABRIC_JOB_DIR");
+	if (mode == MODE_OFF)
+		return;
+	snprintf(job_dir, sizeof job_dir, "%s/jobs/%u", run_dir, step.job);
+	spank_setenv(spank, "FABRIC_MODE", mode_name(mode), 1);
+	spank_setenv(spank, "FABRIC_JOB_DIR", job_dir, 1);
+}
+
+void remote_begin(spank_t spank, const struct args *args)
+{
+	uint32_t step_id = 0;
+	int run = rundir_open(args->run_dir);
+	const char *name;
+	char number[16];
+	enum mode mode;
+
+	if (spank_get_item(spank, S_JOB_ID, &step.job) != ESPANK_SUCCESS ||
+	    spank_get_item(spank, S_JOB_STEPID, &step_id) != ESPANK_SUCCESS)
+		goto out;
+	spank_get_item(spank, S_JOB_NODEID, &step.node_id);
+	spank_get_item(spank, S_JOB_LOCAL_TASK_COUNT, &step.tasks);
+	if (gethostname(step.node, sizeof step.node - 1))
+		snprintf(step.node, sizeof step.node, "this node");
+	step.node[strcspn(step.node, ".")] = '\0';
+	name = step_name(step_id, number);
+	/* Whatever the environment says: a job that the prolog did not announce has no agent that
+	 * would look for marks. */
+	if (run >= 0 && rundir_announced_s(run, step.job) &&
+	    rundir_mark_step(run, step.job, name))
+		slurm_error("fabric: step: %s/steps/%u/%s: %m", args->run_dir, step.job, name);
+	mode = decide(spank, run, args);
+	set_environment(spank, mode, args->run_dir);
+	step.asked = mode != MODE_OFF && step_id != SLURM_EXTERN_CONT;
+	if (step.asked)
+		protect_look(&step.view, args->run_dir, step.job);
+out:
+	if (run >= 0)
+		close(run);
+}
+
+/* Each thing once. Of the other nodes, every node could tell: as many as there are nodes in need
+ * of telling, and one, are enough, for one of these is not among them. */
+static void tell(void)
+{
+	const struct protect *view = &step.view;
+
+	if (view->here == PROTECT_NOT && step.told.here != PROTECT_NOT)
+		slurm_spank_log("fabric: step: %s is not protected: %s", step.node, view->why);
+	if (step.node_id <= view->others) {
+		if (*view->missing && strcmp(view->missing, step.told.missing))
+			slurm_spank_log("fabric: step: %s not protected: no agent was heard from there",
+					view->missing);
+		if (*view->unplugged && strcmp(view->unplugged, step.told.unplugged))
+			slurm_spank_log("fabric: step: %s not protected: steps ran there without the "
+					"plugin (absent, or built for another Slurm)",
+					view->unplugged);
+	}
+	step.told = *view;
+}
+
+static bool refused(void)
+{
+	return step.asked && step.refuse &&
+	       (step.view.here == PROTECT_NOT || *step.view.missing || *step.view.unplugged);
+}
+
+void remote_tell_begin(void)
+{
+	if (!step.asked)
+		return;
+	tell();
+	if (refused())
+		slurm_spank_log("fabric: step: %s: no task is started, because this site wants none "
+				"without protection (on_missing=refuse)",
+				step.node);
+}
+
+void remote_refuse_task(void)
+{
+	/* Not a return value: Slurm heeds that of a required plugin only, and calls it a failed
+	 * launch, which may drain the node. */
+	if (refused())
+		_exit(REFUSED);
+}
+
+void remote_task_ended(const struct args *args)
+{
+	if (!step.asked || ++step.ended < step.tasks || refused())
+		return;
+	protect_look(&step.view, args->run_dir, step.job);
+	tell();
+}
