@@ -1,15 +1,17 @@
 """The site's configuration: one TOML file, defaults in the code.
 
-Order: default, then file (``/etc/fabricctl.toml`` or ``FABRICCTL_CONFIG``), then environment
-(``FABRICCTL_<SECTION>_<KEY>``), then option. An unknown key or a wrong value is a
-:class:`~fabricctl.errors.ConfigError` that names file, key and the nearest known name.
-The commented sample ``site-config/fabricctl.toml`` is tested against this module.
+Order: default, then file (``/etc/fabricctl.toml`` or ``FABRICCTL_CONFIG``), there a partition's
+own value before the general one, then environment (``FABRICCTL_<SECTION>_<KEY>``), then option.
+An unknown key or a wrong value is a :class:`~fabricctl.errors.ConfigError` that names file, key
+and the nearest known name. ``site-config/fabricctl.toml`` is generated from this module
+(``fabricctl config sample``); docs/configuration.md explains.
 """
 
 import difflib
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -18,9 +20,28 @@ from fabricctl.errors import ConfigError
 
 DEFAULT_FILE = Path("/etc/fabricctl.toml")
 
+# Slurm splits lists of partitions at commas and its own records at blanks and "=".
+_PARTITION = re.compile(r"[^\s,=\[\]]{1,64}")
+_USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")  # useradd(8)
 
-def _key(default: Any, doc: str, low: float | None = None, high: float | None = None) -> Any:
-    return field(default=default, metadata={"doc": doc, "low": low, "high": high})
+
+def _key(
+    default: Any,
+    doc: str,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    choices: tuple[str, ...] = (),
+    per_partition: bool = False,
+) -> Any:
+    metadata = {
+        "doc": doc,
+        "low": low,
+        "high": high,
+        "choices": choices,
+        "per_partition": per_partition,
+    }
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -45,7 +66,19 @@ class AgentConfig:
     """The agent that runs on each node of a protected allocation."""
 
     user: str = _key("fabric", "System user whose rights the agents run with; never root.")
-    sample_hz: float = _key(1.0, "Samples of rails, host and job per second.", 0.1, 100)
+    max_mode: str = _key(
+        "on",
+        "The most that agents do, whatever a job asked for: observe only measures, on also acts.",
+        choices=("observe", "on"),
+        per_partition=True,
+    )
+    sample_hz: float = _key(
+        1.0,
+        "Samples of rails, host and job per second, where the job names no rate.",
+        0.1,
+        100,
+        per_partition=True,
+    )
     port_first: int = _key(20100, "First UDP port of the agents.", 1024, 65000)
     port_count: int = _key(400, "How many ports agents may use from port_first on.", 4, 40000)
 
@@ -58,6 +91,7 @@ class RailsConfig:
         (),
         "Names or globs, in rail order, e.g. ['ib*', 'hsn*']; empty: every interface that is up, "
         "but for loopback and the one that carries the node's own name.",
+        per_partition=True,
     )
 
 
@@ -79,6 +113,14 @@ class TraceConfig:
     keep_parts: bool = _key(False, "Keep the node traces beside the job trace.")
 
 
+SECTIONS: Mapping[str, type] = {
+    "node": NodeConfig,
+    "agent": AgentConfig,
+    "rails": RailsConfig,
+    "trace": TraceConfig,
+}
+
+
 @dataclass(frozen=True)
 class Config:
     """All sections; ``source`` is the file read, or None when defaults alone are in force."""
@@ -88,14 +130,30 @@ class Config:
     rails: RailsConfig = field(default_factory=RailsConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
     source: Path | None = None
+    # Partition -> "section.key" -> checked value, as the file has them.
+    partitions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    # "section.key" -> the file or variable that set it; what is not there has its default.
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+    def for_partition(self, name: str) -> "Config":
+        """What holds for jobs of a partition: its own values, but for what the environment set."""
+        config = self
+        for key, value in self.partitions.get(name, {}).items():
+            if not self.origins.get(key, "").startswith("environment "):
+                config = _changed(config, key, value, f"{self.source} [partition.{name}]")
+        return config
+
+    def value(self, key: str) -> Any:
+        """The value of ``section.key``."""
+        section, _, name = key.partition(".")
+        return getattr(getattr(self, section), name)
 
 
-SECTIONS: Mapping[str, type] = {
-    "node": NodeConfig,
-    "agent": AgentConfig,
-    "rails": RailsConfig,
-    "trace": TraceConfig,
-}
+def every_key() -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every ``section.key`` in the order of the file, with its metadata (``doc``, ``low``, ...)."""
+    for name, section in SECTIONS.items():
+        for item in fields(section):
+            yield f"{name}.{item.name}", item.metadata
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Config:
@@ -110,48 +168,99 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
     config = Config()
     try:
         with file.open("rb") as stream:
-            config = _with_table(config, tomllib.load(stream), str(file))
-            config = replace(config, source=file)
+            table = tomllib.load(stream)
+        config = _with_table(replace(config, source=file), table, str(file))
     except FileNotFoundError:
         if named:
             raise ConfigError(f"{file}: no such configuration file") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file}: not valid TOML: {error}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from None
-    return _with_environment(config, environ)
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file}: not valid TOML: the file is not UTF-8 text") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    config = _with_environment(config, environ)
+    _check_whole(config)
+    return config
 
 
 def _with_table(config: Config, table: Mapping[str, Any], source: str) -> Config:
     for name, values in table.items():
-        if name not in SECTIONS:
-            raise ConfigError(f"{source}: unknown section [{name}]{nearest(name, SECTIONS)}")
+        if name not in (*SECTIONS, "partition"):
+            raise ConfigError(
+                f"{source}: unknown section [{name}]{nearest(name, (*SECTIONS, 'partition'))}"
+            )
         if not isinstance(values, dict):
             raise ConfigError(f"{source}: [{name}] must be a section, not a value")
-        config = _with_section(config, name, values, source)
+        if name == "partition":
+            found = {part: _partition(part, given, source) for part, given in values.items()}
+            config = replace(config, partitions=found)
+        else:
+            for key, value in _section(name, values, source).items():
+                config = _changed(config, key, value, source)
     return config
 
 
-def _with_section(config: Config, name: str, values: Mapping[str, Any], source: str) -> Config:
-    section = SECTIONS[name]
-    hints = get_type_hints(section)
-    known = {item.name: item for item in fields(section)}
-    changes: dict[str, Any] = {}
+def _partition(name: str, given: Any, source: str) -> dict[str, Any]:
+    """The values of one ``[partition.<name>]``."""
+    here = f"{source}: [partition.{name}]"
+    allowed = [key for key, metadata in every_key() if metadata["per_partition"]]
+    if not _PARTITION.fullmatch(name):
+        raise ConfigError(f"{here}: {name!r} is not a name of a partition")
+    if not isinstance(given, dict):
+        raise ConfigError(f"{source}: partition.{name} must be a section [partition.{name}]")
+    values: dict[str, Any] = {}
+    for section, table in given.items():
+        if not isinstance(table, dict) or section not in SECTIONS:
+            hint = next(
+                (f"; did you mean '{k}'?" for k in allowed if k.endswith(f".{section}")), ""
+            )
+            raise ConfigError(
+                f"{here}: unknown key {section!r}{hint or '; known are: ' + ', '.join(allowed)}"
+            )
+        values |= _section(section, table, here)
+    for key in values:
+        if key not in allowed:
+            raise ConfigError(
+                f"{here}: {key} is the same for every partition; "
+                f"those that can differ: {', '.join(allowed)}"
+            )
+    return values
+
+
+def _section(name: str, values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """``section.key`` -> checked value."""
+    hints = get_type_hints(SECTIONS[name])
+    known = {item.name: item for item in fields(SECTIONS[name])}
+    checked: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
             raise ConfigError(f"{source}: unknown key {name}.{key}{nearest(key, known)}")
         where = f"{source}: {name}.{key}"
-        changes[key] = _bounded(_typed(value, hints[key], where), known[key].metadata, where)
-    return replace(config, **{name: replace(getattr(config, name), **changes)})
+        checked[f"{name}.{key}"] = _within(
+            _typed(value, hints[key], where), known[key].metadata, where
+        )
+    return checked
+
+
+def _changed(config: Config, key: str, value: Any, origin: str) -> Config:
+    section, _, name = key.partition(".")
+    changed = replace(getattr(config, section), **{name: value})
+    return replace(config, **{section: changed}, origins={**config.origins, key: origin})
 
 
 def _with_environment(config: Config, environ: Mapping[str, str]) -> Config:
-    for name, section in SECTIONS.items():
-        for item in fields(section):
-            variable = f"FABRICCTL_{name}_{item.name}".upper()
-            if variable in environ:
-                value = _parsed(environ[variable], get_type_hints(section)[item.name])
-                config = _with_section(config, name, {item.name: value}, f"environment {variable}")
+    known = {f"FABRICCTL_{key}".upper().replace(".", "_"): key for key, _ in every_key()}
+    for variable in sorted(environ):
+        if not variable.startswith(tuple(f"FABRICCTL_{name}_".upper() for name in SECTIONS)):
+            continue
+        if variable not in known:
+            raise ConfigError(f"environment: unknown {variable}{nearest(variable, known)}")
+        section, _, name = known[variable].partition(".")
+        value = _parsed(environ[variable], get_type_hints(SECTIONS[section])[name])
+        origin = f"environment {variable}"
+        for key, checked in _section(section, {name: value}, origin).items():
+            config = _changed(config, key, checked, origin)
     return config
 
 
@@ -164,7 +273,9 @@ def _parsed(text: str, kind: Any) -> Any:
             return kind(text)
         except ValueError:
             return text
-    return text.split(",") if kind == tuple[str, ...] else text
+    if kind == tuple[str, ...]:
+        return text.split(",") if text else []
+    return text
 
 
 def _typed(value: Any, kind: Any, where: str) -> Any:
@@ -188,14 +299,39 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
     raise ConfigError(f"{where}: {value!r} is not {wanted}")
 
 
-def _bounded(value: Any, metadata: Mapping[str, Any], where: str) -> Any:
-    low, high = metadata["low"], metadata["high"]
+def _within(value: Any, metadata: Mapping[str, Any], where: str) -> Any:
+    low, high, choices = metadata["low"], metadata["high"], metadata["choices"]
     if low is not None and not low <= value <= high:
         raise ConfigError(f"{where}: {value} is outside {low} to {high}")
+    if choices and value not in choices:
+        raise ConfigError(f"{where}: {value!r} is not one of {', '.join(choices)}")
     return value
 
 
-def nearest(name: str, known: Mapping[str, Any]) -> str:
+def _check_whole(config: Config) -> None:
+    """What concerns more than a key's own type and bounds."""
+    agent = config.agent
+    if agent.user == "root" or not _USER.fullmatch(agent.user):
+        _refuse(config, "agent.user", f"{agent.user!r} is not a user without privileges")
+    if agent.port_first + agent.port_count > 65_536:  # UDP ports end at 65535
+        last = agent.port_first + agent.port_count - 1
+        why = f"the last port would be {last}, above 65535"
+        _refuse(config, "agent.port_count", why, because_of="agent.port_first")
+    if config.node.run_dir == config.node.spool_dir:
+        why = "must differ from node.run_dir, which a boot empties"
+        _refuse(config, "node.spool_dir", why, because_of="node.run_dir")
+    for each in (config, *map(config.for_partition, config.partitions)):
+        for name in each.rails.interfaces:
+            if not name or "/" in name or name != name.strip():
+                _refuse(each, "rails.interfaces", f"{name!r} is not an interface's name or glob")
+
+
+def _refuse(config: Config, key: str, why: str, because_of: str = "") -> None:
+    origin = config.origins.get(key) or config.origins.get(because_of)
+    raise ConfigError(f"{origin}: {key}: {why}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` or the list of what is known."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known are: {', '.join(known)}"
