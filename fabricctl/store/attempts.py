@@ -41,6 +41,7 @@ class Attempt:
     end_real_ns: int
     stays: set[tuple[str, int]] = field(default_factory=set)  # node, begin_real_ns
     identity: tuple[int, int, int] | None = None
+    array: tuple[int, int] | None = None  # job and task, for a task of an array
 
     @classmethod
     def read(cls, path: Path, number: int) -> "Attempt":
@@ -48,7 +49,18 @@ class Attempt:
         with open_trace(path) as trace:
             stays = {(node.node, node.begin_real_ns) for node in trace.nodes.values()}
             job = trace.job
-            return cls(path, number, job.begin_real_ns, job.end_real_ns, stays, identity_of(path))
+            array = None
+            if job.array_job is not None and job.array_task is not None:
+                array = (job.array_job, job.array_task)
+            return cls(
+                path,
+                number,
+                job.begin_real_ns,
+                job.end_real_ns,
+                stays,
+                identity_of(path),
+                array,
+            )
 
     def overlap_ns(self, part: Part) -> int:
         """Time shared with the part; below 0: the gap between them."""

@@ -12,14 +12,14 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fabricctl import layout
 from fabricctl.errors import SystemRefusedError, TraceError
 from fabricctl.store import lock, merge_file
 from fabricctl.store.attempts import Attempt, Part, complete, distribute
-from fabricctl.store.trace import NewerTraceError, open_trace
+from fabricctl.store.checked import DamagedTraceError, NewerTraceError
 
 _log = logging.getLogger(__name__)
 _PART = re.compile(r"[A-Za-z0-9].*\.[0-9]{1,19}\.h5")
@@ -73,28 +73,28 @@ def merge(
     parts_dir = layout.part_file(user_dir, job, "x", 0).parent
     waiting = _waiting(parts_dir)
     if not waiting:
-        return _newest(_attempts(user_dir, job))
-    if complete_only and not complete(waiting, _attempts(user_dir, job), nodes):
+        return _newest(user_dir, job)
+    if complete_only and not complete(waiting, _attempts(user_dir, job, locked=False), nodes):
         return None
     try:
         with lock.exclusive(parts_dir / ".lock", lock_wait_s):
             step("locked")
-            newest = _merge_locked(user_dir, job, now_real_ns, keep_parts=keep_parts, step=step)
+            _merge_locked(user_dir, job, now_real_ns, keep_parts=keep_parts, step=step)
         _remove_empty(parts_dir)
     except FileNotFoundError:  # another merge was faster and has removed the empty directory
-        newest = _newest(_attempts(user_dir, job))
-    except OSError as error:
-        raise SystemRefusedError(f"{user_dir}: traces cannot be merged: {error}")
-    return newest
+        pass
+    except (OSError, TraceError) as error:
+        raise SystemRefusedError(f"{user_dir}: traces cannot be merged now: {error}")
+    return _newest(user_dir, job)
 
 
 def _merge_locked(
     user_dir: Path, job: int, now_real_ns: int, *, keep_parts: bool, step: Step
-) -> Path | None:
+) -> None:
     parts_dir = layout.part_file(user_dir, job, "x", 0).parent
     while True:
-        attempts = _attempts(user_dir, job)
-        parts = list(_readable(parts_dir))
+        attempts = _attempts(user_dir, job, locked=True)
+        parts = _parts(parts_dir)
         step("scanned")
         try:
             for attempt, new in distribute(parts, attempts, user_dir, job):
@@ -105,35 +105,24 @@ def _merge_locked(
             continue
         except merge_file.SourceError as error:
             _set_aside(error.path, error)
-    newest = _newest(_attempts(user_dir, job))
-    if newest:
-        _link_array_task(user_dir, newest)
+    for attempt in sorted(_attempts(user_dir, job, locked=True), key=lambda a: a.begin_real_ns):
+        _link_array_task(user_dir, attempt)  # the newest last, to which the link then leads
     step("linked")
     for part in parts if not keep_parts else ():
         part.path.unlink(missing_ok=True)
         step("removed")
-    return newest
 
 
-def _set_aside(path: Path, error: Exception) -> None:
-    """Renames what is damaged: looked at once, and nobody's data is deleted."""
-    aside = path.with_name(path.name + ".damaged")
-    _log.warning("%s; kept as %s", error, aside.name)
-    path.rename(aside)
-
-
-def _link_array_task(user_dir: Path, trace_path: Path) -> None:
+def _link_array_task(user_dir: Path, trace: Attempt) -> None:
     """``job-<array>_<task>.h5`` leads to the newest trace of that task."""
-    with open_trace(trace_path) as trace:
-        array_job, array_task = trace.job.array_job, trace.job.array_task
-    if array_job is None or array_task is None:
+    if trace.array is None:
         return
-    link = layout.array_link(user_dir, array_job, array_task)
+    link = layout.array_link(user_dir, *trace.array)
     if link.exists() and not link.is_symlink():
         return  # not ours
     temporary = link.with_name(f".{link.name}.{os.uname().nodename}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
-    temporary.symlink_to(trace_path.name)
+    temporary.symlink_to(trace.path.name)
     temporary.rename(link)
 
 
@@ -144,36 +133,43 @@ def _waiting(parts_dir: Path) -> list[Path]:
         return []
 
 
-def _readable(parts_dir: Path) -> Iterator[Part]:
-    """The parts that can be merged."""
+def _parts(parts_dir: Path) -> list[Part]:
+    """What waits and can be merged."""
+    found = []
     for path in _waiting(parts_dir):
         try:
-            yield Part.read(path)
+            found.append(Part.read(path))
         except NewerTraceError as error:  # a node that was updated earlier will merge it
             _log.warning("%s", error)
-        except TraceError as error:
+        except DamagedTraceError as error:
             _set_aside(path, error)
+    return found
 
 
-def _attempts(user_dir: Path, job: int) -> list[Attempt]:
-    """The job's traces that are there."""
+def _attempts(user_dir: Path, job: int, locked: bool) -> list[Attempt]:
+    """The job's traces that are there, in the order of their numbers."""
     found = []
     pattern = re.compile(rf"job-{job}(?:\.r([1-9][0-9]{{0,5}}))?\.h5")
     for path in user_dir.iterdir():
-        match = pattern.fullmatch(path.name)
-        if not match:
-            continue
-        try:
-            found.append(Attempt.read(path, int(match.group(1) or 0)))
-        except NewerTraceError as error:
-            raise SystemRefusedError(str(error))
-        except TraceError as error:
-            _set_aside(path, error)
+        if match := pattern.fullmatch(path.name):
+            try:
+                found.append(Attempt.read(path, int(match.group(1) or 0)))
+            except DamagedTraceError as error:
+                if locked:
+                    _set_aside(path, error)
     return sorted(found, key=lambda attempt: attempt.number)
 
 
-def _newest(attempts: Sequence[Attempt]) -> Path | None:
+def _newest(user_dir: Path, job: int) -> Path | None:
+    attempts = _attempts(user_dir, job, locked=False)
     return max(attempts, key=lambda a: a.begin_real_ns).path if attempts else None
+
+
+def _set_aside(path: Path, error: Exception) -> None:
+    """Renames what is damaged: it is looked at once, and nobody's data is deleted."""
+    aside = path.with_name(path.name + ".damaged")
+    _log.warning("%s; kept as %s", error, aside.name)
+    path.rename(aside)
 
 
 def _remove_empty(parts_dir: Path) -> None:

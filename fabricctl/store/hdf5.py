@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -14,6 +15,7 @@ import numpy as np
 
 from fabricctl.errors import SystemRefusedError, TraceError
 from fabricctl.store import dtypes, schema
+from fabricctl.store.sink import Sink
 
 FORMAT = "fabricctl-trace"
 NODES = "nodes"
@@ -32,8 +34,21 @@ GROUP_NAME = re.compile(NODE_NAME.pattern + r"(@[0-9]{1,19})?")
 Value = str | int | float
 
 
+@dataclass(frozen=True)
+class NewFile:
+    """A file that is being written."""
+
+    file: h5py.File
+    sink: Sink
+
+    def check(self) -> None:
+        """Raises :class:`OSError` when a write failed; to be called between larger writes."""
+        if self.sink.error:
+            raise self.sink.error
+
+
 @contextlib.contextmanager
-def new_file(out: Path, check: Callable[[], None] = lambda: None) -> Iterator[h5py.File]:
+def new_file(out: Path, check: Callable[[], None] = lambda: None) -> Iterator["NewFile"]:
     """A new HDF5 file that appears under its name when it is whole and on the disk.
 
     Mode 0600, whatever the umask; one writer at a time for each name. ``check`` is called before
@@ -45,8 +60,11 @@ def new_file(out: Path, check: Callable[[], None] = lambda: None) -> Iterator[h5
     try:
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            with h5py.File(temporary, "w", libver=LIBVER, locking=False) as file:
-                yield file
+            sink = Sink(fd)
+            with h5py.File(sink, "w", libver=LIBVER) as file:
+                yield NewFile(file, sink)
+            if sink.error:
+                raise sink.error
             os.fsync(fd)
             check()
             temporary.rename(out)
@@ -54,8 +72,10 @@ def new_file(out: Path, check: Callable[[], None] = lambda: None) -> Iterator[h5
         finally:
             os.close(fd)
             temporary.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:  # h5py raises either when a write fails
-        raise SystemRefusedError(f"trace {out}: cannot be written: {error}") from error
+    except OSError as error:
+        raise SystemRefusedError(
+            f"trace {out}: cannot be written: {error.strerror or error}"
+        ) from error
 
 
 def sync_dir(path: Path) -> None:
@@ -65,6 +85,16 @@ def sync_dir(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _int64(value: Value) -> int:
+    number = int(value)
+    if not -(1 << 63) <= number < 1 << 63:
+        raise OverflowError
+    return number
+
+
+_KINDS: Mapping[str, Callable[[Value], Value]] = {"text": str, "int": _int64, "float": float}
 
 
 def typed(
@@ -78,12 +108,19 @@ def typed(
             if attribute.required:
                 raise TraceError(f"{name}: attribute {attribute.name} is missing")
             continue
-        kind = {"text": str, "int": int, "float": float}[attribute.kind]
         try:
-            result[attribute.name] = kind(value)
+            result[attribute.name] = _KINDS[attribute.kind](value)
         except (ValueError, OverflowError):
             raise TraceError(f"{name}: attribute {attribute.name} is {str(value)[:40]!r}")
     return result
+
+
+def create_node(file: h5py.File, name: str) -> h5py.Group:
+    """A node's group. Its attributes stay in the group's header: HDF5 would give more than 8 of
+    them a heap and a tree, 1.3 KB more for each node."""
+    plist = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+    plist.set_attr_phase_change(64, 0)
+    return h5py.Group(h5py.h5g.create(file.require_group(NODES).id, name.encode(), gcpl=plist))
 
 
 def write_table(file: h5py.File, group: h5py.Group, table: schema.Table, rows: dtypes.Rows) -> None:
@@ -112,16 +149,23 @@ def _committed(file: h5py.File, table: schema.Table) -> h5py.Datatype:
     path = f"{SCHEMA}/{table.name}"
     if path not in file:
         file[path] = dtypes.dtype(table)
-        attributes = file[path].attrs
-        attributes["doc"] = table.doc
-        for column in table.columns:
-            attributes[f"{column.name}.unit"] = column.unit
-            attributes[f"{column.name}.doc"] = column.doc
-            if column.clock:
-                attributes[f"{column.name}.clock"] = column.clock
-            if column.values:
-                attributes[f"{column.name}.values"] = [f"{v.value}={v.name}" for v in column.values]
+        file[path].attrs.update(documentation(table))
     return file[path]
+
+
+def documentation(table: schema.Table) -> dict[str, str | list[bytes]]:
+    """What is said about a table in the file: ``about``, then one entry a column, in order."""
+    columns = table.columns
+    return {
+        "about": table.doc,
+        "unit": [column.unit.encode() for column in columns],
+        "clock": [column.clock.encode() for column in columns],
+        "doc": [column.doc.encode() for column in columns],
+        "values": [
+            " ".join(f"{v.value}={v.name}" for v in column.values or ()).encode()
+            for column in columns
+        ],
+    }
 
 
 def last_real_ns(tables: Mapping[str, dtypes.Rows]) -> int | None:

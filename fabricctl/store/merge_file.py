@@ -10,7 +10,8 @@ from fabricctl import hostlist
 from fabricctl.errors import TraceError
 from fabricctl.store import hdf5, schema
 from fabricctl.store.attempts import Attempt, Part, identity_of
-from fabricctl.store.trace import Trace, damage_of, open_trace
+from fabricctl.store.checked import DamagedTraceError, attributes, damage_of
+from fabricctl.store.trace import Trace, open_trace
 
 
 class ChangedError(Exception):
@@ -41,7 +42,7 @@ def write(
 
     sources = [attempt.path] if attempt.identity else []
     sources += [part.path for part in parts]
-    with hdf5.new_file(attempt.path, check) as file:
+    with hdf5.new_file(attempt.path, check) as new:
         nodes: dict[str, None] = {}
         present: set[str] = set()
         for source in sources:
@@ -49,10 +50,13 @@ def write(
                 with open_trace(source) as trace, damage_of(source):
                     nodes.update(dict.fromkeys(trace.job.nodes))
                     present.update(node.node for node in trace.nodes.values())
-                    _copy(trace, file)
+                    _copy(trace, new)
             except TraceError as error:
-                raise SourceError(source, error) if source.exists() else ChangedError
-        attributes = {
+                if not source.exists():
+                    raise ChangedError
+                raise SourceError(source, error) if isinstance(error, DamagedTraceError) else error
+            new.check()
+        of_file = {
             "format": hdf5.FORMAT,
             "schema_version": schema.SCHEMA_VERSION,
             "written_by": f"fabricctl {fabricctl.__version__}",
@@ -62,27 +66,26 @@ def write(
             "nodes": hostlist.fold(nodes),
             "missing_nodes": hostlist.fold(nodes.keys() - present),
         }
-        file.attrs.update(attributes)
+        new.file.attrs.update(of_file)
     step("renamed")
 
 
-def _copy(trace: Trace, file: h5py.File) -> None:
-    _copy_attributes(trace.file, file, schema.JOB_ATTRIBUTES)
+def _copy(trace: Trace, new: hdf5.NewFile) -> None:
+    _copy_attributes(trace.file, new.file, schema.JOB_ATTRIBUTES)
     for name in trace.nodes:
-        _copy_node(trace, name, file)
+        _copy_node(trace, name, new.file)
 
 
 def _copy_attributes(
     source: h5py.Group, target: h5py.Group, known: Sequence[schema.Attribute]
 ) -> None:
-    for attribute in known:
-        if attribute.name in source.attrs and attribute.name not in target.attrs:
-            target.attrs[attribute.name] = source.attrs[attribute.name]
+    given = attributes(source, {attribute.name for attribute in known} - set(target.attrs))
+    target.attrs.update(given)
 
 
 def _copy_node(trace: Trace, name: str, file: h5py.File) -> None:
     info = trace.nodes[name]
-    group = file.create_group(f"{hdf5.NODES}/{_free_name(file, name, info.begin_real_ns)}")
+    group = hdf5.create_node(file, _free_name(file, name, info.begin_real_ns))
     _copy_attributes(trace.file[hdf5.NODES][name], group, schema.NODE_ATTRIBUTES)
     for table in schema.TABLES:
         source = trace.dataset(name, table)

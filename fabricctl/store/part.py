@@ -35,15 +35,32 @@ def write_part(
     node = hdf5.typed(known, schema.NODE_ATTRIBUTES, name)
     if not hdf5.NODE_NAME.fullmatch(str(node["node"])):
         raise TraceError(f"{name}: {str(node['node'])[:40]!r} is not a node name")
-    _make_dirs(out.parent)
-    with hdf5.new_file(out) as file:
-        file.attrs["format"] = hdf5.FORMAT
-        file.attrs["schema_version"] = schema.SCHEMA_VERSION
-        file.attrs["written_by"] = f"fabricctl {fabricctl.__version__}"
-        file.attrs.update({**job, "begin_real_ns": node["begin_real_ns"]})
-        file.attrs["end_real_ns"] = node["end_real_ns"]
+    for last in (False, False, True):
+        _make_dirs(out.parent)
+        try:
+            _write(out, job, node, journals)
+            return
+        except SystemRefusedError as error:
+            # A merge removes the directory when it has emptied it: make it again.
+            if last or not isinstance(error.__cause__, FileNotFoundError):
+                raise
+
+
+def _write(
+    out: Path,
+    job: Mapping[str, hdf5.Value],
+    node: Mapping[str, hdf5.Value],
+    journals: Sequence[Journal],
+) -> None:
+    with hdf5.new_file(out) as new:
+        new.file.attrs["format"] = hdf5.FORMAT
+        new.file.attrs["schema_version"] = schema.SCHEMA_VERSION
+        new.file.attrs["written_by"] = f"fabricctl {fabricctl.__version__}"
+        new.file.attrs.update({**job, "begin_real_ns": node["begin_real_ns"]})
+        new.file.attrs["end_real_ns"] = node["end_real_ns"]
         for nth, lives in enumerate(_boots(journals) or [[]]):
-            _write_node(file, node, nth, lives)
+            _write_node(new.file, node, nth, lives)
+            new.check()
 
 
 def _boots(journals: Sequence[Journal]) -> list[list[Journal]]:
@@ -62,7 +79,7 @@ def _write_node(
         group_name += f"@{begin if begin.isdecimal() else nth}"
     if lives and (boot := lives[0].attributes.get("boot_id")):
         own["boot_id"] = boot
-    group = file.create_group(f"{hdf5.NODES}/{group_name}")
+    group = hdf5.create_node(file, group_name)
     group.attrs.update({**own, "lives": len(lives)})
     for table in schema.TABLES:
         rows = _lives(lives) if table is schema.LIFE else _rows(lives, table.name)
