@@ -4,18 +4,20 @@ On a node (``run_dir``, ``spool_dir`` from the configuration)::
 
     run_dir/                         root 0711
       node.lock                      locked (flock) while the node service lives
+      boot_id                        of the kernel under which all this was made
       requests/                      root 0711   <job>.start, <job>.stop  0600, from prolog, epilog
       jobs/<job>/                    agent user 0711
         envelope                     owner: the job's user 0400          docs/envelope.md
         status                       agent user 0644                     docs/envelope.md
         agent.pid                    agent user 0644   "<pid> <start ticks>"
       steps/                         root 0755   made by the service; nothing of it is the agent's,
-        <job>/                       root 0755   because the plugin writes here as root; made by the
-          <step>                     root 0644   plugin, one per step that it saw begin; removed with
-                                                 the job by the service
+        <job>/                       root 0755   because the plugin writes here as root; made by
+          <step>                     root 0644   the plugin, one per step that it saw begin; removed
+                                                 with the job by the service
     spool_dir/                       root 0711
       <job>.<begin>/                 agent user 0700   begin: CLOCK_REALTIME ns of the first start
         start                        root 0600   the start request, for the service after a crash
+        part                         root 0600   its part is in the shared directory; not yet merged
         <n>.journal                  one per life of the agent            docs/data-format.md
 
 In the shared directory (``trace.dir``)::
@@ -49,6 +51,7 @@ class NodeFiles:
         self.lock = run_dir / "node.lock"
         self.requests = run_dir / "requests"
         self.jobs = run_dir / "jobs"
+        self.steps_dir = run_dir / "steps"
 
     def job_dir(self, job: int) -> Path:
         """The running allocation's directory."""
@@ -69,7 +72,7 @@ class NodeFiles:
 
     def steps(self, job: int) -> Path:
         """The plugin's marks, one file a step; absent until the first step begins."""
-        return self.run_dir / "steps" / str(job)
+        return self.steps_dir / str(job)
 
 
 def spool(spool_dir: Path, job: int, begin_real_ns: int) -> Path:

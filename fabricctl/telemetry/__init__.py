@@ -1,1 +1,1 @@
-"""What the agent samples: one source a file."""
+"""What is measured on a node: one source a file, all behind :class:`fabricctl.telemetry.source`."""

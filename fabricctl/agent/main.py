@@ -1,0 +1,253 @@
+"""The agent: samples, watches, tells the other agents, until its allocation ends.
+
+It runs in a process that the node service forked for it, already without privileges.
+"""
+
+import contextlib
+import os
+import random
+import select
+import signal
+import time
+from pathlib import Path
+
+from fabricctl import layout
+from fabricctl.agent import mesh, samplers, status
+from fabricctl.agent.log import NodeLog
+from fabricctl.agent.pace import Pace
+from fabricctl.agent.peers import Peers, View
+from fabricctl.agent.record import Assignment, Record, mono_ns
+from fabricctl.agent.samplers import Samplers
+from fabricctl.agent.steps import StepTracker
+from fabricctl.agent.survival import Survival
+from fabricctl.config import Config
+from fabricctl.errors import SystemRefusedError
+from fabricctl.store import schema
+from fabricctl.store.schema import Severity
+from fabricctl.telemetry import processes
+from fabricctl.telemetry.processes import Stepd, StepdScan
+
+CLOCKS_S = 10.0
+STATUS_S = 4.0  # docs/envelope.md promises 5
+SCAN_S = 2.0  # step daemons and the plugin's marks
+SPOOL_RETRY_S = 4.0
+END_REASONS = {
+    signal.SIGTERM: "the job's epilog ran",
+    signal.SIGUSR1: "the allocation is gone, no epilog came",
+    signal.SIGINT: "interrupted",
+}
+
+
+class Ending:
+    """Signals that end the agent; ``fd`` becomes readable when one came."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self.fd, tell_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(tell_fd, warn_on_full_buffer=False)
+        for number in END_REASONS:
+            signal.signal(number, self._take)
+
+    def _take(self, number: int, _frame: object) -> None:
+        self.reason = self.reason or END_REASONS[signal.Signals(number)]
+
+
+class Agent:
+    """One life of one agent."""
+
+    def __init__(self, given: Assignment, config: Config, log: NodeLog) -> None:
+        self._given = given
+        self._config = config
+        self._log = log
+        self._start = given.start
+        self._rate_hz = self._start.envelope.sample_hz or config.agent.sample_hz
+        self._ending = Ending()
+        self._survival = Survival(given.files, self._start.job)
+        self._scan = StepdScan()
+        self._stepds: list[Stepd] = []
+        self._steps = StepTracker()
+        alone = len(self._start.nodes) == 1
+        self._view = View(1, frozenset(), frozenset(), alone)
+        self._missed_samples = 0
+
+    def run(self) -> None:
+        """Until the allocation ends."""
+        write_pid(self._given.files, self._start.job)
+        self._write_status("starting")
+        rails, complaint = samplers.choose_rails(self._config, self._start.node)
+        record = self._open_record(rails)
+        if record is None:
+            return
+        self._record = record
+        for severity, text in self._given.notes:
+            record.note(severity, "node", text)
+        if complaint:
+            record.warn("rails", complaint)
+        self._samplers = Samplers(rails, lambda: self._stepds, record)
+        self._peers = Peers(
+            nodes=self._start.nodes,
+            own=self._start.node,
+            begin_s=time.monotonic(),
+            say=lambda severity, text: record.note(severity, "peers", text),
+            rng=random.Random(os.urandom(8)),  # noqa: S311 - jitter
+        )
+        self._mesh = self._open_mesh()
+        try:
+            self._loop()
+        except Exception as error:
+            self._ending.reason = f"an error of the agent: {error!r}"
+            raise
+        finally:
+            self._finish()
+
+    def _open_record(self, rails: list[str]) -> Record | None:
+        """Waits for the spool to be writable; None when the allocation ended before."""
+        while not self._ending.reason:
+            try:
+                return Record(self._given, rails, self._rate_hz, self._log)
+            except SystemRefusedError as error:
+                self._log.write(f"agent job={self._start.job}", str(error), Severity.ERROR)
+                self._write_status("starting", str(error))
+                select.select([self._ending.fd], [], [], SPOOL_RETRY_S)
+                self._ending.reason = self._ending.reason or self._survival.reason(True)
+        return None
+
+    def _open_mesh(self) -> mesh.Mesh | None:
+        if len(self._start.nodes) == 1:
+            return None
+        agent = self._config.agent
+        candidates = mesh.ports(self._start.job, agent.port_first, agent.port_count)
+        # A requeue begins later, a restarted agent has a higher number: what came before is old.
+        life = self._given.begin_real_ns + self._given.life
+        try:
+            return mesh.Mesh(
+                self._peers,
+                mesh.Identity(self._start.job, life, self._start.envelope.key),
+                candidates,
+                lambda text: self._record.warn("peers", text),
+            )
+        except OSError as error:
+            ports = ", ".join(map(str, candidates))
+            problem = f"other nodes are not heard: UDP ports {ports}: {error.strerror}"
+            self._record.note(Severity.ERROR, "peers", problem)
+            return None
+
+    def _loop(self) -> None:
+        begin_mono_ns = mono_ns()
+        work = [
+            (Pace.every(SCAN_S, begin_mono_ns), self._scan_steps),
+            (Pace.every(1 / self._rate_hz, begin_mono_ns), self._sample),
+            (Pace.every(CLOCKS_S, begin_mono_ns), self._read_clocks),
+            (Pace.every(1, begin_mono_ns), self._each_second),
+            (Pace.every(STATUS_S, begin_mono_ns), self._show),
+        ]
+        while not self._ending.reason:
+            now_mono_ns = mono_ns()
+            for pace, do in work:
+                missed = pace.take(now_mono_ns)
+                if missed is not None:
+                    do(missed)
+            due_mono_ns = min(pace.due_mono_ns for pace, _ in work)
+            if self._mesh is not None:
+                self._mesh.run_due()
+                due_mono_ns = min(due_mono_ns, int(self._peers.next_due_s() * 1e9))
+            self._wait(max(0, due_mono_ns - mono_ns()) / 1e9)
+
+    def _wait(self, wait_s: float) -> None:
+        """For the time to pass, or for something to come in."""
+        watch, network = self._samplers.watch, self._mesh
+        waiting = [self._ending.fd]
+        waiting += [item.fileno() for item in (watch, network) if item is not None]
+        ready, _, _ = select.select(waiting, [], [], wait_s)
+        if watch is not None and watch.fileno() in ready:
+            self._samplers.take_events()
+        if network is not None and network.fileno() in ready:
+            network.receive()
+
+    def _sample(self, missed: int) -> None:
+        self._missed_samples += missed
+        self._samplers.sample()
+
+    def _read_clocks(self, _missed: int) -> None:
+        self._samplers.read_clocks()
+
+    def _show(self, _missed: int) -> None:
+        self._write_status("running")
+
+    def _each_second(self, _missed: int) -> None:
+        before, self._view = self._view, self._peers.tell_changes(time.monotonic())
+        if before != self._view:
+            self._write_status("running")
+        self._ending.reason = self._ending.reason or self._survival.reason(not self._stepds)
+        if self._missed_samples:
+            self._record.warn("agent", f"{self._missed_samples} samples not taken in time")
+            self._missed_samples = 0
+        self._record.flush()
+
+    def _scan_steps(self, _missed: int) -> None:
+        job = self._start.job
+        try:
+            self._stepds = [found for found in self._scan.scan() if found.job == job]
+        except OSError as error:
+            self._record.warn("steps", f"step daemons not seen: {error.strerror}")
+        marks = _names_in(self._given.files.steps(job))
+        self._put_steps(self._steps.update(marks, [s.step for s in self._stepds], time.monotonic()))
+        if self._steps.unplugged and not self._peers.unplugged:
+            names = ", ".join(sorted(self._steps.unplugged))
+            self._record.warn("agent", f"steps that the plugin did not see: {names}")
+        self._peers.unplugged = bool(self._steps.unplugged)
+
+    def _put_steps(self, events: list[tuple[str, schema.StepEvent]]) -> None:
+        rows = [(mono_ns(), time.time_ns(), step, int(event)) for step, event in events]
+        self._record.put(schema.STEP, rows)
+
+    def _finish(self) -> None:
+        """What an orderly end adds; everything before it is in the journal already."""
+        self._record.flush()
+        if self._mesh is not None:
+            self._mesh.bye()
+            self._mesh.close()
+        self._write_status("ending")
+        self._samplers.sample()
+        self._samplers.read_clocks()
+        self._samplers.close()
+        self._scan_steps(0)
+        self._put_steps(self._steps.finish())
+        self._record.note(Severity.INFO, "agent", f"ended: {self._ending.reason}")
+        self._record.close()
+
+    def _write_status(self, state: str, problem: str = "") -> None:
+        record = getattr(self, "_record", None)
+        known = status.Status(
+            state=state,
+            nodes=len(self._start.nodes),
+            protected=self._view.protected,
+            missing=self._view.missing,
+            unplugged=self._view.unplugged,
+            settled=self._view.settled,
+            problem=problem or (record.problem if record else ""),
+        )
+        try:
+            status.write(self._given.files.status(self._start.job), known)
+        except OSError as error:
+            text = f"status not written: {error.strerror}"
+            self._log.write(f"agent job={self._start.job}", text, Severity.ERROR)
+
+
+def write_pid(files: layout.NodeFiles, job: int) -> None:
+    """``agent.pid``: with the start time it names this process and no later one."""
+    path = files.agent_pid(job)
+    temporary = path.with_name(".agent.pid.new")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    pid = os.getpid()
+    temporary.write_text(f"{pid} {processes.start_ticks(pid) or 0}\n")
+    temporary.chmod(0o644)
+    temporary.replace(path)
+
+
+def _names_in(directory: Path) -> list[str]:
+    try:
+        return [path.name for path in directory.iterdir()]
+    except OSError:
+        return []

@@ -1,0 +1,75 @@
+"""The agent's sources together: made at its start, read at its pace, each failing alone."""
+
+from collections.abc import Callable, Sequence
+
+from fabricctl.agent.record import Record
+from fabricctl.config import Config
+from fabricctl.errors import DataError
+from fabricctl.store import schema
+from fabricctl.telemetry import interfaces, netlink, rails
+from fabricctl.telemetry.clocks import ClockSource
+from fabricctl.telemetry.host import HostSource
+from fabricctl.telemetry.jobload import JobSource
+from fabricctl.telemetry.processes import Stepd
+from fabricctl.telemetry.source import Source
+
+NAME_WAIT_S = 1.0  # for the node's own name; a name service that is slower does not hold us up
+
+
+def choose_rails(config: Config, node: str) -> tuple[list[str], str]:
+    """The rails' interface names, and a complaint when there are none."""
+    patterns = config.rails.interfaces
+    try:
+        links = netlink.dump()
+    except (OSError, DataError) as error:
+        return [], f"no rails: interfaces cannot be listed: {error}"
+    own = None if patterns else interfaces.own_interface(node, NAME_WAIT_S)
+    names = rails.choose(patterns, links, own)
+    if names:
+        return names, ""
+    wanted = f"matches {', '.join(patterns)}" if patterns else "is up beside the node's own"
+    return [], f"no rails: no interface {wanted}"
+
+
+class Samplers:
+    """All sources of one agent."""
+
+    def __init__(
+        self, names: Sequence[str], stepds: Callable[[], Sequence[Stepd]], record: Record
+    ) -> None:
+        tracker = rails.LinkTracker(names)
+        self._record = record
+        self._rails = rails.RailSource(names, record.warn, tracker)
+        self._sources: list[Source] = [
+            self._rails,
+            HostSource(record.warn),
+            JobSource(stepds, record.warn),
+        ]
+        self._clock = ClockSource()
+        self.watch: rails.LinkWatch | None = None
+        try:
+            self.watch = rails.LinkWatch(record.warn, tracker)
+        except OSError as error:
+            record.warn("links", f"link events not caught as they happen: {error.strerror}")
+
+    def sample(self) -> None:
+        """One sample of everything."""
+        if self.watch is not None:
+            self.take_events()
+        for source in self._sources:
+            self._record.put(source.table, source.sample())
+        self._record.put(schema.LINK_EVENT, self._rails.events)
+
+    def take_events(self) -> None:
+        """Link events that wait on :attr:`watch`."""
+        assert self.watch is not None
+        self._record.put(schema.LINK_EVENT, self.watch.receive())
+
+    def read_clocks(self) -> None:
+        self._record.put(schema.CLOCK, self._clock.sample())
+
+    def close(self) -> None:
+        for source in self._sources:
+            source.close()
+        if self.watch is not None:
+            self.watch.close()

@@ -1,0 +1,59 @@
+"""Which steps of the job run here, and whether the plugin was there for each."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from fabricctl.store.schema import StepEvent
+
+NAME = re.compile(r"[A-Za-z0-9_+]{1,23}")
+# The plugin makes its mark while the step daemon sets the step up, before its tasks.
+MARK_WAIT_S = 3.0
+# Slurm's own step, without tasks of the user.
+UNMARKED = ("extern",)
+
+
+@dataclass
+class StepTracker:
+    """Marks of the plugin and step daemons of the process table, turned into events.
+
+    A step begins with the first sign of it and ends when its daemon is gone. A step so short
+    that its daemon was never seen ends when a scan after its mark does not find it.
+    """
+
+    unplugged: set[str] = field(default_factory=set)  # steps without a mark, ever seen
+    _begun: set[str] = field(default_factory=set)
+    _running: set[str] = field(default_factory=set)
+    _unmarked_since_s: dict[str, float] = field(default_factory=dict)
+
+    def update(
+        self, marks: Iterable[str], stepds: Iterable[str], now_s: float
+    ) -> list[tuple[str, StepEvent]]:
+        """Events since the last call, in order; ``marks`` and ``stepds`` are names of steps."""
+        marked = {name for name in marks if NAME.fullmatch(name)}
+        living = set(stepds)
+        events: list[tuple[str, StepEvent]] = []
+        for step in sorted((marked | living) - self._begun):
+            self._begun.add(step)
+            self._running.add(step)
+            events.append((step, StepEvent.BEGIN))
+        fresh = {step for step, _ in events}
+        for step in sorted(self._running - living - fresh):
+            self._running.remove(step)
+            events.append((step, StepEvent.END))
+        self._watch_marks(marked, living, now_s)
+        return events
+
+    def finish(self) -> list[tuple[str, StepEvent]]:
+        """What is running ends now."""
+        ended = [(step, StepEvent.END) for step in sorted(self._running)]
+        self._running.clear()
+        return ended
+
+    def _watch_marks(self, marked: set[str], living: set[str], now_s: float) -> None:
+        for step in living - marked:
+            if step in UNMARKED:
+                continue
+            if now_s - self._unmarked_since_s.setdefault(step, now_s) >= MARK_WAIT_S:
+                self.unplugged.add(step)
+        self.unplugged -= marked

@@ -1,0 +1,262 @@
+"""One allocation on this node: its directories and the life of its agent."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fabricctl import fields, hostlist, layout
+from fabricctl.agent.log import NodeLog
+from fabricctl.agent.record import Assignment
+from fabricctl.agent.status import Status
+from fabricctl.config import Config
+from fabricctl.errors import FabricError
+from fabricctl.node import rootfiles, spawn
+from fabricctl.records import JobStart
+from fabricctl.store.schema import Severity
+
+STOP_WAIT_S = 5.0  # an agent needs a tenth of a second; a full machine may need more
+BACKOFF_S = (0.2, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # between lives of an agent that keeps dying
+STABLE_S = 60.0  # an agent that lived that long starts again at once
+RETRY_S = 4.0  # when the system has no room to start one; the status stays younger than 15 s
+
+
+@dataclass
+class Allocation:
+    """``pidfd`` >= 0: an agent lives."""
+
+    start: JobStart
+    text: str  # the start request as it came
+    begin_real_ns: int
+    spool: Path
+    pid: int = 0
+    pidfd: int = -1
+    is_child: bool = False
+    started_s: float = 0.0
+    restart_s: float | None = 0.0  # when to start the next agent; None: one lives, or none shall
+    deaths: int = 0
+    kill_s: float | None = None  # when SIGKILL follows
+    ending: bool = False
+    problem: str = ""
+    notes: list[tuple[Severity, str]] = field(default_factory=list)
+
+    @property
+    def job(self) -> int:
+        return self.start.job
+
+    @property
+    def over(self) -> bool:
+        """No agent lives and none will."""
+        return self.ending and self.pidfd < 0
+
+
+class Keeper:
+    """Makes, adopts, restarts and ends the agents of allocations."""
+
+    def __init__(self, config: Config, identity: spawn.Identity, log: NodeLog) -> None:
+        self._config = config
+        self._identity = identity
+        self._log = log
+        self.files = layout.NodeFiles(config.node.run_dir)
+
+    # Beginning
+
+    def new(self, start: JobStart, text: str, waited_s: float) -> Allocation:
+        """An allocation that begins now; nothing is made on the disk yet."""
+        begin_real_ns = time.time_ns()
+        spool = layout.spool(self._config.node.spool_dir, start.job, begin_real_ns)
+        made = Allocation(start, text, begin_real_ns, spool)
+        if waited_s > 2:
+            note = f"the start request waited {waited_s:.0f} s for the node service"
+            made.notes.append((Severity.WARNING, note))
+        return made
+
+    def prepare(self, allocation: Allocation) -> None:
+        """The directories; raises OSError. May be called again."""
+        user = (self._identity.uid, self._identity.gid)
+        rootfiles.make_dir(allocation.spool, 0o700, *user)
+        request = allocation.spool / "start"
+        if not request.exists():
+            temporary = allocation.spool / ".start.new"
+            temporary.unlink(missing_ok=True)
+            rootfiles.write_new(temporary, allocation.text.encode(), 0o600, 0, 0)
+            temporary.replace(request)
+        self._prepare_job_dir(allocation)
+
+    def _prepare_job_dir(self, allocation: Allocation) -> None:
+        job_dir = self.files.job_dir(allocation.job)
+        if job_dir.exists():
+            return
+        start, user = allocation.start, (self._identity.uid, self._identity.gid)
+        new = self.files.jobs / f".{start.job}.new"
+        rootfiles.remove_tree(new)
+        rootfiles.make_dir(new, 0o700)
+        envelope = {
+            **fields.decode(start.envelope.text(), ";"),
+            "job": str(start.job),
+            "nodes": hostlist.fold(start.nodes),
+            "node": start.node,
+        }
+        text = fields.encode(envelope) + "\n"
+        rootfiles.write_new(new / "envelope", text.encode(), 0o400, start.uid, 0)
+        status = Status("starting", len(start.nodes)).text()
+        rootfiles.write_new(new / "status", status.encode(), 0o644, *user)
+        rootfiles.make_dir(new, 0o711, *user)
+        new.replace(job_dir)
+
+    def launch(self, allocation: Allocation, now_s: float) -> None:
+        """Starts an agent; when that fails the reason stands in the status, and it is tried
+        again."""
+        allocation.restart_s = None
+        try:
+            self.prepare(allocation)
+            life = next_life(allocation.spool)
+            given = Assignment(
+                allocation.start,
+                self.files,
+                allocation.spool,
+                life,
+                allocation.begin_real_ns,
+                tuple(allocation.notes),
+            )
+            pid = spawn.fork_agent(given, self._config, self._identity, self._log)
+            self._watch(allocation, pid, now_s, is_child=True)
+        except (OSError, FabricError) as error:
+            self._not_started(allocation, error, now_s)
+            return
+        allocation.notes.clear()
+        allocation.problem = ""
+
+    def _watch(self, allocation: Allocation, pid: int, now_s: float, is_child: bool) -> None:
+        allocation.pidfd = os.pidfd_open(pid)
+        allocation.pid, allocation.is_child = pid, is_child
+        allocation.started_s, allocation.restart_s = now_s, None
+
+    def _not_started(self, allocation: Allocation, error: Exception, now_s: float) -> None:
+        what = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        allocation.problem = f"no agent could be started: {what}{why}"
+        self._log.write(f"node job={allocation.job}", allocation.problem, Severity.ERROR)
+        if not any(allocation.problem == text for _, text in allocation.notes):
+            allocation.notes.append((Severity.ERROR, allocation.problem))
+        allocation.restart_s = now_s + RETRY_S
+        with contextlib.suppress(OSError):
+            self._prepare_job_dir(allocation)
+            self._write_status(allocation)
+
+    def _write_status(self, allocation: Allocation) -> None:
+        known = Status("starting", len(allocation.start.nodes), problem=allocation.problem)
+        path = self.files.status(allocation.job)
+        temporary = path.with_name(".status.root")
+        temporary.unlink(missing_ok=True)
+        user = (self._identity.uid, self._identity.gid)
+        rootfiles.write_new(temporary, known.text().encode(), 0o644, *user)
+        temporary.replace(path)
+
+    # Taking over from an earlier service
+
+    def adopt(self, job: int, now_s: float) -> Allocation | None:
+        """An allocation that was there before this service; None when nothing of it is known."""
+        spool = newest_spool(self._config.node.spool_dir, job)
+        if spool is None:
+            return None
+        try:
+            text = rootfiles.read_small(spool / "start", 0).decode()
+            start = JobStart.parse(text)
+        except (OSError, UnicodeDecodeError, FabricError) as error:
+            self._log.write(f"node job={job}", f"{spool}/start: {error}", Severity.ERROR)
+            return None
+        parsed = layout.parse_spool(spool)
+        if start.job != job or parsed is None:
+            return None
+        found = Allocation(start, text, parsed[1], spool)
+        pid = self._living_agent(job)
+        if pid is not None:
+            self._watch(found, pid, now_s, is_child=False)
+        else:
+            note = "no agent lived when the node service started"
+            found.notes.append((Severity.WARNING, note))
+            found.restart_s = now_s
+        return found
+
+    def _living_agent(self, job: int) -> int | None:
+        try:
+            text = rootfiles.read_small(self.files.agent_pid(job), self._identity.uid)
+            pid, ticks = (int(word) for word in text.split())
+        except (OSError, ValueError):
+            return None
+        return pid if spawn.is_agent(pid, ticks, self._identity) else None
+
+    # Ending
+
+    def died(self, allocation: Allocation, now_s: float) -> None:
+        """The pidfd said that the agent ended."""
+        how = _how_it_ended(allocation)
+        os.close(allocation.pidfd)
+        allocation.pidfd, allocation.kill_s = -1, None
+        if allocation.ending:
+            return
+        lived_s = now_s - allocation.started_s
+        allocation.deaths = 0 if lived_s > STABLE_S else allocation.deaths
+        wait_s = BACKOFF_S[min(allocation.deaths, len(BACKOFF_S) - 1)]
+        allocation.deaths += 1
+        allocation.restart_s = now_s + wait_s
+        text = f"the agent before this one {how} after {lived_s:.1f} s"
+        allocation.notes.append((Severity.ERROR, text))
+        self._log.write(
+            f"node job={allocation.job}", f"agent {how}; next in {wait_s:g} s", Severity.ERROR
+        )
+
+    def stop(self, allocation: Allocation, number: signal.Signals, now_s: float) -> None:
+        """Asks the agent to end; may be called again."""
+        if not allocation.ending:
+            allocation.ending, allocation.restart_s = True, None
+            allocation.kill_s = now_s + STOP_WAIT_S
+            self.send(allocation, number)
+
+    def send(self, allocation: Allocation, number: signal.Signals) -> None:
+        if allocation.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(allocation.pidfd, number)
+
+    def remove(self, job: int) -> None:
+        """What of the job is in run_dir; raises OSError."""
+        rootfiles.remove_tree(self.files.job_dir(job))
+        rootfiles.remove_tree(self.files.steps(job))
+
+
+def _how_it_ended(allocation: Allocation) -> str:
+    if not allocation.is_child:
+        return "ended (it was started by an earlier node service)"
+    try:
+        _, status = os.waitpid(allocation.pid, os.WNOHANG)
+    except ChildProcessError:
+        return "ended"
+    if os.WIFSIGNALED(status):
+        return f"was killed by signal {os.WTERMSIG(status)}"
+    return f"ended with status {os.WEXITSTATUS(status)}"
+
+
+def next_life(spool: Path) -> int:
+    """One more than the highest journal that is there."""
+    lives = [int(path.stem) for path in journals(spool)]
+    return max(lives, default=-1) + 1
+
+
+def journals(spool: Path) -> Sequence[Path]:
+    """The journals of all lives, in their order."""
+    found = [path for path in spool.glob("*.journal") if path.stem.isdecimal()]
+    return sorted(found, key=lambda path: int(path.stem))
+
+
+def newest_spool(spool_dir: Path, job: int) -> Path | None:
+    """The last attempt of a job."""
+    found = [
+        (parsed[1], path)
+        for path in spool_dir.glob(f"{job}.*")
+        if (parsed := layout.parse_spool(path)) is not None and (path / "start").exists()
+    ]
+    return max(found)[1] if found else None

@@ -1,0 +1,128 @@
+"""Processes of the node service: agents forked from it, without root's rights."""
+
+import ctypes
+import os
+import pwd
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fabricctl.agent.log import NodeLog
+from fabricctl.agent.main import Agent
+from fabricctl.agent.record import Assignment
+from fabricctl.config import Config
+from fabricctl.errors import SystemRefusedError
+from fabricctl.store.schema import Severity
+from fabricctl.telemetry import processes
+
+_PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 15, 38  # linux/prctl.h
+AGENT_COMM = "fabric-agent"  # 15 characters at most
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whom a process becomes."""
+
+    uid: int
+    gid: int
+
+
+def agent_identity(user: str) -> Identity:
+    """The agents' user; raises :class:`SystemRefusedError` when there is none or it is root."""
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise SystemRefusedError(
+            f"agent.user {user!r}: no such user on this node; make it: useradd -r {user}"
+        ) from None
+    if entry.pw_uid == 0:
+        raise SystemRefusedError(f"agent.user {user!r}: agents do not run as root; choose another")
+    return Identity(entry.pw_uid, entry.pw_gid)
+
+
+def drop_to(identity: Identity) -> None:
+    """This process loses root's rights for good; raises OSError."""
+    os.setgroups([])
+    os.setresgid(identity.gid, identity.gid, identity.gid)
+    os.setresuid(identity.uid, identity.uid, identity.uid)
+    if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "no_new_privs refused")
+    if identity.uid != 0:
+        try:
+            os.setuid(0)
+        except PermissionError:
+            return
+        raise OSError(0, "the way back to root is open")
+
+
+def fork_agent(given: Assignment, config: Config, identity: Identity, log: NodeLog) -> int:
+    """The pid of a new agent; raises OSError when the system has no room for it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 70  # EX_SOFTWARE
+    try:
+        _become_agent(given, identity, log)
+        Agent(given, config, log).run()
+        status = 0
+    except BaseException:
+        lines = traceback.format_exc().strip().splitlines()
+        who = f"agent job={given.start.job}"
+        log.write(who, "ends by an error: " + " | ".join(lines[-6:]), Severity.ERROR)
+    finally:
+        os._exit(status)
+
+
+def _become_agent(given: Assignment, identity: Identity, log: NodeLog) -> None:
+    signal.set_wakeup_fd(-1)
+    os.setsid()
+    os.chdir("/")
+    os.umask(0o077)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1) if log.fileno() == 2 else (0, 1, 2):
+        os.dup2(null, fd)
+    close_all_but((log.fileno(),))
+    _libc.prctl(_PR_SET_NAME, AGENT_COMM.encode(), 0, 0, 0)
+    _set_title(f"{AGENT_COMM}: job {given.start.job}")
+    drop_to(identity)
+    for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN if number != signal.SIGCHLD else signal.SIG_DFL)
+
+
+def close_all_but(kept: Sequence[int]) -> None:
+    """Closes what was inherited, but for the standard three and ``kept``."""
+    begin = 3
+    for fd in sorted(fd for fd in kept if fd >= 3):
+        os.closerange(begin, fd)
+        begin = fd + 1
+    limit = os.sysconf("SC_OPEN_MAX")
+    os.closerange(begin, min(limit, 65_536))
+
+
+def _set_title(title: str) -> None:
+    """Writes over the command line that ps shows: this process is no node service."""
+    with open("/proc/self/stat", "rb") as stream:  # noqa: PTH123
+        words = stream.read().rpartition(b")")[2].split()
+    begin, end = int(words[45]), int(words[46])  # arg_start, arg_end: fields 48 and 49
+    if 0 < begin < end < begin + 65_536:
+        text = title.encode()[: end - begin - 1]
+        ctypes.memset(begin, 0, end - begin)
+        ctypes.memmove(begin, text, len(text))
+
+
+def is_agent(pid: int, start_ticks: int, identity: Identity) -> bool:
+    """Whether ``pid`` is the agent that wrote its number down, not a later process, nor one that
+    was written there to have it killed."""
+    stat = processes.read_stat(pid)
+    return (
+        stat is not None
+        and stat.state not in "ZX"
+        and stat.start_ticks == start_ticks
+        and stat.comm == AGENT_COMM
+        and processes.owner(pid) == identity.uid
+    )

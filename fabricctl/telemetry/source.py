@@ -1,0 +1,45 @@
+"""The interface that every source of samples offers to the agent."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from fabricctl.store.schema import Table
+
+Row = tuple[int | None, ...]
+"""The values of one row in the order of its table's columns; None: could not be measured."""
+
+Tell = Callable[[str, str], None]
+"""``tell(source, sentence)``: puts a note into the job's record."""
+
+
+class Source(Protocol):
+    """One thing that is measured. It never raises for what the system does to it: what cannot
+    be read is None in the rows, and is told once with the reason."""
+
+    table: Table
+
+    def sample(self) -> Sequence[Row]:
+        """Reads now. May be empty when there is nothing new."""
+
+    def close(self) -> None:
+        """Gives its files back."""
+
+
+class Complaints:
+    """Tells each failing thing once, until it works again."""
+
+    def __init__(self, source: str, tell: Tell) -> None:
+        self._source = source
+        self._tell = tell
+        self._broken: set[str] = set()
+
+    def failed(self, what: str, why: object) -> None:
+        if what not in self._broken:
+            self._broken.add(what)
+            reason = why.strerror if isinstance(why, OSError) and why.strerror else why
+            self._tell(self._source, f"{what} not measured: {reason}")
+
+    def works(self, what: str) -> None:
+        if what in self._broken:
+            self._broken.remove(what)
+            self._tell(self._source, f"{what} measured again")
