@@ -54,8 +54,10 @@ def decode(text: str, separator: str = "\n") -> dict[str, str]:
 
 
 def _printable(value: str) -> bool:
-    """No control characters and nothing that is not valid UTF-8 (a lone surrogate)."""
-    return not any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in value)
+    """No control characters (C0, DEL, C1) and nothing that is not valid UTF-8 (a surrogate)."""
+    return not any(
+        ord(c) < 0x20 or 0x7F <= ord(c) <= 0x9F or 0xD800 <= ord(c) <= 0xDFFF for c in value
+    )
 
 
 def _check_size(text: str, count: int) -> None:

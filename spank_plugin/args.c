@@ -17,19 +17,18 @@ static int set_default(struct args *args, const char *value)
 static int set_allow(struct args *args, const char *value)
 {
 	bool allowed[MODE_COUNT] = {[MODE_OFF] = true};
+	const char *word = *value ? value : NULL; /* allow= alone: nothing but off */
 
-	while (*value) {
-		size_t length = strcspn(value, ",");
-		char word[10];
+	while (word) {
+		const char *comma = strchr(word, ',');
+		char name[10];
 		enum mode mode;
 
-		if (length >= sizeof word)
-			return -1;
-		snprintf(word, sizeof word, "%.*s", (int)length, value);
-		if (mode_parse(word, &mode))
+		snprintf(name, sizeof name, "%.*s", comma ? (int)(comma - word) : 9, word);
+		if (mode_parse(name, &mode))
 			return -1;
 		allowed[mode] = true;
-		value += length + (value[length] == ',');
+		word = comma ? comma + 1 : NULL;
 	}
 	memcpy(args->allowed, allowed, sizeof allowed);
 	return 0;
