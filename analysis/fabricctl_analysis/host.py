@@ -1,0 +1,128 @@
+"""CPU, memory and pressure of a node and of the job on it."""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fabricctl_analysis.align import Rows
+from fabricctl_analysis.counters import Increments, increments, measured_floats
+from fabricctl_analysis.model import Figure
+from fabricctl_analysis.rows import NodeRows
+from fabricctl_analysis.series import Floats, Series, as_intervals, reduce_series
+
+_BUSY = ("user", "nice", "system", "irq", "softirq", "steal")
+# iowait may go back by itself (proc(5)); with idle it does not.
+_IDLE = ("idle", "iowait")
+PRESSURES = ("cpu_some", "memory_some", "memory_full", "io_some", "io_full")
+_NM = np.iinfo(np.uint64).max
+
+
+def host_figures(rows: NodeRows, longest_ns: int) -> tuple[dict[str, Figure], dict[str, Series]]:
+    """Figures and series of the tables ``host`` and ``job``.
+
+    Series: ``cpu`` and ``job_cpu`` in cores, ``memory`` and ``job_memory`` in bytes.
+    """
+    figures: dict[str, Figure] = {}
+    series: dict[str, Series] = {}
+    _cpu(rows, longest_ns, figures, series)
+    _memory(rows, longest_ns, figures, series)
+    _job(rows, longest_ns, figures, series)
+    _pressure(rows, figures)
+    return figures, series
+
+
+def _cpu(
+    rows: NodeRows, longest_ns: int, figures: dict[str, Figure], series: dict[str, Series]
+) -> None:
+    times, host = rows.real_ns["host"], rows.tables["host"]
+    busy = increments(times, _sum(host, _BUSY))
+    total = increments(times, _sum(host, _BUSY + _IDLE))
+    length_ns = (busy.end_ns - busy.begin_ns).astype(np.float64)
+    cores = busy.amount / length_ns
+    figures["cores"] = _cores(total)
+    figures["cpu_mean"] = _mean(busy, "cores")
+    figures["cpu_max"] = peak(cores, busy, longest_ns, "cores")
+    series["cpu"] = reduce_series(busy.begin_ns, busy.end_ns, cores, longest_ns)
+
+
+def _cores(total: Increments) -> Figure:
+    """CPU time passes as many times faster than the clock as there are cores."""
+    mean = _mean(total, "cores")
+    return mean if mean.value is None else replace(mean, value=float(round(mean.value)))
+
+
+def _memory(
+    rows: NodeRows, longest_ns: int, figures: dict[str, Figure], series: dict[str, Series]
+) -> None:
+    times, host = rows.real_ns["host"], rows.tables["host"]
+    total = measured_floats(host["memory_total_bytes"])
+    used = total - measured_floats(host["memory_available_bytes"])
+    figures["memory_total"] = gauge(total, "B")
+    figures["memory_max"] = gauge(used, "B")
+    series["memory"] = reduce_series(*as_intervals(times, used), longest_ns)
+
+
+def _job(
+    rows: NodeRows, longest_ns: int, figures: dict[str, Figure], series: dict[str, Series]
+) -> None:
+    times, job = rows.real_ns["job"], rows.tables["job"]
+    cpu = increments(times, job["cpu_ns"])
+    figures["job_cpu"] = total_figure(cpu, "s", 1e-9)
+    figures["job_cpu_mean"] = _mean(cpu, "cores")
+    series["job_cpu"] = reduce_series(cpu.begin_ns, cpu.end_ns, cpu.rate_per_s / 1e9, longest_ns)
+    memory = measured_floats(job["memory_bytes"])
+    figures["job_memory_max"] = gauge(memory, "B")
+    figures["job_processes_max"] = gauge(measured_floats(job["processes"]), "processes")
+    series["job_memory"] = reduce_series(*as_intervals(times, memory), longest_ns)
+
+
+def _pressure(rows: NodeRows, figures: dict[str, Figure]) -> None:
+    for name in PRESSURES:
+        stalled = increments(rows.real_ns["host"], rows.tables["host"][f"psi_{name}_us"])
+        figures[f"psi_{name}"] = total_figure(stalled, "s", 1e-6)
+
+
+def _sum(rows: Rows, names: tuple[str, ...]) -> NDArray[np.uint64]:
+    """CPU times summed; not measured where any of them was not."""
+    columns = [rows[f"cpu_{name}_ns"] for name in names]
+    total: NDArray[np.uint64] = np.sum(columns, axis=0, dtype=np.uint64)
+    for column in columns:
+        total[column == _NM] = _NM
+    return total
+
+
+def total_figure(counter: Increments, unit: str, factor: float = 1.0) -> Figure:
+    """What a counter grew by."""
+    value = counter.total * factor
+    known = int((~np.isnan(counter.amount)).sum())
+    return Figure(
+        None if np.isnan(value) else value,
+        unit,
+        known + bool(known),
+        counter.not_measured,
+        at_least=counter.resets > 0,
+    )
+
+
+def gauge(values: Floats, unit: str) -> Figure:
+    """The highest value of a gauge."""
+    known = values[~np.isnan(values)]
+    highest = float(known.max()) if len(known) else None
+    return Figure(highest, unit, len(known), len(values) - len(known))
+
+
+def _mean(counter: Increments, unit: str) -> Figure:
+    """Mean rate over the time in which the counter's growth is known, in ns a ns."""
+    known = ~np.isnan(counter.amount)
+    length_ns = float((counter.end_ns - counter.begin_ns)[known].sum())
+    value = counter.total / length_ns if length_ns else None
+    return Figure(value, unit, int(known.sum()), counter.not_measured)
+
+
+def peak(values: Floats, counter: Increments, longest_ns: int, unit: str) -> Figure:
+    """The highest rate over one interval between samples; gaps hide theirs and do not count."""
+    short = (counter.end_ns - counter.begin_ns) <= longest_ns
+    known = values[short & ~np.isnan(values)]
+    highest = float(known.max()) if len(known) else None
+    return Figure(highest, unit, len(known), counter.not_measured)

@@ -1,0 +1,98 @@
+"""Reads a trace: as data frames for one's own analysis, and as rows for the report."""
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fabricctl.store import schema
+from fabricctl.store.trace import JobInfo, Trace, open_trace
+from fabricctl_analysis.model import JobFacts
+from fabricctl_analysis.rows import Boot, NodeRows, clean, place
+
+
+def load(path: Path | str) -> dict[str, pd.DataFrame]:
+    """The whole trace as one frame per table of the schema (docs/data-format.md).
+
+    Columns: ``node``, the table's own, ``time_s`` (seconds since the job began) and ``time_real``
+    (UTC), both on the node's own CLOCK_REALTIME. What was not measured is NA, texts are str.
+    Raises :class:`~fabricctl.errors.TraceError`.
+    """
+    with open_trace(Path(path)) as trace:
+        nodes = list(node_rows(trace))
+        begin_ns = trace.job.begin_real_ns
+        return {table.name: _frame(table, nodes, begin_ns) for table in schema.TABLES}
+
+
+def job_facts(trace: Trace) -> JobFacts:
+    """The trace's own words about the job."""
+    job: JobInfo = trace.job
+    return JobFacts(
+        job=job.job,
+        array=_pair(job.array_job, "_", job.array_task),
+        het=_pair(job.het_job, "+", job.het_offset),
+        user=clean(job.user) or None,
+        cluster=clean(job.cluster) or None,
+        mode=clean(job.mode) or None,
+        spares=job.spares,
+        nodes=job.nodes,
+        source=clean(str(trace.path)),
+        schema_version=trace.schema_version,
+    )
+
+
+def node_rows(trace: Trace) -> Iterator[NodeRows]:
+    """Each node's rows on the time line, one node at a time; boots of one node together."""
+    for name, groups in groupby(trace.nodes, key=lambda key: trace.nodes[key].node):
+        keys = list(groups)
+        infos = [trace.nodes[key] for key in keys]
+        boots = [
+            Boot({table.name: trace.table(key, table) for table in schema.TABLES}) for key in keys
+        ]
+        yield place(
+            name,
+            max((info.rails for info in infos), key=len),
+            boots,
+            sample_hz=infos[-1].sample_hz,
+            begin_ns=min(_known([info.begin_real_ns for info in infos]), default=None),
+            end_ns=max(_known([info.end_real_ns for info in infos]), default=None),
+        )
+
+
+def _known(times_ns: list[int]) -> list[int]:
+    return [at for at in times_ns if at > 0]
+
+
+def _pair(first: int | None, sign: str, second: int | None) -> str | None:
+    return None if first is None or second is None else f"{first}{sign}{second}"
+
+
+def _frame(table: schema.Table, nodes: list[NodeRows], begin_ns: int) -> pd.DataFrame:
+    frames = [_node_frame(table, rows, begin_ns) for rows in nodes if rows.clocks]
+    if not frames:
+        names = ["node", *(column.name for column in table.columns), "time_s", "time_real"]
+        return pd.DataFrame(columns=names)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _node_frame(table: schema.Table, rows: NodeRows, begin_ns: int) -> pd.DataFrame:
+    stored, real_ns = rows.tables[table.name], rows.real_ns[table.name]
+    columns: dict[str, object] = {"node": np.full(len(stored), rows.name, dtype=object)}
+    for column in table.columns:
+        values = stored[column.name]
+        if column.code.endswith("s"):
+            columns[column.name] = [clean(value) for value in values]
+        elif column.code in schema.NOT_MEASURED:
+            columns[column.name] = _masked(values, schema.NOT_MEASURED[column.code])
+        else:
+            columns[column.name] = values
+    columns["time_s"] = (real_ns - begin_ns) / 1e9
+    columns["time_real"] = pd.to_datetime(real_ns, unit="ns", utc=True)
+    return pd.DataFrame(columns)
+
+
+def _masked(values: np.ndarray, not_measured: int) -> object:
+    """Whole numbers stay whole (64 bits do not fit a float); pandas' own NA for the holes."""
+    return pd.arrays.IntegerArray(np.ascontiguousarray(values), values == not_measured)

@@ -1,0 +1,178 @@
+"""The report as data: what every rendering (terminal, HTML, JSON) is made from.
+
+Times are CLOCK_REALTIME of the node that they come from, in ns since 1970. None is "not
+measured": it is never rendered as zero or as fine.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fabricctl_analysis.align import ClockStep
+from fabricctl_analysis.coverage import Span
+from fabricctl_analysis.links import LinkHistory
+from fabricctl_analysis.series import Series
+
+Severity = Literal["error", "warning", "info"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured value: ``value`` None when not one reading gave it.
+
+    ``at_least``: a counter was reset in between, so that the value is a lower bound.
+    ``readings`` it rests on, ``not_measured`` readings that held no value.
+    """
+
+    value: float | None
+    unit: str
+    readings: int
+    not_measured: int = 0
+    at_least: bool = False
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What the trace says about the job; None is "not in the trace"."""
+
+    job: int
+    array: str | None  # "12_3" for an array task
+    het: str | None  # "12+1" for a component of a heterogeneous job
+    user: str | None
+    cluster: str | None
+    mode: str | None
+    spares: int | None
+    nodes: tuple[str, ...]  # of the allocation
+    source: str  # the file read
+    schema_version: int
+
+    @property
+    def title(self) -> str:
+        """``4711``, ``12_3 (job 15)``."""
+        other = self.array or self.het
+        return f"{other} (job {self.job})" if other else str(self.job)
+
+
+@dataclass(frozen=True)
+class Unmeasured:
+    """Something that the report cannot say: ``span`` None means the whole job."""
+
+    nodes: tuple[str, ...]
+    what: str
+    why: str
+    span: Span | None = None
+
+
+@dataclass(frozen=True)
+class RailSummary:
+    """One rail of one node over the job; counters are differences, first to last sample.
+
+    ``counters`` by column of the ``rail`` table, ``peaks`` (highest mean over one interval
+    between samples, B/s) and ``series`` (B/s) by "rx" and "tx".
+    """
+
+    node: str
+    index: int
+    interface: str
+    measured_end_ns: int
+    link: LinkHistory
+    counters: dict[str, Figure]
+    peaks: dict[str, Figure]
+    series: dict[str, Series] = field(repr=False)
+
+    @property
+    def down_ns(self) -> int:
+        """Time without use; an interval that is still open counts to the end of measurement."""
+        return sum(
+            (self.measured_end_ns if down.end_ns is None else down.end_ns) - down.begin_ns
+            for down in self.link.downs
+        )
+
+
+@dataclass(frozen=True)
+class NodeSummary:
+    """One node of the allocation; empty figures when it is missing from the trace."""
+
+    name: str
+    measured: tuple[Span, ...] = ()
+    period_ns: int | None = None
+    agent_lives: int = 0
+    clock_error_ns: int | None = None
+    figures: dict[str, Figure] = field(default_factory=dict)
+    series: dict[str, Series] = field(default_factory=dict, repr=False)
+
+    @property
+    def measured_ns(self) -> int:
+        return sum(span.length_ns for span in self.measured)
+
+
+@dataclass(frozen=True)
+class LinkMark:
+    """One link event, for the time line."""
+
+    node: str
+    rail: int
+    at_ns: int
+    event: str  # schema.LinkEvent in lower case
+
+
+@dataclass(frozen=True)
+class StepSummary:
+    """A job step: first begin and last end over the nodes that saw it."""
+
+    step: str
+    nodes: tuple[str, ...]
+    begin_ns: int | None
+    end_ns: int | None
+
+
+@dataclass(frozen=True)
+class Remark:
+    """A note of a node."""
+
+    node: str
+    at_ns: int
+    severity: Severity
+    source: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence worth reading first; ``begin_ns`` places it on the time line."""
+
+    severity: Severity
+    kind: str
+    nodes: tuple[str, ...]
+    rail: int | None
+    begin_ns: int | None
+    end_ns: int | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that is said about one job."""
+
+    job: JobFacts
+    whole: Span  # the allocation as far as the trace knows it
+    nodes: tuple[NodeSummary, ...]
+    rails: tuple[RailSummary, ...]
+    marks: tuple[LinkMark, ...]
+    steps: tuple[StepSummary, ...]
+    remarks: tuple[Remark, ...]
+    unmeasured: tuple[Unmeasured, ...]
+    clock_steps: tuple[tuple[str, ClockStep], ...]
+
+    @property
+    def coverage(self) -> float:
+        """Share of the nodes' time in the job that was measured, 0 to 1."""
+        whole = self.whole.length_ns * max(1, len(self.nodes))
+        return min(1.0, sum(node.measured_ns for node in self.nodes) / whole) if whole else 0.0
+
+    @property
+    def clock_error_ns(self) -> int | None:
+        """The worst error of any node's own conversion; None when one has none."""
+        errors = [node.clock_error_ns for node in self.nodes if node.measured]
+        known = [error for error in errors if error is not None]
+        return max(known) if known and len(known) == len(errors) else None

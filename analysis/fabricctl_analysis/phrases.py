@@ -1,0 +1,185 @@
+"""The sentences and cells that the terminal and the HTML report share."""
+
+import math
+
+from fabricctl.units import format_bytes, format_duration, format_rate
+from fabricctl_analysis.findings import bounds_ns, folded
+from fabricctl_analysis.host import PRESSURES
+from fabricctl_analysis.model import Figure, NodeSummary, RailSummary, Report, Unmeasured
+from fabricctl_analysis.when import When
+
+UNKNOWN = "?"  # in cells: not measured
+MAX_STEPS = 4
+
+_MODES = {"observe": "observe (measure only)", "on": "on (measure and act)"}
+
+
+def who(report: Report) -> str:
+    """``Job 4711: alice on lab, 4 nodes n[1-4]``."""
+    job = report.job
+    names = job.nodes or tuple(node.name for node in report.nodes)
+    count = f"{len(names)} node" + ("" if len(names) == 1 else "s")
+    owner = f"{job.user or 'user not known'} on {job.cluster or 'a cluster not named'}"
+    return f"Job {job.title}: {owner}, {count} {folded(names)}"
+
+
+def span(report: Report, when: When) -> str:
+    """``2026-09-21 14:13:20.0 to 14:14:20.0 UTC, 1 min 0 s``."""
+    whole = report.whole
+    took = format_duration(whole.length_ns / 1e9)
+    return f"{when.full(whole.begin_ns)} to {when.clock(whole.end_ns, 1)} {when.zone_name}, {took}"
+
+
+def steps(report: Report, when: When) -> str:
+    """``Steps: batch on n1, from 14:13:20.5; 0 on n[1-4], 14:13:22.0 to 14:14:19.0``."""
+    shown = []
+    for step in report.steps[:MAX_STEPS]:
+        begin = "begin not seen" if step.begin_ns is None else when.clock(step.begin_ns, 1)
+        end = "end not seen" if step.end_ns is None else f"to {when.clock(step.end_ns, 1)}"
+        shown.append(f"{step.step} on {folded(step.nodes)}, {begin} {end}")
+    more = len(report.steps) - MAX_STEPS
+    return "Steps: " + "; ".join([*shown, *([f"and {more} more"] if more > 0 else [])])
+
+
+def protection(report: Report) -> str:
+    """How the job was protected, as far as the trace tells."""
+    job, nodes = report.job, report.nodes
+    measured = [node for node in nodes if node.measured]
+    mode = _MODES.get(job.mode or "", job.mode or "not known")
+    periods = sorted({node.period_ns for node in measured if node.period_ns})
+    text = (
+        f"Mode {mode}; agents measured {len(measured)} of {len(nodes)} nodes, "
+        f"{percent(report.coverage)} of the nodes' time"
+    )
+    if periods:
+        text += f", a sample every {format_duration(periods[0] / 1e9)}"
+        text += f" to {format_duration(periods[-1] / 1e9)}" if len(periods) > 1 else ""
+    if job.spares:
+        text += f"; {job.spares} nodes to spare"
+    if job.mode == "on":
+        text += f". A trace of version {job.schema_version} records no reroute or repair"
+    return text + "."
+
+
+def nothing(report: Report) -> str:
+    """When there is no finding; never more than what was measured allows."""
+    if not any(node.measured for node in report.nodes):
+        return "Nothing was measured."
+    return (
+        "Nothing stands out in what was measured: no rail went down, no errors were counted, "
+        "no note was written."
+    )
+
+
+def clock(report: Report) -> str:
+    """What the report's times are worth."""
+    error = report.clock_error_ns
+    within = (
+        "with an error not known" if error is None else f"within {format_duration(error / 1e9)}"
+    )
+    return (
+        f"Times are each node's own CLOCK_REALTIME, converted from CLOCK_MONOTONIC {within}. "
+        "How far the nodes' clocks were apart was not measured: times of two nodes compare only "
+        "as well as the site keeps its clocks."
+    )
+
+
+def unmeasured(one: Unmeasured, when: When) -> str:
+    """``n4: everything (the trace has nothing from there)``."""
+    text = f"{folded(one.nodes)}: {one.what}"
+    if one.span is not None:
+        length = format_duration(one.span.length_ns / 1e9)
+        text += f", {length} from {when.clock(one.span.begin_ns)} to {when.clock(one.span.end_ns)}"
+    return f"{text} ({one.why})"
+
+
+def volume(figure: Figure) -> str:
+    """Bytes; ``>`` marks a lower bound."""
+    if figure.value is None:
+        return UNKNOWN
+    return (">" if figure.at_least else "") + format_bytes(figure.value)
+
+
+def rate(figure: Figure) -> str:
+    return UNKNOWN if figure.value is None else format_rate(figure.value)
+
+
+def count(figure: Figure) -> str:
+    if figure.value is None:
+        return UNKNOWN
+    number = f"{figure.value:.0f}" if figure.value < 1e6 else f"{figure.value:.1e}"
+    return (">" if figure.at_least else "") + number
+
+
+def both(rail: RailSummary, what: str) -> str:
+    """Errors or drops of both directions, ``3+0`` when there are any."""
+    cells = [count(rail.counters[f"{way}_{what}"]) for way in ("rx", "tx")]
+    return cells[0] if cells[0] == cells[1] and cells[0] in ("0", UNKNOWN) else "+".join(cells)
+
+
+def down(rail: RailSummary) -> str:
+    """``3.02 s``, ``<2.00 s``, ``1.00-3.00 s``; ``-`` for a rail that was measured and up."""
+    if not rail.link.measured:
+        return UNKNOWN
+    missed = "+" if rail.link.missed else ""
+    if not rail.link.downs:
+        return "-" + missed
+    shortest = longest = 0
+    for one in rail.link.downs:
+        still = rail.measured_end_ns - one.begin_ns
+        low, high = (still, still) if one.end_ns is None else bounds_ns(one)
+        shortest, longest = shortest + low, longest + high
+    most = format_duration(longest / 1e9)
+    if shortest == longest:
+        return most + missed
+    return (f"{shortest / 1e9:.2f}-{most}" if shortest else f"<{most}") + missed
+
+
+def percent(share: float) -> str:
+    """``98.5 %``; 100 % only when it is whole."""
+    if share >= 1:
+        return "100 %"
+    return f"{min(math.floor(share * 1000) / 10, 99.9):.1f} %"
+
+
+def cpu_share(node: NodeSummary, name: str) -> str:
+    """CPU use of all cores in percent."""
+    used, cores = node.figures.get(name), node.figures.get("cores")
+    if used is None or used.value is None or cores is None or not cores.value:
+        return UNKNOWN
+    return f"{100 * used.value / cores.value:.0f} %"
+
+
+def cell(node: NodeSummary, name: str) -> str:
+    """A node's figure by its unit."""
+    figure = node.figures.get(name)
+    if figure is None or figure.value is None:
+        return UNKNOWN
+    if figure.unit == "B":
+        return volume(figure)
+    if figure.unit == "s":
+        return (">" if figure.at_least else "") + format_duration(figure.value)
+    return count(figure)
+
+
+def memory(node: NodeSummary) -> str:
+    """``2.1/8.0 GiB``: the peak of all."""
+    peak, total = cell(node, "memory_max"), cell(node, "memory_total")
+    if UNKNOWN in (peak, total):
+        return peak
+    same = peak.split()[1] == total.split()[1]
+    return f"{peak.split()[0]}/{total}" if same else f"{peak}/{total}"
+
+
+def stalled(node: NodeSummary) -> str:
+    """The pressure that held tasks up longest, as a share of the measured time."""
+    known = [
+        (figure.value, name)
+        for name in PRESSURES
+        if (figure := node.figures.get(f"psi_{name}")) is not None and figure.value is not None
+    ]
+    if not known or not node.measured_ns:
+        return UNKNOWN
+    seconds, name = max(known)
+    share = percent(min(1.0, seconds * 1e9 / node.measured_ns))
+    return f"{name.split('_')[0].replace('memory', 'mem')} {share}"

@@ -1,0 +1,145 @@
+"""What the report's plots share: one time axis (zooming one zooms all), colours, look.
+
+Colours are such that they read on white and on near-black, and all backgrounds are transparent:
+one drawing serves light, dark and paper.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from bokeh.models import (
+    BoxZoomTool,
+    CrosshairTool,
+    CustomJSTickFormatter,
+    DatetimeTickFormatter,
+    HoverTool,
+    Range1d,
+    WheelZoomTool,
+)
+from bokeh.models.annotations import Span
+from bokeh.models.renderers import DataRenderer
+from bokeh.plotting import figure
+from numpy.typing import NDArray
+
+from fabricctl_analysis.model import Report
+from fabricctl_analysis.when import When
+
+TEXT = "#757b84"  # 4.3:1 on white and on #101216
+GRID = "#8a9099"
+RECEIVED, SENT = "#3b82c4", "#d9822b"
+DOWN, UNSEEN, GAP, STEP = "#d03f3f", "#c79a00", "#8a9099", "#2a9d6f"
+NODES = (RECEIVED, SENT, STEP, "#b565c9", "#c44f4f", "#8a8f3c", "#3aa6b0", "#9a7b5f")
+
+LEFT_PX = 64  # for the axis' labels, the same in all plots: their times stand above each other
+TIME = "time"  # name of the common range, for page.js
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What all plots have in common. Bokeh's dates are milliseconds since 1970; here they are of
+    the reader's zone, so that the ticks show its time."""
+
+    when: When
+    range: Range1d
+    cursor: Span
+
+    @property
+    def shift_ms(self) -> float:
+        return self.when.offset.total_seconds() * 1e3
+
+    def ms(self, at_ns: int) -> float:
+        """One instant."""
+        return at_ns / 1e6 + self.shift_ms
+
+    def all_ms(self, at_ns: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Many."""
+        return at_ns / 1e6 + self.shift_ms
+
+
+def time_axis(report: Report, when: When) -> Axis:
+    """The axis over the whole job."""
+    shift_ms = when.offset.total_seconds() * 1e3
+    begin = report.whole.begin_ns / 1e6 + shift_ms
+    end = max(report.whole.end_ns / 1e6 + shift_ms, begin + 1)
+    edge = (end - begin) * 0.01
+    low, high = begin - edge, end + edge
+    common = Range1d(start=low, end=high, bounds=(low, high), name=TIME)
+    return Axis(when, common, Span(dimension="height", line_color=GRID, line_dash="dotted"))
+
+
+def plot(
+    axis: Axis, height_px: int, last: bool = True, values: tuple[float, float] | None = None
+) -> figure:
+    """An empty plot; only the ``last`` of a group shows the times below it."""
+    made = figure(
+        height=height_px + (24 if last else 4),
+        sizing_mode="stretch_width",
+        x_axis_type="datetime",
+        x_range=axis.range,
+        tools=[
+            BoxZoomTool(dimensions="width"),
+            WheelZoomTool(dimensions="width", modifiers={"ctrl": True}),
+            CrosshairTool(dimensions="height", overlay=axis.cursor),
+        ],
+        toolbar_location=None,
+        background_fill_color=None,
+        border_fill_color=None,
+        outline_line_color=GRID,
+        outline_line_alpha=0.35,
+        min_border_left=LEFT_PX,
+        min_border_right=8,
+        min_border_top=4,
+        min_border_bottom=0,
+    )
+    if values is not None:
+        made.y_range = Range1d(start=values[0], end=values[1])
+    for ruler in (made.xaxis, made.yaxis):
+        ruler.axis_line_color = ruler.major_tick_line_color = ruler.minor_tick_line_color = None
+        ruler.major_label_text_color = TEXT
+        ruler.major_label_text_font_size = "11px"
+        ruler.major_label_text_font = "system-ui, sans-serif"
+    made.xaxis.visible = last
+    made.xaxis.formatter = _ticks()
+    made.xgrid.grid_line_color = made.ygrid.grid_line_color = GRID
+    made.xgrid.grid_line_alpha = made.ygrid.grid_line_alpha = 0.25
+    return made
+
+
+def _ticks() -> DatetimeTickFormatter:
+    return DatetimeTickFormatter(
+        microseconds="%H:%M:%S.%f",
+        milliseconds="%H:%M:%S.%3N",
+        seconds="%H:%M:%S",
+        minsec="%H:%M:%S",
+        minutes="%H:%M",
+        hourmin="%H:%M",
+        hours="%H:%M",
+        days="%m-%d",
+    )
+
+
+def hover(drawn: DataRenderer, rows: list[tuple[str, str]]) -> HoverTool:
+    """A box of label and value; ``@{column}`` texts are escaped by Bokeh."""
+    return HoverTool(renderers=[drawn], tooltips=rows, point_policy="follow_mouse")
+
+
+def rate_ticks() -> CustomJSTickFormatter:
+    """Bit/s with a decimal prefix; sent traffic is drawn below zero and written without sign."""
+    return CustomJSTickFormatter(
+        code="""
+        let value = Math.abs(tick), step = 0
+        for (; value >= 1000 && step < 5; step++) value /= 1000
+        return +value.toPrecision(3) + ' ' + ['b/s', 'kb/s', 'Mb/s', 'Gb/s', 'Tb/s', 'Pb/s'][step]
+        """
+    )
+
+
+def bytes_ticks() -> CustomJSTickFormatter:
+    """Bytes with a binary prefix."""
+    return CustomJSTickFormatter(
+        code="""
+        let value = tick, step = 0
+        for (; value >= 1024 && step < 5; step++) value /= 1024
+        return +value.toPrecision(3) + ' ' + ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'][step]
+        """
+    )

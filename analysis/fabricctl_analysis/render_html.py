@@ -1,0 +1,310 @@
+"""The report as one HTML file: plots, scripts and styles inside, nothing from a network."""
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+from bokeh.embed import components
+from bokeh.model import Model
+from bokeh.resources import Resources
+
+import fabricctl
+from fabricctl.units import format_duration
+from fabricctl_analysis import phrases
+from fabricctl_analysis.choose import most_telling, most_telling_nodes
+from fabricctl_analysis.findings import folded
+from fabricctl_analysis.model import Finding, NodeSummary, RailSummary, Report
+from fabricctl_analysis.plot_hosts import CHARTS, colours, host_chart
+from fabricctl_analysis.plot_rails import overview, traffic
+from fabricctl_analysis.plots import DOWN, GAP, RECEIVED, SENT, STEP, UNSEEN, Axis, time_axis
+from fabricctl_analysis.when import When
+
+# A page stays below 5 MB, of which Bokeh is 1.3: 24 plots of 800 points are 3 MB at most.
+MAX_TRAFFIC = 24
+MAX_OVERVIEW = 48
+MAX_ROWS = 200
+MAX_FINDINGS = 50
+
+
+def render_html(report: Report, found: Sequence[Finding], when: When) -> str:
+    """The whole page."""
+    axis = time_axis(report, when)
+    plots = _plots(report, axis)
+    script, places = components(plots) if plots else ("", {})
+    resources = Resources(mode="inline", components=["bokeh"])
+    here = Path(__file__)
+    body = "\n".join(
+        [
+            *_head(report, when),
+            *_findings(report, found, axis),
+            *_time_line(report, places),
+            *_traffic(report, places),
+            *_hosts(report, places),
+            *_tables(report, when),
+            *_foot(report),
+        ]
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>Job {escape(report.job.title)}</title>
+<style>{here.with_name("page.css").read_text(encoding="utf-8")}</style>
+{resources.render_js()}
+<script>{here.with_name("page.js").read_text(encoding="utf-8")}</script>
+</head>
+<body>
+<main>
+{body}
+</main>
+{script}
+</body>
+</html>
+"""
+
+
+def _plots(report: Report, axis: Axis) -> dict[str, Model]:
+    plots: dict[str, Model] = {}
+    if report.whole.length_ns == 0:
+        return plots
+    if report.rails:
+        plots["overview"] = overview(report, most_telling(report.rails, MAX_OVERVIEW), axis)
+    rails = most_telling(report.rails, MAX_TRAFFIC)
+    peaks = [rail.peaks[way].value or 0.0 for rail in rails for way in ("rx", "tx")]
+    for nth, rail in enumerate(rails):
+        last = nth == len(rails) - 1
+        plots[f"rail{nth}"] = traffic(report, rail, axis, max(peaks), last)
+    for name, _, _ in CHARTS:
+        made = host_chart(report, name, axis)
+        if made is not None:
+            plots[name] = made
+    return plots
+
+
+def _head(report: Report, when: When) -> Iterator[str]:
+    job, whole = report.job, report.whole
+    measured = sum(1 for node in report.nodes if node.measured)
+    down = sum(1 for rail in report.rails if rail.link.downs or rail.link.missed)
+    carrier = [rail for rail in report.rails if rail.link.measured]
+    facts = [
+        ("Ran", format_duration(whole.length_ns / 1e9), phrases.span(report, when)),
+        ("Nodes measured", f"{measured} of {len(report.nodes)}",
+         f"{phrases.percent(report.coverage)} of the nodes' time"),
+        ("Rails that went down", f"{down} of {len(carrier)}" if carrier else "not measured",
+         f"{len(report.rails) - len(carrier)} not measured" if carrier else ""),
+        ("Mode", job.mode or "not known",
+         f"{job.spares} nodes to spare" if job.spares else "no nodes to spare"),
+    ]  # fmt: skip
+    yield f"<h1>{escape(phrases.who(report))}</h1>"
+    if report.steps:
+        yield f'<p class="soft">{escape(phrases.steps(report, when))}</p>'
+    yield '<dl class="facts">'
+    for term, value, more in facts:
+        yield (
+            f"<div><dt>{escape(term)}</dt><dd>{escape(value)}<small>{escape(more)}</small></dd>"
+            "</div>"
+        )
+    yield "</dl>"
+    yield f'<p class="soft small">{escape(phrases.protection(report))}</p>'
+
+
+def _findings(report: Report, found: Sequence[Finding], axis: Axis) -> Iterator[str]:
+    yield "<h2>What stands out</h2>"
+    if not found:
+        yield f"<p>{escape(phrases.nothing(report))}</p>"
+        return
+    yield '<ol class="findings">'
+    for one in found[:MAX_FINDINGS]:
+        show = ""
+        if one.begin_ns is not None and one.end_ns is not None:
+            begin, end = axis.ms(one.begin_ns), axis.ms(one.end_ns)
+            show = f'<button data-begin="{begin:.6f}" data-end="{end:.6f}">Show</button>'
+        yield (
+            f'<li class="{one.severity}"><b>{one.severity}</b>'
+            f"<span>{escape(one.text)}</span>{show}</li>"
+        )
+    yield "</ol>"
+    if len(found) > MAX_FINDINGS:
+        yield f'<p class="soft">and {len(found) - MAX_FINDINGS} more: see --json</p>'
+
+
+def _legend(entries: Sequence[tuple[str, str, bool]]) -> str:
+    """Colour, words, hatched."""
+    items = "".join(
+        f'<li><i style="--swatch:{colour}"{" class=hatch" if hatched else ""}></i>{escape(words)}'
+        "</li>"
+        for colour, words, hatched in entries
+    )
+    return f'<ul class="legend">{items}</ul>'
+
+
+def _time_line(report: Report, places: dict[str, str]) -> Iterator[str]:
+    if "overview" not in places:
+        return
+    yield '<h2 id="timeline">Time line</h2>'
+    yield (
+        '<div class="bar"><button data-time="all">Whole job</button>'
+        '<button data-time="in" aria-label="Zoom in">+</button>'
+        '<button data-time="out" aria-label="Zoom out">&minus;</button>'
+        '<button data-time="left" aria-label="Earlier">&larr;</button>'
+        '<button data-time="right" aria-label="Later">&rarr;</button>'
+        '<span class="soft">Drag over any plot, or Ctrl and wheel: all zoom together.</span></div>'
+    )
+    shown = min(len(report.rails), MAX_OVERVIEW)
+    if shown < len(report.rails):
+        yield _of_many(shown, len(report.rails), "rails")
+    yield _legend([
+        (STEP, "measured, with carrier", False), (DOWN, "down", False),
+        (UNSEEN, "carrier changed in here, told by a counter alone", False),
+        (GAP, "not measured", True), (RECEIVED, "job step", False),
+    ])  # fmt: skip
+    yield f"<figure>{places['overview']}</figure>"
+
+
+def _of_many(shown: int, count: int, what: str) -> str:
+    words = f"The {shown} of {count} {what} that tell most: not measured, down, erring, busy."
+    return f'<p class="soft small">{escape(words)}</p>'
+
+
+def _traffic(report: Report, places: dict[str, str]) -> Iterator[str]:
+    rails = most_telling(report.rails, MAX_TRAFFIC)
+    if "rail0" not in places:
+        return
+    yield "<h2>Traffic of each rail</h2>"
+    if len(rails) < len(report.rails):
+        yield _of_many(len(rails), len(report.rails), "rails")
+    yield _legend([
+        (RECEIVED, "received (upwards)", False), (SENT, "sent (downwards)", False),
+        (DOWN, "down", False), (GAP, "not measured", True),
+    ])  # fmt: skip
+    for nth, rail in enumerate(rails):
+        down = phrases.down(rail)
+        told = "" if down == "-" else f' <span class="bad">down {escape(down)}</span>'
+        caption = (
+            f"<b>{escape(rail.node)} r{rail.index}</b> {escape(rail.interface)} &middot; received "
+            f"{escape(phrases.volume(rail.counters['rx_bytes']))}, sent "
+            f"{escape(phrases.volume(rail.counters['tx_bytes']))}{told}"
+        )
+        yield f"<figure><figcaption>{caption}</figcaption>{places[f'rail{nth}']}</figure>"
+
+
+def _hosts(report: Report, places: dict[str, str]) -> Iterator[str]:
+    yield "<h2>CPU and memory</h2>"
+    lines = colours(report)
+    if lines:
+        yield _legend([(colour, node, False) for node, colour in lines.items()])
+    else:
+        yield '<p class="soft small">Line: median of the nodes; band: lowest to highest.</p>'
+    for name, title, what in CHARTS:
+        caption = f"<figcaption><b>{escape(title)}</b> {escape(what)}</figcaption>"
+        plot = places.get(name, '<p class="soft">Not measured on any node.</p>')
+        yield f"<figure>{caption}{plot}</figure>"
+
+
+def _tables(report: Report, when: When) -> Iterator[str]:
+    yield "<h2>Rails</h2>"
+    rails = most_telling(report.rails, MAX_ROWS)
+    if len(rails) < len(report.rails):
+        yield _of_many(len(rails), len(report.rails), "rails")
+    head: tuple[str, ...]
+    head = ("rail", "interface", "received", "sent", "peak received", "peak sent", "down",
+            "times", "carrier changes", "errors", "drops")  # fmt: skip
+    yield from _table(head, [_rail_cells(rail) for rail in rails])
+    yield "<h2>Nodes</h2>"
+    nodes = most_telling_nodes(report.nodes, MAX_ROWS)
+    if len(nodes) < len(report.nodes):
+        yield _of_many(len(nodes), len(report.nodes), "nodes")
+    head = ("node", "measured", "agent lives", "CPU", "CPU peak", "cores", "memory peak", "of",
+            "job CPU", "job memory peak", "processes", "stalled most by")  # fmt: skip
+    yield from _table(head, [_node_cells(node, report) for node in nodes])
+    yield "<h2>Not measured</h2>"
+    if report.unmeasured:
+        rows = [_unmeasured_cells(report, nth, when) for nth in range(len(report.unmeasured))]
+        yield from _table(("nodes", "what", "when", "why"), rows[:MAX_ROWS], text=(1, 2, 3))
+    else:
+        yield "<p>Every source gave every reading that it was asked for.</p>"
+    if report.remarks:
+        yield "<h2>Notes of the nodes</h2>"
+        notes = [
+            (when.clock(note.at_ns), note.node, note.severity, note.source, note.text)
+            for note in report.remarks[:MAX_ROWS]
+        ]
+        yield from _table(("at", "node", "weight", "from", "note"), notes, text=(1, 2, 3, 4))
+
+
+def _rail_cells(rail: RailSummary) -> tuple[str, ...]:
+    changes = rail.link.changes
+    return (
+        f"{rail.node} r{rail.index}",
+        rail.interface,
+        phrases.volume(rail.counters["rx_bytes"]),
+        phrases.volume(rail.counters["tx_bytes"]),
+        phrases.rate(rail.peaks["rx"]),
+        phrases.rate(rail.peaks["tx"]),
+        phrases.down(rail),
+        str(len(rail.link.downs)) if rail.link.measured else phrases.UNKNOWN,
+        phrases.UNKNOWN if changes is None else str(changes),
+        phrases.both(rail, "errors"),
+        phrases.both(rail, "dropped"),
+    )
+
+
+def _node_cells(node: NodeSummary, report: Report) -> tuple[str, ...]:
+    whole = report.whole.length_ns
+    share = min(1.0, node.measured_ns / whole) if whole else 0.0
+    return (
+        node.name,
+        phrases.percent(share) if node.measured else phrases.UNKNOWN,
+        str(node.agent_lives) if node.agent_lives else phrases.UNKNOWN,
+        phrases.cpu_share(node, "cpu_mean"),
+        phrases.cpu_share(node, "cpu_max"),
+        phrases.cell(node, "cores"),
+        phrases.cell(node, "memory_max"),
+        phrases.cell(node, "memory_total"),
+        phrases.cell(node, "job_cpu"),
+        phrases.cell(node, "job_memory_max"),
+        phrases.cell(node, "job_processes_max"),
+        phrases.stalled(node),
+    )
+
+
+def _unmeasured_cells(report: Report, nth: int, when: When) -> tuple[str, ...]:
+    one = report.unmeasured[nth]
+    times = "whole job"
+    if one.span is not None:
+        length = format_duration(one.span.length_ns / 1e9)
+        times = f"{length}, {when.clock(one.span.begin_ns)} to {when.clock(one.span.end_ns)}"
+    return folded(one.nodes), one.what, times, one.why
+
+
+def _table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = ()
+) -> Iterator[str]:
+    yield '<div class="scroll"><table><thead><tr>'
+    yield "".join(
+        f"<th{' class=text' if nth in text else ''}>{escape(word)}</th>"
+        for nth, word in enumerate(head)
+    )
+    yield "</tr></thead><tbody>"
+    for row in rows:
+        yield "<tr>" + "".join(_cell(cell, nth in text) for nth, cell in enumerate(row)) + "</tr>"
+    yield "</tbody></table></div>"
+
+
+def _cell(cell: str, text: bool) -> str:
+    if cell == phrases.UNKNOWN:
+        return '<td class="unknown">not measured</td>'
+    return f"<td{' class=text' if text else ''}>{escape(cell)}</td>"
+
+
+def _foot(report: Report) -> Iterator[str]:
+    yield f'<h2>Times</h2><p class="small">{escape(phrases.clock(report))}</p>'
+    words = (
+        f"Counters are differences of the kernel's own between a node's first and last sample; "
+        f"“>” marks a lower bound (the counter was reset). Trace {report.job.source}, schema "
+        f"version {report.job.schema_version}; report by fabricctl {fabricctl.__version__}."
+    )
+    yield f'<p class="small soft">{escape(words)}</p>'

@@ -1,0 +1,191 @@
+"""The report as one screen of a terminal, the most important thing first."""
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fabricctl.units import format_rate
+from fabricctl_analysis import phrases, spark
+from fabricctl_analysis.choose import most_telling, most_telling_nodes
+from fabricctl_analysis.model import Finding, NodeSummary, RailSummary, Report
+from fabricctl_analysis.when import When
+
+WIDTH = 80
+MAX_FINDINGS = 10
+MAX_ROWS = 16  # of a table: the whole stays on one screen of 50 lines
+MAX_UNMEASURED = 8
+SPARK = (6, 20)  # fewest and most characters
+
+_COLOURS = {"error": "31;1", "warning": "33", "head": "1"}
+_MARKS = {"error": "!!", "warning": " !", "info": "  "}
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What the terminal can show."""
+
+    colour: bool = False
+    unicode: bool = False
+
+    def paint(self, text: str, role: str) -> str:
+        """``text`` in the colour of its role, if there are colours."""
+        if not self.colour or role not in _COLOURS:
+            return text
+        return f"\x1b[{_COLOURS[role]}m{text}\x1b[0m"
+
+
+def render_text(
+    report: Report, found: Sequence[Finding], when: When, screen: Screen | None = None
+) -> str:
+    """The screen, in lines of at most 80 columns."""
+    screen = screen or Screen()
+    lines = [
+        *_head(report, when, screen),
+        *_findings(report, found, screen),
+        *_rails(report, screen),
+        *_nodes(report, screen),
+        *_unmeasured(report, when, screen),
+        "",
+        *_wrap(phrases.clock(report)),
+    ]
+    text = "\n".join(lines) + "\n"
+    return text if screen.unicode else text.encode("ascii", "replace").decode()
+
+
+def _wrap(text: str, indent: str = "") -> list[str]:
+    """Lines of the screen's width; a word longer than that is cut, so that nothing sticks out."""
+    return textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False) or [""]
+
+
+def _head(report: Report, when: When, screen: Screen) -> Iterator[str]:
+    yield from (screen.paint(line, "head") for line in _wrap(phrases.who(report), "  "))
+    yield from _wrap(phrases.span(report, when), "  ")
+    if report.steps:
+        yield from _wrap(phrases.steps(report, when), "  ")
+    yield from _wrap(phrases.protection(report), "  ")
+    yield ""
+
+
+def _findings(report: Report, found: Sequence[Finding], screen: Screen) -> Iterator[str]:
+    for one in found[:MAX_FINDINGS]:
+        for line in _wrap(f"{_MARKS[one.severity]} {one.text}", "   "):
+            yield screen.paint(line, one.severity)
+    if len(found) > MAX_FINDINGS:
+        yield f"   and {len(found) - MAX_FINDINGS} more: --json lists all"
+    if not found:
+        yield from _wrap(phrases.nothing(report))
+
+
+def _rails(report: Report, screen: Screen) -> Iterator[str]:
+    rails = most_telling(report.rails, MAX_ROWS)
+    if not rails:
+        return
+    cells = [_rail_cells(rail) for rail in rails]
+    head = ("RAIL", "received", "sent", "peak rx", "down", "errors", "drops")
+    room = WIDTH - sum(_widths([head, *cells])) - 2 * len(head)
+    bins = min(max(room, SPARK[0]), SPARK[1])
+    traffic = [spark.traffic(rail, report.whole, bins) for rail in rails]
+    known = [float(np.nanmax(values)) for values in traffic if not np.isnan(values).all()]
+    highest = max(known, default=0.0)
+    blocks = spark.BLOCKS if screen.unicode else spark.ASCII
+    rows = [
+        (*row, spark.sparkline(values, highest, rail, report.whole, blocks))
+        for row, values, rail in zip(cells, traffic, rails, strict=True)
+    ]
+    yield ""
+    yield from _table((*head, "traffic"[:bins]), rows, "lrrrrrrl", screen)
+    yield from _wrap(_legend(rows, highest, blocks))
+    if len(rails) < len(report.rails):
+        yield f"The {len(rails)} most telling of {len(report.rails)} rails; --json has all."
+
+
+def _rail_cells(rail: RailSummary) -> tuple[str, ...]:
+    return (
+        f"{_cut(rail.node, 14)} r{rail.index} {_cut(rail.interface, 10)}",
+        phrases.volume(rail.counters["rx_bytes"]),
+        phrases.volume(rail.counters["tx_bytes"]),
+        phrases.rate(rail.peaks["rx"]),
+        phrases.down(rail),
+        phrases.both(rail, "errors"),
+        phrases.both(rail, "dropped"),
+    )
+
+
+def _legend(rows: Sequence[tuple[str, ...]], highest: float, blocks: str) -> str:
+    """What the marks mean that are there."""
+    lines = "".join(row[-1] for row in rows)
+    cells = [cell for row in rows for cell in row[1:-1]]
+    parts = [f"traffic, both ways: {blocks[-1]} is {format_rate(highest)}"]
+    if spark.DOWN in lines:
+        parts.append("x down")
+    if "?" in lines or phrases.UNKNOWN in cells:
+        parts.append("? not measured")
+    if any(cell.startswith(">") for cell in cells):
+        parts.append("> at least")
+    if any(cell.endswith("+") for cell in cells):
+        parts.append("+ and changes that no sample saw")
+    return "; ".join(parts)
+
+
+def _nodes(report: Report, screen: Screen) -> Iterator[str]:
+    nodes = most_telling_nodes(report.nodes, MAX_ROWS)
+    if not nodes:
+        return
+    head = ("NODE", "measured", "CPU", "peak", "cores", "mem peak/all", "job CPU", "job mem",
+            "stalled")  # fmt: skip
+    yield ""
+    rows = [_node_cells(node, report) for node in nodes]
+    yield from _table(head, rows, "lrrrrrrrr", screen)
+    if len(nodes) < len(report.nodes):
+        yield f"The {len(nodes)} most telling of {len(report.nodes)} nodes; --json has all."
+
+
+def _node_cells(node: NodeSummary, report: Report) -> tuple[str, ...]:
+    whole = report.whole.length_ns
+    share = min(1.0, node.measured_ns / whole) if whole else 0.0
+    return (
+        _cut(node.name, 14),
+        phrases.percent(share) if node.measured else "no",
+        phrases.cpu_share(node, "cpu_mean"),
+        phrases.cpu_share(node, "cpu_max"),
+        phrases.cell(node, "cores"),
+        phrases.memory(node),
+        phrases.cell(node, "job_cpu"),
+        phrases.cell(node, "job_memory_max"),
+        phrases.stalled(node),
+    )
+
+
+def _unmeasured(report: Report, when: When, screen: Screen) -> Iterator[str]:
+    if not report.unmeasured:
+        return
+    yield ""
+    yield screen.paint("NOT MEASURED", "head")
+    for one in report.unmeasured[:MAX_UNMEASURED]:
+        yield from _wrap(phrases.unmeasured(one, when), "  ")
+    more = len(report.unmeasured) - MAX_UNMEASURED
+    if more > 0:
+        yield f"and {more} more: --json lists all"
+
+
+def _table(
+    head: tuple[str, ...], rows: Sequence[tuple[str, ...]], align: str, screen: Screen
+) -> Iterator[str]:
+    widths = _widths([head, *rows])
+    for nth, row in enumerate([head, *rows]):
+        cells = [
+            cell.ljust(width) if how == "l" else cell.rjust(width)
+            for cell, width, how in zip(row, widths, align, strict=True)
+        ]
+        line = "  ".join(cells).rstrip()
+        yield screen.paint(line, "head") if nth == 0 else line
+
+
+def _widths(rows: Sequence[tuple[str, ...]]) -> list[int]:
+    return [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "~"

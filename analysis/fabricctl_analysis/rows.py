@@ -1,0 +1,101 @@
+"""What the summaries work on: one node's rows, put on the time line.
+
+Between the store (which knows files) and the summaries (which know numbers): rows in the order of
+time, texts cleaned, times converted. Hostile texts end here.
+"""
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fabricctl_analysis.align import NodeClock, Ns, Rows, node_clock, possible
+
+
+@dataclass(frozen=True)
+class NodeRows:
+    """One node: ``real_ns[table]`` are the times of ``tables[table]`` on its CLOCK_REALTIME.
+
+    ``clocks`` has one entry per boot of the node; empty when no row carries both clocks, so that
+    nothing can be placed: the tables are then empty.
+    """
+
+    name: str
+    rails: tuple[str, ...]  # interface names in rail order
+    sample_hz: float | None  # asked for
+    begin_ns: int | None  # when the allocation began and ended on this node, as far as known
+    end_ns: int | None
+    tables: dict[str, Rows]
+    real_ns: dict[str, Ns]
+    clocks: tuple[NodeClock, ...]
+    stored_rows: int  # also those that could not be placed
+
+
+@dataclass(frozen=True)
+class Boot:
+    """The rows of one node between two starts of its kernel, as they were stored."""
+
+    tables: Mapping[str, Rows]
+
+
+def place(
+    name: str,
+    rails: Sequence[str],
+    boots: Sequence[Boot],
+    *,
+    sample_hz: float | None = None,
+    begin_ns: int | None = None,
+    end_ns: int | None = None,
+) -> NodeRows:
+    """Rows as they were stored, to rows on the time line."""
+    clocks = [node_clock(boot.tables) for boot in boots]
+    tables: dict[str, Rows] = {}
+    real: dict[str, Ns] = {}
+    for table in boots[0].tables if boots else ():
+        parts = [
+            _on_line(boot.tables[table], clock)
+            for boot, clock in zip(boots, clocks, strict=True)
+            if clock is not None
+        ]
+        rows = np.concatenate([boots[0].tables[table][:0], *(part[0] for part in parts)])
+        times = np.concatenate([np.empty(0, np.int64), *(part[1] for part in parts)])
+        order = np.argsort(times, kind="stable")
+        tables[table], real[table] = rows[order], times[order]
+    return NodeRows(
+        name=clean(name),
+        rails=tuple(map(clean, rails)),
+        sample_hz=sample_hz,
+        begin_ns=begin_ns,
+        end_ns=end_ns,
+        tables=tables,
+        real_ns=real,
+        clocks=tuple(clock for clock in clocks if clock is not None),
+        stored_rows=sum(len(rows) for boot in boots for rows in boot.tables.values()),
+    )
+
+
+def _on_line(rows: Rows, clock: NodeClock) -> tuple[Rows, Ns]:
+    """Rows whose times can be, and those times."""
+    rows = rows[possible(rows["time_mono_ns"])]
+    times = clock.real(rows["time_mono_ns"].astype(np.int64))
+    return rows[possible(times)], times[possible(times)]
+
+
+def clean(text: str | bytes) -> str:
+    """Text from a trace without anything that steers a terminal or turns its direction round."""
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    return "".join(char if _shows(char) else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def _shows(char: str) -> bool:
+    # Cc control, Cf format (bidirectional overrides), Cs surrogate, Zl and Zp line separators.
+    return unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def of_rail(rows: NodeRows, table: str, rail: int) -> tuple[Ns, Rows]:
+    """Times and rows of one rail."""
+    mine: NDArray[np.bool_] = rows.tables[table]["rail"] == rail
+    return rows.real_ns[table][mine], rows.tables[table][mine]

@@ -1,0 +1,205 @@
+"""From rows on the time line to the report's figures.
+
+Nodes are taken one by one, so that a wide job's rows are never in memory together.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fabricctl.store import schema
+from fabricctl_analysis import coverage
+from fabricctl_analysis.align import ClockStep, Ns
+from fabricctl_analysis.coverage import Span
+from fabricctl_analysis.host import host_figures
+from fabricctl_analysis.model import (
+    JobFacts,
+    LinkMark,
+    NodeSummary,
+    RailSummary,
+    Remark,
+    Report,
+    Severity,
+    StepSummary,
+    Unmeasured,
+)
+from fabricctl_analysis.rails import rail_summary
+from fabricctl_analysis.rows import NodeRows, clean
+from fabricctl_analysis.unmeasured import empty_figures, gaps_of, missing_nodes
+
+_SEVERITY: dict[int, Severity] = {
+    schema.Severity.INFO: "info",
+    schema.Severity.WARNING: "warning",
+    schema.Severity.ERROR: "error",
+}
+_SAMPLED = ("rail", "host", "job")
+
+
+@dataclass(frozen=True)
+class NodePart:
+    """What one node adds to the report."""
+
+    summary: NodeSummary
+    ends_ns: tuple[int, ...]  # instants that the job lasted to or began at, at least
+    limit_ns: int  # samples further apart leave a gap
+    lives_ns: tuple[int, ...]
+    rails: tuple[RailSummary, ...]
+    marks: tuple[LinkMark, ...]
+    remarks: tuple[Remark, ...]
+    steps: tuple[tuple[str, int, int], ...]  # step, schema.StepEvent, real ns
+    clock_steps: tuple[ClockStep, ...]
+    unmeasured: tuple[Unmeasured, ...]
+
+
+def summarise(
+    job: JobFacts, nodes: Iterable[NodeRows], begin_ns: int | None, end_ns: int | None
+) -> Report:
+    """The report; ``begin_ns`` and ``end_ns`` of the job on CLOCK_REALTIME, as far as known."""
+    parts = [node_part(rows) for rows in nodes]
+    ends = [at for part in parts for at in part.ends_ns]
+    ends += [at for at in (begin_ns, end_ns) if at is not None]
+    whole = Span(min(ends), max(ends)) if ends else Span(0, 0)
+    present = [part.summary for part in parts]
+    missing = missing_nodes(job.nodes, (node.name for node in present))
+    rails = tuple(rail for part in parts for rail in part.rails)
+    lost = [NodeSummary(name) for one in missing for name in one.nodes]
+    return Report(
+        job=job,
+        whole=whole,
+        nodes=tuple(sorted([*present, *lost], key=_order(job.nodes))),
+        rails=rails,
+        marks=tuple(sorted((m for p in parts for m in p.marks), key=lambda mark: mark.at_ns)),
+        steps=_steps(parts),
+        remarks=tuple(sorted((r for p in parts for r in p.remarks), key=lambda r: r.at_ns)),
+        unmeasured=(*missing, *_unmeasured(parts, whole, rails)),
+        clock_steps=tuple((p.summary.name, step) for p in parts for step in p.clock_steps),
+    )
+
+
+def node_part(rows: NodeRows) -> NodePart:
+    """One node's part, whatever the other nodes hold."""
+    times = _sample_times(rows)
+    period_ns = _period_ns(rows, times)
+    limit_ns = coverage.gap_limit_ns(period_ns or 0)
+    figures, series = host_figures(rows, limit_ns)
+    errors = [clock.error_ns for clock in rows.clocks]
+    known = [error for error in errors if error is not None]
+    indices = {*range(len(rows.rails)), *np.unique(rows.tables["rail"]["rail"]).tolist()}
+    summary = NodeSummary(
+        name=rows.name,
+        measured=tuple(coverage.measured_spans(times, limit_ns)),
+        period_ns=period_ns,
+        agent_lives=len(rows.tables["life"]),
+        clock_error_ns=max(known) if known and len(known) == len(errors) else None,
+        figures=figures,
+        series=series,
+    )
+    ends = [at for at in (rows.begin_ns, rows.end_ns) if at is not None]
+    ends += [int(t) for t in (times[0], times[-1])] if len(times) else []
+    return NodePart(
+        summary=summary,
+        ends_ns=tuple(ends),
+        limit_ns=limit_ns,
+        lives_ns=tuple(rows.real_ns["life"].tolist()),
+        rails=tuple(rail_summary(rows, index, limit_ns) for index in sorted(indices)),
+        marks=_marks(rows),
+        remarks=_remarks(rows),
+        steps=_step_rows(rows),
+        clock_steps=tuple(step for clock in rows.clocks for step in clock.steps),
+        unmeasured=_of_node(rows),
+    )
+
+
+def _sample_times(rows: NodeRows) -> Ns:
+    """Instants at which something was sampled, each once."""
+    return np.unique(np.concatenate([rows.real_ns[name] for name in _SAMPLED]))
+
+
+def _period_ns(rows: NodeRows, times: Ns) -> int | None:
+    """What was asked for; without that, the usual distance of the node's samples."""
+    if rows.sample_hz is not None and rows.sample_hz > 0:
+        return int(1e9 / rows.sample_hz)
+    host = rows.real_ns["host"]
+    return coverage.sampling_period_ns(host if len(host) > 1 else times)
+
+
+def _marks(rows: NodeRows) -> tuple[LinkMark, ...]:
+    events = rows.tables["link_event"]
+    known = {int(event): event.name.lower() for event in schema.LinkEvent}
+    return tuple(
+        LinkMark(rows.name, int(row["rail"]), int(at), known.get(int(row["event"]), "unknown"))
+        for at, row in zip(rows.real_ns["link_event"], events, strict=True)
+    )
+
+
+def _remarks(rows: NodeRows) -> tuple[Remark, ...]:
+    return tuple(
+        Remark(
+            rows.name,
+            int(at),
+            _SEVERITY.get(int(row["severity"]), "error"),
+            clean(row["source"]),
+            clean(row["text"]),
+        )
+        for at, row in zip(rows.real_ns["note"], rows.tables["note"], strict=True)
+    )
+
+
+def _step_rows(rows: NodeRows) -> tuple[tuple[str, int, int], ...]:
+    return tuple(
+        (clean(row["step"]), int(row["event"]), int(at))
+        for at, row in zip(rows.real_ns["step"], rows.tables["step"], strict=True)
+    )
+
+
+def _of_node(rows: NodeRows) -> tuple[Unmeasured, ...]:
+    found = [
+        Unmeasured((rows.name,), "part of a journal", f"damaged: {clean(row['damage'])}")
+        for row in rows.tables["life"]
+        if row["damage"]
+    ]
+    if rows.stored_rows and not rows.clocks:
+        why = f"{rows.stored_rows} rows carry no reading of CLOCK_REALTIME to place them by"
+        found.append(Unmeasured((rows.name,), "everything", why))
+    elif not rows.stored_rows:
+        found.append(Unmeasured((rows.name,), "everything", "its trace holds no rows"))
+    return tuple(found)
+
+
+def _steps(parts: Sequence[NodePart]) -> tuple[StepSummary, ...]:
+    seen: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
+    for part in parts:
+        for step, event, at in part.steps:
+            seen[step].append((part.summary.name, event, at))
+    steps = [
+        StepSummary(
+            step,
+            tuple(dict.fromkeys(node for node, _, _ in rows)),
+            min((at for _, event, at in rows if event == schema.StepEvent.BEGIN), default=None),
+            max((at for _, event, at in rows if event == schema.StepEvent.END), default=None),
+        )
+        for step, rows in seen.items()
+    ]
+    return tuple(sorted(steps, key=lambda step: (step.begin_ns or step.end_ns or 0, step.step)))
+
+
+def _unmeasured(
+    parts: Sequence[NodePart], whole: Span, rails: Sequence[RailSummary]
+) -> list[Unmeasured]:
+    placed = [part for part in parts if part.summary.measured]
+    return [
+        *(one for part in parts for one in part.unmeasured),
+        *(
+            gap
+            for part in placed
+            for gap in gaps_of(part.summary, part.lives_ns, whole, part.limit_ns)
+        ),
+        *empty_figures([p.summary for p in placed], [r for r in rails if r.counters]),
+    ]
+
+
+def _order(allocation: Sequence[str]) -> Callable[[NodeSummary], tuple[int, str]]:
+    at = {name: nth for nth, name in enumerate(allocation)}
+    return lambda node: (at.get(node.name, len(at)), node.name)
