@@ -1,4 +1,4 @@
-"""What a node is told when it starts: ``boot.json``, written by the lab, read by the node's init."""
+"""What a node is told when it starts: ``boot.json``, which the lab writes and its init reads."""
 
 import json
 from collections.abc import Mapping

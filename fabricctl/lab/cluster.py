@@ -1,24 +1,26 @@
 """The lab: a real multi-node Slurm on this machine, one init process and its namespaces a node."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fabricctl.errors import LabError, SystemRefusedError
-from fabricctl.lab import cgroups, control, kernel
-from fabricctl.lab.boot import Boot, Service
+from fabricctl.lab import cgroups, kernel
+from fabricctl.lab.diskfull import mount_tmpfs
 from fabricctl.lab.etc import make_disk, make_etc, make_shared
-from fabricctl.lab.site import Site, code_root
-from fabricctl.lab.spec import BASE, CONTROLLER, JOB_USERS, SHARED, LabPaths, LabSpec
+from fabricctl.lab.faults import Faults
+from fabricctl.lab.kinds import Fault, make_fault
+from fabricctl.lab.lock import locked
+from fabricctl.lab.nodes import Nodes, NodeStatus, search_path
+from fabricctl.lab.registry import InForce
+from fabricctl.lab.site import Site
+from fabricctl.lab.spec import BASE, CONTROLLER, LabPaths, LabSpec
+from fabricctl.lab.stamp import Stamp
 from fabricctl.lab.wiring import wire
 
 _TOOLS: Mapping[str, str] = {  # program: the apt package it comes in
@@ -29,20 +31,9 @@ _TOOLS: Mapping[str, str] = {  # program: the apt package it comes in
     "nsenter": "util-linux",
     "setpriv": "util-linux",
 }
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_BOOT_S = 30.0  # 0.4 s on an idle machine with two cores
-_IDLE_S = 60.0  # 2 s on an idle machine with two cores
-_SPOOL_SIZE, _DISK_SIZE, _SHARED_SIZE = "256m", "1g", "4g"
-
-
-@dataclass(frozen=True)
-class NodeStatus:
-    """One node as it is now."""
-
-    name: str
-    state: str  # up, down, frozen
-    pid: int | None
-    services: Mapping[str, Mapping[str, Any]]
+_IDLE_S = 90.0  # 0.2 s after the last node's boot on an idle machine with two cores
+# sinfo's short states of a node that answers and takes jobs
+_FIT = ("idle", "mix", "alloc", "comp")
 
 
 class Lab:
@@ -51,17 +42,19 @@ class Lab:
     As a context manager it is brought up and taken down::
 
         with Lab(LabSpec(name="mine")) as lab:
-            lab.exec("ctl", ["srun", "-N4", "hostname"], user="alice")
+            lab.fault("cut", "n2", "r0", for_s=3)
+            lab.run(["srun", "-N4", "hostname"])
     """
 
-    def __init__(self, spec: LabSpec | None = None, *, name: str | None = None) -> None:
-        """``spec``: what to bring up; ``name``: an existing lab, or one with defaults."""
-        wanted = spec or LabSpec(name=name or "lab")
-        self.paths = LabPaths(wanted.name)
-        self.name = wanted.name
-        self.spec = wanted
+    def __init__(self, spec: LabSpec | None = None, *, name: str = "lab") -> None:
+        """``spec``: what to bring up; ``name``: the lab of that name as it is, or by default."""
+        self.spec = spec or LabSpec(name=name)
+        self.paths = LabPaths(self.spec.name)
         if spec is None and self.exists():
             self.spec = LabSpec.from_json(self.paths.spec.read_text())
+        self.name = self.spec.name
+        self.nodes = Nodes(self.spec, self.paths)
+        self.faults = Faults(self.nodes, self._site)
 
     def __enter__(self) -> "Lab":
         self.up()
@@ -72,28 +65,43 @@ class Lab:
 
     def exists(self) -> bool:
         """Whether there is anything of it; half-dead counts."""
-        return self.paths.spec.is_file()
+        try:
+            return self.paths.spec.is_file()
+        except PermissionError:
+            raise SystemRefusedError(f"lab {self.name}: is root's; ask as root") from None
+
+    def _site(self) -> Site | None:
+        return None if self.spec.bare else Site.find()
 
     # Up --------------------------------------------------------------------------------------
 
     def up(self, *, say: Callable[[str], None] = lambda _: None) -> None:
-        """Brings everything up that is not: from nothing, or what died of a lab.
+        """Brings everything up that is not: from nothing, or what died of a lab; heals all faults.
 
-        Returns when every node is idle (or runs jobs). Raises :class:`LabError` with what is in
+        Returns when every node is idle or runs jobs. Raises :class:`LabError` with what is in
         the way; what was done until then stays and a second call goes on from there.
         """
         preflight()
-        with self._locked():
+        with locked(self.paths):
             self._refuse_other_spec()
             self._make_state()
-            site = None if self.spec.bare else Site.find()
+            site = self._site()
             if site and site.missing:
                 say(f"not built yet, left out: {', '.join(site.missing)}")
-            make_etc(self.spec, self.paths, site)
+            reconfigured = make_etc(self.spec, self.paths, site)
             make_shared(self.paths)
             wire(self.spec, self.paths)
-            self._start_nodes(site)
+            self._thaw()
+            healed = self.faults.heal_all(cause="up", already_locked=True)
+            if healed:
+                say(f"healed: {', '.join(healed)}")
+            self.faults.reset_ports()
+            started = self.nodes.start(self.spec.all_nodes, site)
+            if reconfigured and CONTROLLER not in started:
+                self.exec(CONTROLLER, ["scontrol", "reconfigure"], check=False)
             self._wait_idle()
+        for name in self.nodes.outdated(site):
+            say(f"node {name} runs with what was built when it was started; lab down renews it")
 
     def _refuse_other_spec(self) -> None:
         if not self.exists():
@@ -115,79 +123,35 @@ class Lab:
         self.paths.spec.write_text(self.spec.to_json())
         for path in (self.paths.nodes, self.paths.faults):
             path.mkdir(exist_ok=True)
-        _tmpfs(self.paths.shared, _SHARED_SIZE, "755")
+        mount_tmpfs(self.paths.shared, "755")
         for name in self.spec.all_nodes:
             node = self.paths.node(name)
-            for directory in (node.dir, node.root):
+            for directory in (node.dir, node.root, node.lab):
                 directory.mkdir(exist_ok=True)
-            _tmpfs(node.disk, _DISK_SIZE, "755")
-            _tmpfs(node.spool, _SPOOL_SIZE, "711")
+            mount_tmpfs(node.disk, "755")
+            mount_tmpfs(node.spool, "711")
             make_disk(node.disk)
 
-    def _start_nodes(self, site: Site | None) -> None:
-        starting = [
-            (name, self._launch(name, site))
-            for name in self.spec.all_nodes
-            if self._pid(name) is None
-        ]
-        for name, ready in starting:
-            _await_ready(name, ready, self.paths.node(name).console)
-        fresh = {name for name, _ in starting}
+    def _thaw(self) -> None:
+        """Also a node that was frozen by hand."""
         for name in self.spec.all_nodes:
-            if name not in fresh:
-                self._start_services(name)
-
-    def _start_services(self, name: str) -> None:
-        for service, state in self.node_status(name).services.items():
-            if not state["up"]:
-                self._ask(name, {"do": "start", "service": service})
-
-    def _launch(self, name: str, site: Site | None) -> int:
-        """Starts a node's init; returns the pipe on which it will say that it is ready."""
-        node = self.paths.node(name)
-        boot = Boot(
-            node=name,
-            state=self.paths.state,
-            netns=self.paths.node_netns(name),
-            code=tuple(_code_directories()),
-            cgroup_dirs=tuple(cgroups.make(self.name, name)),
-            cgroup_mounts=_cgroup_mounts(),
-            services=_services(name, site),
-        )
-        file = node.dir / "boot.json"
-        file.write_text(boot.to_json())
-        ready, theirs = os.pipe()
-        with node.console.open("ab") as console:
-            subprocess.run(
-                [sys.executable, "-m", "fabricctl.lab.init", str(file), str(theirs)],
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=console,
-                pass_fds=(theirs,),
-                env={"PATH": _path()},
-                cwd="/",
-                timeout=_BOOT_S,
-            )
-        os.close(theirs)
-        return ready
+            if cgroups.is_frozen(self.name, name):
+                cgroups.freeze(self.name, name, False)
 
     def _wait_idle(self) -> None:
-        """Until Slurm calls every node idle or busy with jobs."""
         deadline = time.monotonic() + _IDLE_S
         states: dict[str, str] = {}
         while time.monotonic() < deadline:
             states = self.slurm_states()
-            waiting = [name for name in self.spec.compute_nodes if not _is_fit(states.get(name))]
+            waiting = [name for name in self.spec.compute_nodes if states.get(name) not in _FIT]
             if not waiting:
                 return
-            self._resume([name for name in waiting if "drain" in states.get(name, "")])
+            for name in waiting:
+                if "drain" in states.get(name, "") or "drng" in states.get(name, ""):
+                    argv = ["scontrol", "update", f"NodeName={name}", "State=RESUME"]
+                    self.exec(CONTROLLER, argv, check=False, timeout_s=10)
             time.sleep(0.05)
         raise LabError(f"lab {self.name}: after {_IDLE_S:.0f} s Slurm says {states or 'nothing'}")
-
-    def _resume(self, names: Sequence[str]) -> None:
-        for name in names:
-            argv = ["scontrol", "update", f"NodeName={name}", "State=RESUME"]
-            self.exec(CONTROLLER, argv, check=False, timeout_s=10)
 
     def slurm_states(self) -> dict[str, str]:
         """Each compute node's state in sinfo's short form; empty while slurmctld is not there."""
@@ -196,18 +160,19 @@ class Lab:
             done = self.exec(CONTROLLER, argv, check=False, timeout_s=10)
         except (LabError, subprocess.TimeoutExpired):
             return {}
-        return dict(line.split()[:2] for line in done.stdout.splitlines() if " " in line)
+        pairs = (line.split() for line in done.stdout.splitlines())
+        return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
 
     # Down ------------------------------------------------------------------------------------
 
     def down(self) -> None:
-        """Ends every process of the lab and takes away all that it made. Nothing there: nothing
+        """Ends every process of the lab and takes away all that it made. Where nothing is, nothing
         happens."""
         if os.geteuid() != 0:
             raise SystemRefusedError("lab: only root can take it down")
-        if not BASE.is_dir():
+        if not self._leaves_a_trace():
             return
-        with self._locked():
+        with locked(self.paths):
             self._end_processes()
             state = self.paths.state
             while kernel.is_mount(state):
@@ -219,50 +184,81 @@ class Lab:
         with contextlib.suppress(OSError):
             BASE.rmdir()  # another lab may still be there
 
+    def _leaves_a_trace(self) -> bool:
+        return (
+            self.paths.lock.exists() or self.paths.state.exists() or bool(cgroups.groups(self.name))
+        )
+
     def _end_processes(self) -> None:
-        for name in self.spec.all_nodes:
-            if cgroups.is_frozen(self.name, name):
-                cgroups.freeze(self.name, name, False)
-        for _ in range(500):
+        left: set[int] = set()
+        for _ in range(1000):
             left = set(self.processes())
             if not left:
                 return
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, 9)
+            self._thaw()  # a frozen process dies when it is thawed
             time.sleep(0.01)
         raise LabError(f"lab {self.name}: processes {sorted(left)} do not end")
 
     def processes(self) -> Iterator[int]:
-        """Every process of the lab: in its control groups, its networks, or starting up."""
+        """Every process of the lab: in its control groups, its networks, or about to be."""
         yield from cgroups.processes(self.name)
         inodes = {path.stat().st_ino for path in self.paths.net.glob("*")}
-        mark = f"{self.paths.state}/".encode()
+        marks = (
+            f"fabricctl.lab.init\0{self.paths.state}/".encode(),
+            f"fabricctl.lab.actor\0{self.name}\0".encode(),
+        )
         for path in Path("/proc").iterdir():
             if not path.name.isdigit() or int(path.name) == os.getpid():
                 continue
             try:
                 command = (path / "cmdline").read_bytes()
-                if (path / "ns" / "net").stat().st_ino in inodes or (
-                    b"fabricctl.lab." in command and mark in command
-                ):
-                    yield int(path.name)
+                network = (path / "ns" / "net").stat().st_ino
             except OSError:
                 continue  # it ended meanwhile, or is ending
+            if network in inodes or any(mark in command for mark in marks):
+                yield int(path.name)
 
-    # Nodes -----------------------------------------------------------------------------------
+    # Use -------------------------------------------------------------------------------------
 
-    def node_status(self, name: str) -> NodeStatus:
-        """What lives on one node."""
-        if cgroups.is_frozen(self.name, name):
-            return NodeStatus(name, "frozen", self._pid(name), {})
-        try:
-            answer = self._ask(name, {"do": "status"}, timeout_s=5)
-        except control.NodeDownError:
-            return NodeStatus(name, "down", None, {})
-        except control.NodeStuckError:
-            return NodeStatus(name, "frozen", self._pid(name), {})
-        return NodeStatus(name, "up", self._pid(name), answer["services"])
+    def status(self) -> list[NodeStatus]:
+        """Every node as it is now."""
+        self._check_up()
+        return [self.nodes.status(name) for name in self.spec.all_nodes]
+
+    def fault(
+        self, kind: str, *target: str, for_s: float | None = None, **options: object
+    ) -> Stamp:
+        """Puts a fault in: ``lab.fault("loss", "n2", "r0", percent=1.0)``; when it took effect.
+
+        Underscores in option names stand for the hyphens of the command line. With ``for_s`` it
+        heals by itself. Raises :class:`~fabricctl.errors.UsageError` or :class:`LabError`.
+        """
+        self._check_up()
+        named = {name.replace("_", "-"): value for name, value in options.items()}
+        return self.faults.begin(make_fault(self.spec, kind, target, named), for_s=for_s)
+
+    def heal(self, kind: str, *target: str) -> Stamp:
+        """Heals a fault by the words that put it in."""
+        self._check_up()
+        return self.faults.heal(Fault(kind, target, {}).id)
+
+    def heal_all(self) -> list[str]:
+        """Heals every fault in force; their ids."""
+        self._check_up()
+        return self.faults.heal_all()
+
+    def in_force(self) -> list[InForce]:
+        """The faults in force, oldest first."""
+        self._check_up()
+        return self.faults.registry.all()
+
+    def log(self) -> list[dict[str, Any]]:
+        """The fault log, oldest first (docs/lab.md has the fields)."""
+        self._check_up()
+        return self.faults.registry.entries()
 
     def exec_argv(
         self,
@@ -272,30 +268,13 @@ class Lab:
         user: str = "root",
         environment: Mapping[str, str] | None = None,
     ) -> list[str]:
-        """The command line that runs ``argv`` on a node, in the user's home."""
-        self._known(node)
-        pid = self._pid(node)
-        if pid is None:
-            raise control.NodeDownError(f"node {node} of lab {self.name} is down")
-        if user != "root" and user not in JOB_USERS and user not in self._users():
-            raise LabError(f"no user {user!r} in the lab; job users: {', '.join(JOB_USERS)}")
-        home = f"{SHARED}/home/{user}" if user in JOB_USERS else "/"
-        basic = {
-            "PATH": _path(),
-            "HOME": home,
-            "USER": user,
-            "LOGNAME": user,
-            "SHELL": "/bin/bash",
-            "LANG": "C.UTF-8",
-        }
-        return control.enter_argv(
-            pid,
-            [cgroups.entry(group) for group in cgroups.make(self.name, node)],
-            argv,
-            user=user,
-            directory=home,
-            environment={**basic, **(environment or {})},
-        )
+        """A command line that runs ``argv`` on a node, in the user's home: for a terminal, or for
+        a process of one's own."""
+        self._check_up()
+        if node not in self.spec.all_nodes:
+            there = ", ".join(self.spec.all_nodes)
+            raise LabError(f"no node {node!r} in lab {self.name}; there are: {there}")
+        return self.nodes.exec_argv(node, argv, user=user, environment=environment)
 
     def exec(
         self,
@@ -305,22 +284,22 @@ class Lab:
         user: str = "root",
         check: bool = True,
         timeout_s: float | None = 60.0,
-        input: str | None = None,  # noqa: A002
+        input: str | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Runs a command on a node and returns its output.
 
         Raises :class:`LabError` when the node is down and, with ``check``, when the command
-        fails; :class:`subprocess.TimeoutExpired` after ``timeout_s`` (the command is then killed).
+        fails; :class:`subprocess.TimeoutExpired` after ``timeout_s`` (the command is killed then).
         """
         done = subprocess.run(
             self.exec_argv(node, argv, user=user, environment=environment),
             capture_output=True,
             text=True,
             errors="replace",
-            input=input,
-            stdin=subprocess.DEVNULL if input is None else None,
+            input="" if input is None else input,
             timeout=timeout_s,
+            check=False,
         )
         if check and done.returncode:
             raise LabError(
@@ -336,12 +315,22 @@ class Lab:
         user: str = "alice",
         check: bool = True,
         timeout_s: float | None = 60.0,
+        input: str | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Runs a command on the login node as a job user."""
-        return self.exec(CONTROLLER, argv, user=user, check=check, timeout_s=timeout_s)
+        return self.exec(
+            CONTROLLER,
+            argv,
+            user=user,
+            check=check,
+            timeout_s=timeout_s,
+            input=input,
+            environment=environment,
+        )
 
     def host_path(self, node: str, path: str) -> Path:
-        """Where a file of a node lies for this machine: below /var, /shared and /etc."""
+        """Where a file of a node lies for this machine: what is below /var, /shared and /etc."""
         inside = Path(path)
         for mount, here in (
             ("/var/spool/fabricctl", self.paths.node(node).spool),
@@ -353,113 +342,19 @@ class Lab:
                 return here / inside.relative_to(mount)
         raise LabError(f"{path} of node {node} can only be seen from inside (lab exec)")
 
-    def _known(self, node: str) -> None:
+    def _check_up(self) -> None:
         if not self.exists():
             raise LabError(f"lab {self.name} is not up (fabricctl lab up --name {self.name})")
-        if node not in self.spec.all_nodes:
-            raise LabError(
-                f"no node {node!r} in lab {self.name}; there are: {', '.join(self.spec.all_nodes)}"
-            )
-
-    def _users(self) -> set[str]:
-        return {line.split(":")[0] for line in (self.paths.etc / "passwd").open()}
-
-    def _pid(self, name: str) -> int | None:
-        return control.init_pid(self.paths.node(name).control)
-
-    def _ask(
-        self, name: str, request: Mapping[str, Any], timeout_s: float = 15.0
-    ) -> dict[str, Any]:
-        return control.ask(self.paths.node(name).control, request, timeout_s)
-
-    # Lock ------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Holds the lab's lock: two commands that change one lab do it one after the other."""
-        while True:
-            BASE.mkdir(parents=True, exist_ok=True, mode=0o755)
-            try:
-                fd = os.open(self.paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            except FileNotFoundError:
-                continue  # a `down` took the directory away between the two lines
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            # A `down` may have removed the file while we waited: then the lock is nobody's.
-            with contextlib.suppress(FileNotFoundError):
-                if os.fstat(fd).st_ino == self.paths.lock.stat().st_ino:
-                    break
-            os.close(fd)
-        try:
-            yield
-        finally:
-            os.close(fd)
 
 
 def preflight() -> None:
     """Raises :class:`SystemRefusedError` in one sentence when the lab cannot work here."""
     if os.geteuid() != 0:
         raise SystemRefusedError("lab: needs root: it makes namespaces, mounts and bridges")
-    missing = sorted({package for tool, package in _TOOLS.items() if not _which(tool)})
+    missing = {
+        package for tool, package in _TOOLS.items() if not shutil.which(tool, path=search_path())
+    }
     if missing:
-        raise SystemRefusedError(f"lab: programs are missing: apt-get install {' '.join(missing)}")
-
-
-def _which(tool: str) -> str | None:
-    return shutil.which(tool, path=_path())
-
-
-def _path() -> str:
-    """PATH inside the nodes: the environment that fabricctl runs from, then the system's."""
-    return f"{Path(sys.executable).parent}:{_PATH}"
-
-
-def _code_directories() -> list[Path]:
-    """What nodes must see of our own program, outside /usr and /opt."""
-    wanted: list[Path] = []
-    for path in (code_root(), Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()):
-        shown = (Path("/usr"), Path("/opt"), *wanted)
-        if not any(path.is_relative_to(there) for there in shown):
-            wanted.append(path)
-    return wanted
-
-
-def _cgroup_mounts() -> dict[str, str]:
-    """See :func:`fabricctl.lab.nodefs.enter`."""
-    trees = cgroups.hierarchies()
-    if len(trees) == 1 and trees[0].v2:
-        return {"": ""}
-    return {tree.mount.name: ",".join(tree.controllers) for tree in trees if not tree.v2}
-
-
-def _services(node: str, site: Site | None) -> tuple[Service, ...]:
-    sbin = "/usr/sbin"
-    munged = Service(
-        "munged",
-        (f"{sbin}/munged", "-F", "--num-threads=2"),
-        user="munge",
-        wait_for="/run/munge/munge.socket.2",
-    )
-    if node == CONTROLLER:
-        return (munged, Service("slurmctld", (f"{sbin}/slurmctld", "-D"), user="slurm"))
-    slurmd = Service("slurmd", (f"{sbin}/slurmd", "-D"))
-    return (munged, slurmd, *(site.services() if site else ()))
-
-
-def _is_fit(state: str | None) -> bool:
-    """sinfo's short states of a node that answers and takes jobs."""
-    return state in ("idle", "mix", "alloc", "comp")
-
-
-def _tmpfs(path: Path, size: str, mode: str) -> None:
-    path.mkdir(exist_ok=True)
-    if not kernel.is_mount(path):
-        flags = kernel.MS_NOSUID | kernel.MS_NODEV
-        kernel.mount("fabricctl-lab", path, "tmpfs", flags, f"size={size},mode={mode}")
-
-
-def _await_ready(name: str, ready: int, console: Path) -> None:
-    with os.fdopen(ready) as stream:
-        line = stream.readline().strip()
-    if line != "ready":
-        said = line.removeprefix("error ") or "its init died"
-        raise LabError(f"node {name} did not start: {said} (see {console})")
+        raise SystemRefusedError(
+            f"lab: programs are missing: apt-get install {' '.join(sorted(missing))}"
+        )

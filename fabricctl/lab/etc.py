@@ -1,5 +1,6 @@
 """/etc of the nodes: a copy of the machine's, with the lab's users, hosts and Slurm in it."""
 
+import contextlib
 import os
 import pwd
 import secrets
@@ -13,30 +14,52 @@ from fabricctl.lab.slurmconf import cgroup_conf, installed_version, slurm_conf
 from fabricctl.lab.spec import AGENT_UID, AGENT_USER, JOB_USERS, SHARED, LabPaths, LabSpec
 
 _NSSWITCH = "".join(f"{db}: files\n" for db in ("passwd", "group", "shadow", "gshadow", "hosts"))
+_COMPLETE = ".copied"  # made last: a copy without it was cut short
 # Names of this machine that would mislead a node.
 _FOREIGN = ("hostname", "resolv.conf", "fabricctl.toml", "slurm", "munge", "ld.so.preload")
 
 
-def make_etc(spec: LabSpec, paths: LabPaths, site: Site | None) -> None:
-    """Writes the lab's /etc; the key of munge stays what it was when there is one."""
+def make_etc(spec: LabSpec, paths: LabPaths, site: Site | None) -> bool:
+    """Writes what differs of the lab's /etc; whether slurm.conf did.
+
+    Nodes that live go on reading it meanwhile: every file is replaced at once.
+    """
     etc = paths.etc
-    key = etc / "munge" / "munge.key"
-    secret = key.read_bytes() if key.exists() else secrets.token_bytes(128)
-    if not (etc / "passwd").exists():
-        shutil.rmtree(etc, ignore_errors=True)
-        subprocess.run(["cp", "-a", "/etc", str(etc)], check=True, timeout=60)
-    for name in _FOREIGN:
-        _remove(etc / name)
+    if not (etc / _COMPLETE).exists():
+        _copy(etc)
     _users(etc)
-    (etc / "hosts").write_text(_hosts(spec))
-    (etc / "nsswitch.conf").write_text(_NSSWITCH)
-    _write_secret(key, secret)
+    _write(etc / "hosts", _hosts(spec))
+    _write(etc / "nsswitch.conf", _NSSWITCH)
     slurm = etc / "slurm"
-    slurm.mkdir()
+    slurm.mkdir(exist_ok=True)
     extra = site.write(etc) if site else {}
     version, v1 = installed_version(), cgroups.has_slurm_v1(cgroups.hierarchies())
-    (slurm / "slurm.conf").write_text(slurm_conf(spec, version, cgroup_v1=v1, extra=extra))
-    (slurm / "cgroup.conf").write_text(cgroup_conf(version, cgroup_v1=v1))
+    _write(slurm / "cgroup.conf", cgroup_conf(version, cgroup_v1=v1))
+    conf = slurm_conf(spec, version, cgroup_v1=v1, extra=extra)
+    return _write(slurm / "slurm.conf", conf)
+
+
+def _copy(etc: Path) -> None:
+    """From nothing, or from what a copy that was cut short left."""
+    if etc.exists():
+        shutil.rmtree(etc)
+    subprocess.run(["cp", "-a", "/etc", str(etc)], check=True, timeout=60)
+    for name in _FOREIGN:
+        _remove(etc / name)
+    _make_munge_key(etc / "munge" / "munge.key")
+    (etc / _COMPLETE).touch()
+
+
+def _write(file: Path, text: str) -> bool:
+    """Replaces a file whose content differs; whether it did."""
+    with contextlib.suppress(FileNotFoundError):
+        if file.read_text() == text:
+            return False
+    new = file.with_name(f".{file.name}.new")
+    new.write_text(text)
+    new.chmod(0o644)
+    new.replace(file)
+    return True
 
 
 def make_shared(paths: LabPaths) -> None:
@@ -95,11 +118,11 @@ def _users(etc: Path) -> None:
         users.append(f"{user}:x:{uid}:{uid}:{user} of the lab:{home}:{shell}")
         groups.append(f"{user}:x:{uid}:")
     names = [line.split(":")[0] for line in users]
-    (etc / "passwd").write_text("\n".join([*users, ""]))
-    (etc / "group").write_text("\n".join([*groups, ""]))
+    _write(etc / "passwd", "\n".join([*users, ""]))
+    _write(etc / "group", "\n".join([*groups, ""]))
     for name, values in (("shadow", "*:19000:0:99999:7:::"), ("gshadow", "*::")):
         owners = names if name == "shadow" else [line.split(":")[0] for line in groups]
-        (etc / name).write_text("".join(f"{owner}:{values}\n" for owner in owners))
+        _write(etc / name, "".join(f"{owner}:{values}\n" for owner in owners))
 
 
 def _without(file: Path, ours: dict[str, int]) -> list[str]:
@@ -121,10 +144,10 @@ def _hosts(spec: LabSpec) -> str:
     return "\n".join([*lines, ""])
 
 
-def _write_secret(key: Path, secret: bytes) -> None:
+def _make_munge_key(key: Path) -> None:
     munge = pwd.getpwnam("munge")
     key.parent.mkdir(mode=0o700)
     os.chown(key.parent, munge.pw_uid, munge.pw_gid)
     with os.fdopen(os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400), "wb") as stream:
-        stream.write(secret)
+        stream.write(secrets.token_bytes(128))
     os.chown(key, munge.pw_uid, munge.pw_gid)

@@ -6,6 +6,7 @@
 ``/var``                 the node's disk, survives the node's death
 ``/var/spool/fabricctl`` a small file system of its own, so that it can run full
 ``/run /tmp /dev/shm``   the node's, new at every boot
+``/run/fabricctl-lab``   what the lab tells the node: its virtual clock
 ``/shared``              one for all nodes: the site's parallel file system
 ``/root /home``          empty but for the checkout, if it lies there
 ======================== ==========================================================
@@ -13,7 +14,6 @@
 Nothing else of the machine is visible, and nothing of it can be written.
 """
 
-import os
 from pathlib import Path
 
 from fabricctl.lab import kernel
@@ -99,6 +99,8 @@ def _bound(root: Path, state: Path, here: Path) -> None:
         (root / target).mkdir()
         bind(source, root / target)
     bind(here / "spool", root / "var/spool/fabricctl")
+    (root / "run/fabricctl-lab").mkdir()
+    bind(here / "lab", root / "run/fabricctl-lab")
 
 
 def _kernel_trees(root: Path, cgroups: dict[str, str]) -> None:
@@ -121,4 +123,4 @@ def _kernel_trees(root: Path, cgroups: dict[str, str]) -> None:
     for name, options in cgroups.items():
         for controller in options.split(","):
             if controller != name and not (top / controller).exists():
-                os.symlink(name, top / controller)
+                (top / controller).symlink_to(name)

@@ -70,14 +70,12 @@ class Site:
         """Puts our files into the nodes' /etc; what slurm.conf needs beside."""
         slurm = etc / "slurm"
         (etc / "fabricctl.toml").write_text(_TOML)
-        if self.plugin:
-            line = f"required {self.plugin} run_dir=/run/fabricctl\n"
-            (slurm / "plugstack.conf").write_text(line)
+        line = f"required {self.plugin} run_dir=/run/fabricctl\n" if self.plugin else ""
+        (slurm / "plugstack.conf").write_text(line)
         settings: dict[str, str] = {}
         for key, script in (("Prolog", self.prolog), ("Epilog", self.epilog)):
             if script:
-                shutil.copy(script, slurm / script.name)
-                (slurm / script.name).chmod(0o755)
+                _install(script, slurm / script.name)
                 settings[key] = f"/etc/slurm/{script.name}"
         if self.prolog:
             # Run it when the job begins, not when its first step does: agents of all nodes
@@ -91,3 +89,11 @@ class Site:
             return ()
         argv = (sys.executable, "-m", _NODE_SERVICE)
         return (Service("fabricctl-node", argv, restart=True),)
+
+
+def _install(script: Path, target: Path) -> None:
+    """Replaced in one step: Slurm may be about to run it."""
+    new = target.with_name(f".{target.name}.new")
+    shutil.copyfile(script, new)
+    new.chmod(0o755)
+    new.replace(target)

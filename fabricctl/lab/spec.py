@@ -12,6 +12,7 @@ Everything of a lab named ``x`` lies below one private tmpfs, so that one unmoun
       nodes/<node>/console.log        what the node's init had to say
       nodes/<node>/disk/              /var of the node, survives its death
       nodes/<node>/spool/             /var/spool/fabricctl of the node, a tmpfs of its own
+      nodes/<node>/lab/               /run/fabricctl-lab of the node: its virtual clock
       nodes/<node>/root/              where the node builds its root; empty seen from outside
       faults/<id>.json                faults in force
       faults.jsonl                    every fault and heal, with its true time
@@ -111,6 +112,8 @@ class NodePaths:
         self.disk = root / "disk"
         self.spool = root / "spool"
         self.root = root / "root"
+        self.lab = root / "lab"
+        self.clock = self.lab / "clock"
 
 
 class LabPaths:
