@@ -12,6 +12,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from fabricctl.errors import SystemRefusedError, TraceError
 from fabricctl.store import dtypes, schema
@@ -153,19 +154,22 @@ def _committed(file: h5py.File, table: schema.Table) -> h5py.Datatype:
     return file[path]
 
 
-def documentation(table: schema.Table) -> dict[str, str | list[bytes]]:
-    """What is said about a table in the file: ``about``, then one entry a column, in order."""
+def documentation(table: schema.Table) -> dict[str, str | NDArray[np.bytes_]]:
+    """What is said about a table in the file: ``about``, then an array for each subject with an
+    entry for each column. Fixed lengths, which take 4 KB less than HDF5's heap of strings."""
     columns = table.columns
     return {
         "about": table.doc,
-        "unit": [column.unit.encode() for column in columns],
-        "clock": [column.clock.encode() for column in columns],
-        "doc": [column.doc.encode() for column in columns],
-        "values": [
-            " ".join(f"{v.value}={v.name}" for v in column.values or ()).encode()
-            for column in columns
-        ],
+        "unit": np.array([column.unit for column in columns], "S"),
+        "clock": np.array([column.clock for column in columns], "S"),
+        "doc": np.array([column.doc for column in columns], "S"),
+        "values": np.array([values_of(column) for column in columns], "S"),
     }
+
+
+def values_of(column: schema.Column) -> str:
+    """The names of an enumeration's values, ``0=FIRST 1=SECOND``; empty for other columns."""
+    return " ".join(f"{value.value}={value.name}" for value in column.values or ())
 
 
 def last_real_ns(tables: Mapping[str, dtypes.Rows]) -> int | None:

@@ -1,5 +1,7 @@
 """One node's trace: its journals made into an HDF5 file of their own, to be merged later."""
 
+import contextlib
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +10,8 @@ import h5py
 import numpy as np
 
 import fabricctl
-from fabricctl.errors import SystemRefusedError, TraceError
+from fabricctl import hostlist
+from fabricctl.errors import DataError, SystemRefusedError, TraceError
 from fabricctl.store import dtypes, hdf5, schema
 from fabricctl.store.journal_reader import Journal
 
@@ -25,16 +28,7 @@ def write_part(
     :class:`SystemRefusedError` when it cannot be written.
     """
     name = f"part {out.name}"
-    known: dict[str, hdf5.Value] = {}
-    for journal in reversed(journals):
-        known.update(journal.attributes)
-    known.update(attributes)
-    ends = [end for j in journals if (end := hdf5.last_real_ns(j.tables)) is not None]
-    known.setdefault("end_real_ns", max([*ends, int(known.get("begin_real_ns", 0))]))
-    job = hdf5.typed(known, schema.JOB_ATTRIBUTES, name)
-    node = hdf5.typed(known, schema.NODE_ATTRIBUTES, name)
-    if not hdf5.NODE_NAME.fullmatch(str(node["node"])):
-        raise TraceError(f"{name}: {str(node['node'])[:40]!r} is not a node name")
+    job, node = _attributes(journals, attributes, name)
     for last in (False, False, True):
         _make_dirs(out.parent)
         try:
@@ -44,6 +38,26 @@ def write_part(
             # A merge removes the directory when it has emptied it: make it again.
             if last or not isinstance(error.__cause__, FileNotFoundError):
                 raise
+
+
+def _attributes(
+    journals: Sequence[Journal], given: Mapping[str, hdf5.Value], name: str
+) -> tuple[dict[str, hdf5.Value], dict[str, hdf5.Value]]:
+    """Of the job and of the node."""
+    known = {**_said(journals), **given}
+    end_known = "end_real_ns" in known
+    known.setdefault("end_real_ns", known.get("begin_real_ns", ""))
+    job = hdf5.typed(known, schema.JOB_ATTRIBUTES, name)
+    node = hdf5.typed(known, schema.NODE_ATTRIBUTES, name)
+    if not end_known:
+        node["end_real_ns"] = _end_real_ns(journals, int(node["begin_real_ns"]))
+    if not hdf5.NODE_NAME.fullmatch(str(node["node"])):
+        raise TraceError(f"{name}: {str(node['node'])[:40]!r} is not a node name")
+    try:
+        job["nodes"] = hostlist.fold(hostlist.expand(str(job["nodes"])))
+    except DataError as error:
+        raise TraceError(f"{name}: {error}")
+    return job, node
 
 
 def _write(
@@ -61,6 +75,23 @@ def _write(
         for nth, lives in enumerate(_boots(journals) or [[]]):
             _write_node(new.file, node, nth, lives)
             new.check()
+
+
+def _said(journals: Sequence[Journal]) -> dict[str, hdf5.Value]:
+    """The headers' attributes, the first life's first; what makes no sense is left out."""
+    found: dict[str, hdf5.Value] = {}
+    for attribute in (*schema.JOB_ATTRIBUTES, *schema.NODE_ATTRIBUTES):
+        for journal in journals:
+            with contextlib.suppress(TraceError):
+                optional = dataclasses.replace(attribute, required=False)
+                found = {**hdf5.typed(journal.attributes, (optional,), "journal"), **found}
+    return found
+
+
+def _end_real_ns(journals: Sequence[Journal], begin_real_ns: int) -> int:
+    """When the last row was written, for an allocation whose end nobody saw."""
+    ends = [end for journal in journals if (end := hdf5.last_real_ns(journal.tables)) is not None]
+    return max([begin_real_ns, *(end for end in ends if end < 1 << 63)])
 
 
 def _boots(journals: Sequence[Journal]) -> list[list[Journal]]:
