@@ -1,0 +1,141 @@
+/* fabric-pathd of one job on one node: what its parts share. One thread, one loop (loop.c). */
+#ifndef FABRIC_DAEMON_H
+#define FABRIC_DAEMON_H
+
+#include "conf.h"
+#include "event.h"
+#include "mover.h"
+#include "pair.h"
+#include "wire.h"
+
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#define WATCHED_SOCKETS 64
+#define PAST_SESSIONS 4
+
+struct target {
+	struct sockaddr_storage address;
+	socklen_t size; /* 0: the peer has no address that we could reach there */
+};
+
+/* The streams of one fabric address that were waiting when it was moved. */
+struct recovery {
+	uint64_t moved_ns, next_look_ns; /* 0: nothing to watch */
+	uint64_t begin_ns;
+	unsigned count, stuck;
+	uint64_t waiting_bytes;
+	struct {
+		uint16_t source_port, to_port;
+		uint64_t acked_bytes;
+	} stream[WATCHED_SOCKETS];
+};
+
+struct peer {
+	unsigned number;
+	const struct conf_node *node;
+	bool known; /* its hello was believed: it knew our session */
+	bool routed; /* its routes are in the kernel */
+	bool reinstall;
+	enum phase phase;
+	uint64_t session, past[PAST_SESSIONS]; /* of past ones nothing is believed again */
+	uint16_t port; /* 0: not yet known, try all */
+	struct target hello, probe[MAX_RAILS];
+	uint64_t next_hello_ns, hello_wait_ns, hello_answer_ns;
+	uint64_t hello_sequence, hello_seen; /* ours, and the newest of this session */
+
+	struct pair pair;
+	struct mover_peer route;
+	uint8_t loaded[MAX_RAILS]; /* members of its groups as a fabric-pathd before us left them */
+	uint64_t sequence[MAX_RAILS];
+	uint64_t echo_sent_ns[MAX_RAILS], echo_received_ns[MAX_RAILS];
+	uint64_t next_send_ns, last_send_ns, next_look_ns, active_until_ns;
+	uint64_t received_ns; /* newest trusted message of any kind, hellos too */
+	uint8_t told_level[MAX_RAILS]; /* what the last event said */
+	struct recovery recovery[MAX_RAILS];
+};
+
+struct rail {
+	const struct conf_rail *conf;
+	unsigned ifindex, mtu, fabric_ifindex;
+	int socket;
+	bool carrier, drained;
+	uint64_t classify_ns; /* when to say what broke; 0: nothing to say */
+	uint8_t hears; /* percent of the peers that are heard here; 255: no peers */
+};
+
+struct daemon {
+	struct conf conf;
+	struct mover mover;
+	struct rtnl monitor, diag;
+	struct events events;
+	struct rail rail[MAX_RAILS];
+	struct peer *peer; /* conf.nodes of them; the one of ourselves is unused */
+	int manage, control;
+	uint16_t port;
+	uint64_t session, started_ns, now_ns;
+	enum phase phase;
+	char why[160]; /* of PHASE_OFF */
+	unsigned active; /* peers with traffic */
+	unsigned turn;
+	bool late, realtime;
+	uint64_t next_diag_ns, next_second_ns, probes_sent, probes_received, moves;
+	bool state_changed;
+};
+
+/* sockets.c */
+bool sockets_open(struct daemon *d, char *problem, size_t size);
+void sockets_close(struct daemon *d);
+struct target sockets_target(const struct ip *ip, uint16_t port, unsigned ifindex);
+/* The kernel's time of arrival, on CLOCK_MONOTONIC. -1 when nothing is left. */
+ssize_t sockets_receive(int fd, void *data, size_t size, uint64_t *received_ns,
+			struct sockaddr_storage *from);
+bool sockets_send(int fd, const struct target *to, const void *data, size_t size, bool as_data,
+		  bool confirm);
+
+/* hello.c */
+void hello_received(struct daemon *d, const struct wire *wire, const struct sockaddr_storage *from);
+void hello_turn(struct daemon *d);
+void hello_off(struct daemon *d, const char *why);
+
+/* probing.c */
+void probing_receive(struct daemon *d);
+void probing_send(struct daemon *d, struct peer *peer);
+uint64_t probing_interval_ns(const struct daemon *d, const struct peer *peer);
+void probing_turn(struct daemon *d);
+
+/* moving.c */
+bool moving_setup(struct daemon *d, char *problem, size_t size);
+void moving_peer_known(struct daemon *d, struct peer *peer);
+void moving_look(struct daemon *d, struct peer *peer);
+void moving_carrier(struct daemon *d, unsigned rail, bool carrier);
+void moving_drain(struct daemon *d, unsigned rail, bool drained);
+void moving_classify(struct daemon *d);
+
+/* traffic.c: what the kernel's TCP sockets tell */
+void traffic_poll(struct daemon *d);
+void traffic_watch(struct daemon *d, struct peer *peer, unsigned rail, uint64_t begin_ns);
+void traffic_turn(struct daemon *d);
+
+/* links.c */
+bool links_open(struct daemon *d, char *problem, size_t size);
+void links_read(struct daemon *d);
+
+/* control.c */
+bool control_open(struct daemon *d);
+void control_serve(struct daemon *d);
+
+/* state.c: the files `state` and `env` of the job */
+void state_write(struct daemon *d);
+
+/* shared.c: leases, devices and sysctls, shared by the jobs of a node */
+int lease_take(const struct conf *conf, unsigned *slot, bool *adopted);
+bool shared_setup(struct daemon *d, char *problem, size_t size);
+int lease_release(const char *leases, unsigned slot);
+int shared_clean(const char *leases, const unsigned long *keep, size_t keeps);
+
+/* loop.c */
+int loop_run(struct daemon *d);
+void loop_stop(void); /* at the end of this turn */
+
+#endif

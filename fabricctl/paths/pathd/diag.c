@@ -1,0 +1,78 @@
+#include "diag.h"
+
+#include <arpa/inet.h>
+#include <linux/inet_diag.h>
+#include <linux/sock_diag.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
+#include <string.h>
+
+enum { STATE_ESTABLISHED = 1, STATE_SYN_SENT = 2 }; /* include/net/tcp_states.h */
+
+struct call {
+	diag_each *each;
+	void *arg;
+};
+
+/* "Source within the pool, or skip": two operations for the kernel's filter, inet_diag.h. */
+static void put_filter(struct rtnl_msg *msg, const struct net *pool)
+{
+	struct {
+		struct inet_diag_bc_op op;
+		struct inet_diag_hostcond host;
+		uint8_t address[16];
+	} filter = {
+		.host = {.family = pool->ip.family, .prefix_len = pool->bits, .port = -1},
+	};
+	size_t size = sizeof(filter.op) + sizeof(filter.host) + ip_bytes(&pool->ip);
+
+	filter.op.code = INET_DIAG_BC_S_COND;
+	filter.op.yes = (uint8_t)size;
+	filter.op.no = (uint16_t)(size + 4); /* beyond the end: reject */
+	memcpy(filter.address, pool->ip.byte, ip_bytes(&pool->ip));
+	rtnl_put(msg, INET_DIAG_REQ_BYTECODE, &filter, size);
+}
+
+static void see_socket(const struct nlmsghdr *head, void *arg)
+{
+	const struct inet_diag_msg *msg = NLMSG_DATA(head);
+	const struct rtattr *table[INET_DIAG_MAX + 1];
+	const struct call *call = arg;
+	struct diag_socket found = {0};
+	struct tcp_info info = {0};
+
+	if (head->nlmsg_len < NLMSG_LENGTH(sizeof(*msg)))
+		return;
+	rtnl_parse(head, sizeof(*msg), table, INET_DIAG_MAX + 1);
+	found.source.family = found.to.family = msg->idiag_family;
+	memcpy(found.source.byte, msg->id.idiag_src, ip_bytes(&found.source));
+	memcpy(found.to.byte, msg->id.idiag_dst, ip_bytes(&found.to));
+	found.source_port = ntohs(msg->id.idiag_sport);
+	found.to_port = ntohs(msg->id.idiag_dport);
+	found.waiting_bytes = msg->idiag_wqueue;
+	if (table[INET_DIAG_INFO]) {
+		size_t size = RTA_PAYLOAD(table[INET_DIAG_INFO]);
+
+		memcpy(&info, RTA_DATA(table[INET_DIAG_INFO]), size < sizeof(info) ? size : sizeof(info));
+		found.acked_bytes = info.tcpi_bytes_acked;
+		found.last_ack_ms = info.tcpi_last_ack_recv;
+		found.retransmitted = info.tcpi_total_retrans;
+	}
+	call->each(&found, call->arg);
+}
+
+int diag_dump(struct rtnl *diag, const struct net *pool, diag_each *each, void *arg)
+{
+	struct inet_diag_req_v2 request = {
+		.sdiag_family = pool->ip.family,
+		.sdiag_protocol = IPPROTO_TCP,
+		.idiag_ext = 1u << (INET_DIAG_INFO - 1),
+		.idiag_states = 1u << STATE_ESTABLISHED | 1u << STATE_SYN_SENT,
+	};
+	struct call call = {each, arg};
+	struct rtnl_msg msg;
+
+	rtnl_begin(&msg, SOCK_DIAG_BY_FAMILY, 0, &request, sizeof(request));
+	put_filter(&msg, pool);
+	return rtnl_dump(diag, &msg, see_socket, &call);
+}

@@ -1,0 +1,23 @@
+/* The kernel's TCP sockets, read through sock_diag: whom the job talks to, and whether its streams
+ * move again after a rail was left. */
+#ifndef FABRIC_DIAG_H
+#define FABRIC_DIAG_H
+
+#include "address.h"
+#include "rtnl.h"
+
+struct diag_socket {
+	struct ip source, to;
+	uint16_t source_port, to_port;
+	uint32_t waiting_bytes; /* sent or to be sent, not acknowledged */
+	uint64_t acked_bytes;
+	uint32_t last_ack_ms; /* since the newest acknowledgement */
+	uint32_t retransmitted; /* segments, over the socket's life */
+};
+
+typedef void diag_each(const struct diag_socket *socket, void *arg);
+
+/* Every established or connecting TCP socket whose source lies in `pool`. 0 or -errno. */
+int diag_dump(struct rtnl *diag, const struct net *pool, diag_each *each, void *arg);
+
+#endif

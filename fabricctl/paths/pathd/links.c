@@ -1,0 +1,71 @@
+/* Carrier of the rails, as the kernel tells it the moment it changes. */
+#include "daemon.h"
+
+#include <errno.h>
+#include <linux/rtnetlink.h>
+#include <net/if.h>
+#include <string.h>
+
+#ifndef IFF_LOWER_UP
+#define IFF_LOWER_UP 0x10000 /* linux/if.h, which cannot stand beside net/if.h */
+#endif
+
+static void see_link(const struct nlmsghdr *head, void *arg)
+{
+	const struct ifinfomsg *link = NLMSG_DATA(head);
+	struct daemon *d = arg;
+	unsigned wanted = IFF_UP | IFF_RUNNING | IFF_LOWER_UP;
+	bool carrier = head->nlmsg_type == RTM_NEWLINK && (link->ifi_flags & wanted) == wanted;
+
+	if (head->nlmsg_type != RTM_NEWLINK && head->nlmsg_type != RTM_DELLINK)
+		return;
+	for (unsigned i = 0; i < d->conf.rails; i++)
+		if (d->rail[i].ifindex == (unsigned)link->ifi_index && d->rail[i].carrier != carrier)
+			moving_carrier(d, i, carrier);
+}
+
+/* All links, now: at the start, and when the kernel had to drop events. */
+static int look(struct daemon *d)
+{
+	struct ifinfomsg head = {.ifi_family = AF_UNSPEC};
+	struct rtnl rtnl;
+	struct rtnl_msg msg;
+	int error = rtnl_open(&rtnl, NETLINK_ROUTE, 0);
+
+	if (error)
+		return error;
+	rtnl_begin(&msg, RTM_GETLINK, 0, &head, sizeof(head));
+	error = rtnl_dump(&rtnl, &msg, see_link, d);
+	rtnl_close(&rtnl);
+	return error == -EINTR ? 0 : error;
+}
+
+bool links_open(struct daemon *d, char *problem, size_t size)
+{
+	int error = rtnl_open(&d->monitor, NETLINK_ROUTE, RTMGRP_LINK);
+
+	if (!error)
+		error = look(d);
+	if (error)
+		snprintf(problem, size, "link events: %s", strerror(-error));
+	return !error;
+}
+
+void links_read(struct daemon *d)
+{
+	static _Alignas(struct nlmsghdr) char buffer[32768];
+	ssize_t got;
+
+	while ((got = recv(d->monitor.fd, buffer, sizeof(buffer), MSG_DONTWAIT)) != 0) {
+		const struct nlmsghdr *head = (const struct nlmsghdr *)buffer;
+
+		if (got < 0 && errno == ENOBUFS) {
+			look(d);
+			continue;
+		}
+		if (got < 0)
+			return;
+		for (int left = (int)got; NLMSG_OK(head, (unsigned)left); head = NLMSG_NEXT(head, left))
+			see_link(head, d);
+	}
+}

@@ -1,0 +1,271 @@
+/* From verdicts to routes: what changed is moved at once, then told. */
+#include "daemon.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#define CLASSIFY_NS (30 * MS) /* the others' verdicts need a probe each to get here */
+#define LOOK_IDLE_NS (20 * MS)
+
+static const char *const LEVEL_NAMES[LEVELS] = {"good", "poor", "dead"};
+
+static uint8_t carriers(const struct daemon *d)
+{
+	uint8_t mask = 0;
+
+	for (unsigned i = 0; i < d->conf.rails; i++)
+		mask |= (uint8_t)(d->rail[i].carrier << i);
+	return mask;
+}
+
+static void install(struct daemon *d, struct peer *peer)
+{
+	int error;
+
+	for (unsigned i = 0; i < d->conf.rails; i++)
+		peer->route.members[i] = pair_members(&peer->pair, i);
+	error = mover_peer_install(&d->mover, &peer->route, carriers(d));
+	peer->reinstall = error != 0;
+	if (!error)
+		peer->routed = true;
+	else
+		event_write(&d->events, "trouble", ";peer=%s;what=routes;why=%s", peer->node->name,
+			    strerror(-error));
+}
+
+/* One that follows a dead fabric-pathd believes what that one last did: a rail that it had left
+ * must prove itself first. */
+static void inherit(struct daemon *d, struct peer *peer)
+{
+	for (unsigned i = 0; i < d->conf.rails; i++) {
+		struct path *path = &peer->pair.path[i];
+
+		if (peer->loaded[i] && !(peer->loaded[i] >> i & 1) && path->listening == HEARD) {
+			path->listening = GONE;
+			path->reason = REASON_SILENT;
+			path->gone_ns = path->flap_ns = d->now_ns;
+			path->flaps = 1;
+			peer->told_level[i] = LEVEL_DEAD;
+		}
+		peer->loaded[i] = 0;
+	}
+}
+
+void moving_peer_known(struct daemon *d, struct peer *peer)
+{
+	inherit(d, peer);
+	for (unsigned i = 0; i < d->conf.rails; i++)
+		if (!d->rail[i].carrier)
+			pair_carrier(&peer->pair, i, false, d->now_ns);
+	install(d, peer);
+	peer->next_send_ns = d->now_ns;
+}
+
+static bool move_addresses(struct daemon *d, struct peer *peer, uint8_t *moved)
+{
+	*moved = 0;
+	for (unsigned i = 0; i < d->conf.rails; i++) {
+		uint8_t members = pair_members(&peer->pair, i);
+
+		if (members == peer->route.members[i])
+			continue;
+		if (mover_peer_set(&d->mover, &peer->route, i, members) != 0) {
+			/* The kernel removed a nexthop with its port: set all of it up anew. */
+			install(d, peer);
+			*moved |= (uint8_t)(1u << i);
+			return !peer->reinstall;
+		}
+		*moved |= (uint8_t)(1u << i);
+		d->moves++;
+	}
+	return true;
+}
+
+static void tell_rail(struct daemon *d, struct peer *peer, unsigned rail, uint64_t begin_ns,
+		      uint64_t moved_ns, uint8_t moved)
+{
+	const struct path *path = &peer->pair.path[rail];
+	enum level level = pair_level(&peer->pair, rail);
+	enum reason reason = pair_reason(&peer->pair, rail);
+
+	event_write(&d->events, "path",
+		    ";peer=%s;rail=%u;level=%s;reason=%s;peer_reason=%s;begin_mono_ns=%" PRIu64
+		    ";moved_mono_ns=%" PRIu64 ";moved=%u;lost=%" PRIu64 ";seen=%" PRIu64,
+		    peer->node->name, rail, LEVEL_NAMES[level], reason_name(reason),
+		    reason_name((enum reason)path->peer_reason), begin_ns, moved ? moved_ns : 0, moved,
+		    path->loss.lost, path->loss.seen);
+}
+
+/* What pair_evaluate found, by rail, or now where the peer told us. */
+static uint64_t begin_of(const struct change_of *changes, unsigned count, unsigned rail, uint64_t now)
+{
+	for (unsigned i = 0; i < count; i++)
+		if (changes[i].rail == rail && changes[i].change < CHANGE_STALLED)
+			return changes[i].begin_ns;
+	return now;
+}
+
+static void tell(struct daemon *d, struct peer *peer, const struct change_of *changes,
+		 unsigned count, uint8_t moved)
+{
+	uint64_t moved_ns = moved ? mono_ns() : 0;
+
+	for (unsigned i = 0; i < d->conf.rails; i++) {
+		enum level level = pair_level(&peer->pair, i);
+		uint64_t begin = begin_of(changes, count, i, d->now_ns);
+
+		if (peer->pair.path[i].reason == REASON_CARRIER &&
+		    peer->pair.path[i].listening == GONE)
+			begin = peer->pair.path[i].gone_ns;
+		if (moved >> i & 1)
+			traffic_watch(d, peer, i, begin);
+		if (level == peer->told_level[i])
+			continue;
+		tell_rail(d, peer, i, begin, moved_ns, moved);
+		if (level == LEVEL_DEAD && !d->rail[i].classify_ns)
+			d->rail[i].classify_ns = d->now_ns + CLASSIFY_NS;
+		peer->told_level[i] = (uint8_t)level;
+	}
+	for (unsigned i = 0; i < count; i++)
+		if (changes[i].change >= CHANGE_STALLED)
+			event_write(&d->events,
+				    changes[i].change == CHANGE_STALLED ? "stalled" : "back",
+				    ";peer=%s;heard_mono_ns=%" PRIu64, peer->node->name,
+				    changes[i].begin_ns);
+}
+
+static bool level_changed(const struct daemon *d, const struct peer *peer)
+{
+	for (unsigned i = 0; i < d->conf.rails; i++)
+		if (pair_level(&peer->pair, i) != peer->told_level[i])
+			return true;
+	return false;
+}
+
+void moving_look(struct daemon *d, struct peer *peer)
+{
+	struct change_of changes[MAX_RAILS + 1];
+	uint8_t moved = 0;
+	unsigned count;
+
+	if (!peer->known || d->now_ns < peer->next_look_ns)
+		return;
+	if (d->now_ns > peer->active_until_ns && !pair_in_doubt(&peer->pair, d->now_ns))
+		peer->next_look_ns = d->now_ns + LOOK_IDLE_NS;
+	count = pair_evaluate(&peer->pair, d->now_ns, d->late, changes);
+	if (peer->reinstall)
+		install(d, peer);
+	move_addresses(d, peer, &moved);
+	if (!moved && !count && !level_changed(d, peer))
+		return;
+	probing_send(d, peer); /* the other end moves as soon as it knows */
+	tell(d, peer, changes, count, moved);
+}
+
+void moving_carrier(struct daemon *d, unsigned rail, bool carrier)
+{
+	uint64_t now = d->now_ns;
+
+	d->rail[rail].carrier = carrier;
+	event_write(&d->events, "link", ";rail=%u;carrier=%d", rail, carrier);
+	for (unsigned i = 0; i < d->conf.nodes; i++) {
+		struct peer *peer = &d->peer[i];
+
+		pair_carrier(&peer->pair, rail, carrier, now);
+		if (!peer->known || carrier)
+			continue;
+		/* Our kernel fell back by itself; the other end must hear of it first of all. */
+		peer->next_look_ns = now;
+		probing_send(d, peer);
+	}
+	for (unsigned i = 0; i < d->conf.nodes; i++) {
+		struct peer *peer = &d->peer[i];
+		uint8_t before[MAX_RAILS], moved = 0;
+
+		if (!peer->known)
+			continue;
+		memcpy(before, peer->route.members, sizeof(before));
+		install(d, peer);
+		for (unsigned k = 0; k < d->conf.rails; k++)
+			moved |= (uint8_t)((before[k] != peer->route.members[k]) << k);
+		tell(d, peer, NULL, 0, moved);
+	}
+}
+
+void moving_drain(struct daemon *d, unsigned rail, bool drained)
+{
+	d->rail[rail].drained = drained;
+	for (unsigned i = 0; i < d->conf.nodes; i++) {
+		d->peer[i].pair.path[rail].drained = drained;
+		d->peer[i].next_look_ns = 0;
+		moving_look(d, &d->peer[i]);
+	}
+}
+
+struct census {
+	unsigned peers, lost, deaf; /* deaf: of the lost, hear nobody on the rail either */
+};
+
+static struct census count_rail(const struct daemon *d, unsigned rail)
+{
+	struct census census = {0};
+
+	for (unsigned i = 0; i < d->conf.nodes; i++) {
+		const struct peer *peer = &d->peer[i];
+
+		if (!peer->known || peer->pair.said_stalled || !peer->probe[rail].size)
+			continue;
+		census.peers++;
+		if (pair_level(&peer->pair, rail) != LEVEL_DEAD)
+			continue;
+		census.lost++;
+		census.deaf += peer->pair.path[rail].peer_hears == 0;
+	}
+	return census;
+}
+
+static void classify(struct daemon *d, unsigned rail)
+{
+	struct census census = count_rail(d, rail);
+	const char *what;
+
+	if (!census.lost)
+		return;
+	if (!d->rail[rail].carrier)
+		what = "own_port";
+	else if (census.peers == 1)
+		what = "one_of_two_ports";
+	else if (census.lost == census.peers)
+		what = census.deaf == census.lost ? "switch" : "own_port";
+	else
+		what = census.deaf == census.lost ? "peers_port" : "path";
+	event_write(&d->events, "cause", ";rail=%u;what=%s;peers=%u;lost=%u;deaf=%u", rail, what,
+		    census.peers, census.lost, census.deaf);
+}
+
+static void count_hears(struct daemon *d, unsigned rail)
+{
+	unsigned peers = 0, heard = 0;
+
+	for (unsigned i = 0; i < d->conf.nodes; i++) {
+		const struct peer *peer = &d->peer[i];
+
+		if (!peer->known || peer->pair.said_stalled || !peer->probe[rail].size)
+			continue;
+		peers++;
+		heard += peer->pair.path[rail].listening == HEARD ||
+			 peer->pair.path[rail].listening == PROVING;
+	}
+	d->rail[rail].hears = peers ? (uint8_t)(100 * heard / peers) : 255;
+}
+
+void moving_classify(struct daemon *d)
+{
+	for (unsigned i = 0; i < d->conf.rails; i++) {
+		count_hears(d, i);
+		if (d->rail[i].classify_ns && d->now_ns >= d->rail[i].classify_ns) {
+			d->rail[i].classify_ns = 0;
+			classify(d, i);
+		}
+	}
+}

@@ -1,0 +1,209 @@
+/* Probes: sending them in time, and taking in what arrives. */
+#include "daemon.h"
+
+#include <string.h>
+
+#define IDLE_NS (100 * MS) /* to peers without traffic, at least */
+#define IDLE_BUDGET_PPS 400
+#define DOUBT_NS (1 * MS)
+#define STALLED_NS (20 * MS) /* to a peer that is silent everywhere */
+#define ANSWER_GAP_NS (MS / 2)
+#define HEADERS4 28 /* IP and UDP */
+#define HEADERS6 48
+#define LARGE_MAX 9000
+
+static const uint8_t padding[LARGE_MAX];
+
+uint64_t probing_interval_ns(const struct daemon *d, const struct peer *peer)
+{
+	uint64_t wanted = d->conf.interval_us * 1000ull, least;
+
+	if (d->now_ns > peer->active_until_ns) {
+		wanted = (uint64_t)d->conf.nodes * d->conf.rails * S / IDLE_BUDGET_PPS;
+		return wanted > IDLE_NS ? wanted : IDLE_NS;
+	}
+	least = (uint64_t)d->active * d->conf.rails * S / d->conf.budget_pps;
+	return wanted > least ? wanted : least;
+}
+
+static void fill_view(const struct daemon *d, const struct peer *peer, struct wire *wire)
+{
+	for (unsigned i = 0; i < d->conf.rails; i++) {
+		enum level own = pair_own_level(&peer->pair, i);
+
+		wire->probe.view[i].level = (uint8_t)own;
+		wire->probe.view[i].reason =
+			(uint8_t)(own == LEVEL_GOOD ? REASON_NONE : pair_reason(&peer->pair, i));
+		wire->probe.view[i].hears = d->rail[i].hears;
+	}
+}
+
+static size_t large_size(const struct rail *rail, const struct target *to)
+{
+	unsigned headers = to->address.ss_family == AF_INET6 ? HEADERS6 : HEADERS4;
+	unsigned size = rail->mtu > headers ? rail->mtu - headers : 0;
+
+	return size < LARGE_MAX ? size : LARGE_MAX;
+}
+
+static void send_one(struct daemon *d, struct peer *peer, unsigned rail, uint8_t flags)
+{
+	uint8_t data[LARGE_MAX];
+	const struct target *to = &peer->probe[rail];
+	bool large = (peer->sequence[rail] + 1) % LARGE_EVERY == 0;
+	size_t size, whole = large ? large_size(&d->rail[rail], to) : 0;
+	uint64_t now = mono_ns();
+	struct wire wire = {
+		.type = WIRE_PROBE,
+		.rail = (uint8_t)rail,
+		.flags = flags | (large ? WIRE_LARGE : 0),
+		.rails = (uint8_t)d->conf.rails,
+		.from = d->conf.self,
+		.to = peer->number,
+		.session = d->session,
+		.to_session = peer->session,
+		.sequence = peer->sequence[rail] + 1,
+		.sent_ns = now,
+	};
+
+	wire.probe.echo_sent_ns = peer->echo_sent_ns[rail];
+	if (peer->echo_sent_ns[rail] && now - peer->echo_received_ns[rail] < UINT32_MAX)
+		wire.probe.echo_hold_ns = (uint32_t)(now - peer->echo_received_ns[rail]);
+	wire.probe.next_us = (uint32_t)(probing_interval_ns(d, peer) / 1000);
+	fill_view(d, peer, &wire);
+	size = wire_encode(&wire, d->conf.key, data);
+	if (whole > size) {
+		memcpy(data + size, padding, whole - size);
+		size = whole;
+	}
+	/* A number is spent only on what really left: a gap means loss on the way. */
+	if (sockets_send(d->rail[rail].socket, to, data, size, large,
+			 peer->pair.path[rail].listening == HEARD)) {
+		peer->sequence[rail]++;
+		d->probes_sent++;
+	}
+}
+
+void probing_send(struct daemon *d, struct peer *peer)
+{
+	uint8_t flags = pair_in_doubt(&peer->pair, d->now_ns) ? WIRE_QUERY : 0;
+
+	d->turn++;
+	for (unsigned i = 0; i < d->conf.rails; i++) {
+		unsigned rail = (i + d->turn) % d->conf.rails; /* no rail is always first */
+
+		if (d->rail[rail].carrier && peer->probe[rail].size)
+			send_one(d, peer, rail, flags);
+	}
+	peer->last_send_ns = d->now_ns;
+	peer->next_send_ns = d->now_ns + probing_interval_ns(d, peer);
+}
+
+static void take_views(struct daemon *d, struct peer *peer, const struct wire *wire)
+{
+	struct pair *pair = &peer->pair;
+
+	if (wire->sent_ns <= pair->view_sent_ns)
+		return;
+	pair->view_sent_ns = wire->sent_ns;
+	for (unsigned i = 0; i < d->conf.rails && i < wire->rails; i++) {
+		const struct wire_view *view = &wire->probe.view[i];
+		struct path *path = &pair->path[i];
+
+		if (view->level >= LEVELS || view->reason >= REASONS)
+			continue;
+		if (path->peer_level != view->level)
+			peer->next_look_ns = d->now_ns;
+		path->peer_level = view->level;
+		path->peer_reason = view->reason;
+		path->peer_hears = view->hears;
+	}
+}
+
+static void take_round_trip(struct path *path, const struct wire *wire, uint64_t received_ns)
+{
+	uint64_t trip = received_ns - wire->probe.echo_sent_ns - wire->probe.echo_hold_ns;
+
+	if (!wire->probe.echo_sent_ns || trip > 10 * S)
+		return;
+	path->round_trip_ns = path->round_trip_ns ? (7 * path->round_trip_ns + trip) / 8 : trip;
+	if (!path->round_trip_floor_ns || trip < path->round_trip_floor_ns)
+		path->round_trip_floor_ns = trip;
+}
+
+static void take_probe(struct daemon *d, unsigned rail, const struct wire *wire, uint64_t received_ns)
+{
+	struct arrival arrival = {rail, wire->sequence, wire->sent_ns, received_ns,
+				  wire->probe.next_us * 1000ull};
+	struct peer *peer = &d->peer[wire->from];
+
+	if (wire->rail != rail || !peer->known || wire->session != peer->session ||
+	    wire->to_session != d->session) {
+		/* Somebody who restarted, or whom we do not know yet: settle it by hellos. */
+		if (peer->next_hello_ns > d->now_ns + 100 * MS)
+			peer->next_hello_ns = d->now_ns + 100 * MS;
+		return;
+	}
+	if (!pair_arrived(&peer->pair, &arrival))
+		return;
+	d->probes_received++;
+	peer->received_ns = d->now_ns;
+	peer->echo_sent_ns[rail] = wire->sent_ns;
+	peer->echo_received_ns[rail] = received_ns;
+	take_round_trip(&peer->pair.path[rail], wire, received_ns);
+	take_views(d, peer, wire);
+	if (wire->flags & WIRE_QUERY && d->now_ns - peer->last_send_ns > ANSWER_GAP_NS)
+		peer->next_send_ns = d->now_ns;
+}
+
+static void receive_all(struct daemon *d, int fd, unsigned rail)
+{
+	uint8_t data[WIRE_MAX];
+	struct sockaddr_storage from;
+	struct wire wire;
+	uint64_t received_ns;
+
+	/* Bounded: a flood must not keep us from sending. */
+	for (unsigned i = 0; i < 100000; i++) {
+		ssize_t got = sockets_receive(fd, data, sizeof(data), &received_ns, &from);
+
+		if (got < 0)
+			return;
+		if (!wire_decode(&wire, d->conf.key, data, (size_t)got) ||
+		    wire.from >= d->conf.nodes || wire.from == d->conf.self || wire.to != d->conf.self)
+			continue;
+		if (wire.type == WIRE_HELLO)
+			hello_received(d, &wire, &from);
+		else if (rail < d->conf.rails)
+			take_probe(d, rail, &wire, received_ns);
+	}
+}
+
+void probing_receive(struct daemon *d)
+{
+	for (unsigned i = 0; i < d->conf.rails; i++)
+		receive_all(d, d->rail[i].socket, i);
+	receive_all(d, d->manage, MAX_RAILS);
+}
+
+static uint64_t doubt_gap(const struct daemon *d, const struct peer *peer)
+{
+	uint64_t stalled = peer->pair.stalled_ns;
+
+	return stalled && d->now_ns - stalled > 100 * MS ? STALLED_NS : DOUBT_NS;
+}
+
+void probing_turn(struct daemon *d)
+{
+	for (unsigned i = 0; i < d->conf.nodes; i++) {
+		struct peer *peer = &d->peer[i];
+
+		if (!peer->known)
+			continue;
+		if (pair_in_doubt(&peer->pair, d->now_ns) &&
+		    peer->next_send_ns > peer->last_send_ns + doubt_gap(d, peer))
+			peer->next_send_ns = peer->last_send_ns + doubt_gap(d, peer);
+		if (d->now_ns >= peer->next_send_ns)
+			probing_send(d, peer);
+	}
+}

@@ -1,0 +1,363 @@
+/* What the jobs of a node share: slots, kept by leases; the fabric devices; sysctls.
+ *
+ * A lease is the file <slot>.lease, locked (flock) while a fabric-pathd of the job lives. A lease
+ * that nobody holds belongs to one that died: the next fabric-pathd of the same job adopts it with
+ * the routes as they are; `fabric-pathd clean` removes it with all that is behind it. The file
+ * `lock` is held while anything of this is changed. */
+#include "daemon.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define LOCK_WAIT_MS 5000
+#define SINK_RTO_MIN_MS 0 /* nothing is ever acknowledged there */
+
+static int node_lock(const char *leases)
+{
+	char path[CONF_PATH + 16];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/lock", leases);
+	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	for (int waited = 0; fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) != 0; waited += 10) {
+		struct timespec pause = {.tv_nsec = 10 * (long)MS};
+
+		if (waited > LOCK_WAIT_MS) {
+			close(fd);
+			errno = ETIMEDOUT;
+			return -1;
+		}
+		nanosleep(&pause, NULL);
+	}
+	return fd;
+}
+
+static void lease_path(const char *leases, unsigned slot, char *path, size_t size)
+{
+	snprintf(path, size, "%s/%u.lease", leases, slot);
+}
+
+/* The lease's job, 0 when it holds none. */
+static unsigned long lease_job(int fd)
+{
+	char text[64] = "";
+	unsigned long job = 0;
+
+	if (pread(fd, text, sizeof(text) - 1, 0) <= 0 || sscanf(text, "job=%lu", &job) != 1)
+		return 0;
+	return job;
+}
+
+static int lease_write(int fd, unsigned long job)
+{
+	char text[64];
+	int size = snprintf(text, sizeof(text), "job=%lu\npid=%d\n", job, (int)getpid());
+
+	if (ftruncate(fd, 0) != 0 || pwrite(fd, text, (size_t)size, 0) != size)
+		return -1;
+	return 0;
+}
+
+/* One that exists: of our job adopt it; 0: not ours; -2: held by a living one of our job. */
+static int lease_try(const char *path, unsigned long job)
+{
+	int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+	bool ours = fd >= 0 && lease_job(fd) == job;
+
+	if (ours && flock(fd, LOCK_EX | LOCK_NB) == 0)
+		return fd;
+	if (fd >= 0)
+		close(fd);
+	return ours ? -2 : 0;
+}
+
+static int lease_new(const char *leases, unsigned *slot)
+{
+	char path[CONF_PATH + 32];
+
+	for (*slot = 0; *slot < FABRIC_SLOTS; (*slot)++) {
+		int fd;
+
+		lease_path(leases, *slot, path, sizeof(path));
+		fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0644);
+		if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0)
+			return fd;
+		if (fd >= 0)
+			close(fd);
+		else if (errno != EEXIST)
+			return -1;
+	}
+	errno = EUSERS; /* 64 jobs with failover on one node, or leases that nobody cleaned */
+	return -1;
+}
+
+int lease_take(const struct conf *conf, unsigned *slot, bool *adopted)
+{
+	char path[CONF_PATH + 32];
+	int lock = node_lock(conf->leases), fd = 0;
+
+	if (lock < 0)
+		return -1;
+	*adopted = false;
+	for (*slot = 0; !fd && *slot < FABRIC_SLOTS; (*slot)++) {
+		lease_path(conf->leases, *slot, path, sizeof(path));
+		fd = lease_try(path, conf->job);
+	}
+	if (fd > 0) {
+		(*slot)--;
+		*adopted = true;
+	} else if (fd == -2) {
+		errno = EALREADY;
+		fd = -1;
+	} else {
+		fd = lease_new(conf->leases, slot);
+	}
+	if (fd >= 0 && lease_write(fd, conf->job) != 0) {
+		close(fd);
+		fd = -1;
+	}
+	close(lock);
+	return fd;
+}
+
+static bool write_text(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	bool done = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+
+	if (fd >= 0)
+		close(fd);
+	return done;
+}
+
+static int read_number(const char *path)
+{
+	FILE *stream = fopen(path, "re");
+	int value = -1;
+
+	if (stream && fscanf(stream, "%d", &value) != 1)
+		value = -1;
+	if (stream)
+		fclose(stream);
+	return value;
+}
+
+/* A sysctl of ours, with what it was before put down first. */
+static bool sysctl_set(const char *leases, const char *path, int value)
+{
+	char saved[CONF_PATH + 16], text[16];
+	FILE *stream;
+	int before = read_number(path);
+	bool kept;
+
+	if (before < 0 || before == value)
+		return before == value;
+	snprintf(saved, sizeof(saved), "%s/sysctl.saved", leases);
+	stream = fopen(saved, "ae");
+	if (!stream)
+		return false;
+	kept = fprintf(stream, "%s %d\n", path, before) > 0;
+	kept &= fclose(stream) == 0;
+	snprintf(text, sizeof(text), "%d", value);
+	return kept && write_text(path, text);
+}
+
+static void sysctls_restore(const char *leases)
+{
+	char saved[CONF_PATH + 16], path[256], text[16];
+	FILE *stream;
+	int value;
+
+	snprintf(saved, sizeof(saved), "%s/sysctl.saved", leases);
+	stream = fopen(saved, "re");
+	if (!stream)
+		return;
+	while (fscanf(stream, "%255s %d", path, &value) == 2) {
+		snprintf(text, sizeof(text), "%d", value);
+		if (strncmp(path, "/proc/sys/net/", 14) == 0)
+			write_text(path, text);
+	}
+	fclose(stream);
+	unlink(saved);
+}
+
+/* What another rail's fabric address sends comes in by this one when its own rail is out: the
+ * strict reverse path filter would drop it, the loose one (2) takes it. */
+static bool loosen_filter(const struct conf *conf, const char *rail)
+{
+	char path[128];
+	int all, own;
+
+	snprintf(path, sizeof(path), "/proc/sys/net/ipv4/conf/%s/rp_filter", rail);
+	all = read_number("/proc/sys/net/ipv4/conf/all/rp_filter");
+	own = read_number(path);
+	if ((all > own ? all : own) != 1)
+		return true;
+	return sysctl_set(conf->leases, path, 2);
+}
+
+static int setup_address(struct daemon *d, unsigned rail, int family)
+{
+	const struct net *pool = family == FAMILY4 ? &d->conf.pool4 : &d->conf.pool6;
+	const struct conf_rail *conf = &d->conf.rail[rail];
+	const struct ip *own = family == FAMILY4 ? &conf->net4.ip : &conf->ip6;
+	struct ip *self = &d->mover.self[family][rail];
+	struct net part;
+	int error;
+
+	if (!pool->ip.family || !own->family)
+		return 0;
+	*self = fabric_address(pool, rail, own);
+	part = fabric_rail_net(pool, rail);
+	error = mover_address_add(&d->mover.rtnl, d->rail[rail].fabric_ifindex, self);
+	if (!error)
+		error = mover_sink_add(&d->mover.rtnl, &part, self, d->rail[rail].fabric_ifindex,
+				       SINK_RTO_MIN_MS);
+	return error;
+}
+
+static bool setup_rail(struct daemon *d, unsigned rail, char *problem, size_t size)
+{
+	const struct conf_rail *conf = &d->conf.rail[rail];
+	const char *what;
+	char path[128];
+	int error = mover_device_add(&d->mover.rtnl, conf->fabric, d->rail[rail].mtu, &what);
+
+	if (error) {
+		snprintf(problem, size, "device %s: %s: %s", conf->fabric, what, strerror(-error));
+		return false;
+	}
+	/* No link-local address: MPI libraries would try to reach others by it. */
+	snprintf(path, sizeof(path), "/proc/sys/net/ipv6/conf/%s/addr_gen_mode", conf->fabric);
+	write_text(path, "1");
+	d->rail[rail].fabric_ifindex = if_nametoindex(conf->fabric);
+	error = mover_device_up(&d->mover.rtnl, d->rail[rail].fabric_ifindex);
+	for (int family = 0; !error && family < FAMILIES; family++)
+		error = setup_address(d, rail, family);
+	if (error) {
+		snprintf(problem, size, "address of %s: %s", conf->fabric, strerror(-error));
+		return false;
+	}
+	if (!loosen_filter(&d->conf, conf->name)) {
+		snprintf(problem, size, "rp_filter of %s cannot be set to 2", conf->name);
+		return false;
+	}
+	return true;
+}
+
+static int setup_rules(struct daemon *d)
+{
+	const struct net *pools[FAMILIES] = {&d->conf.pool4, &d->conf.pool6};
+	int error = 0;
+
+	for (int i = 0; !error && i < FAMILIES; i++) {
+		if (!pools[i]->ip.family)
+			continue;
+		error = mover_rule_add(&d->mover.rtnl, pools[i], d->mover.slot);
+		if (!error)
+			error = mover_rule_add(&d->mover.rtnl, pools[i], FABRIC_SLOTS);
+	}
+	return error;
+}
+
+bool shared_setup(struct daemon *d, char *problem, size_t size)
+{
+	int lock = node_lock(d->conf.leases), error;
+	bool good = lock >= 0;
+
+	if (!good)
+		snprintf(problem, size, "%s/lock: %s", d->conf.leases, strerror(errno));
+	for (unsigned i = 0; good && i < d->conf.rails; i++)
+		good = setup_rail(d, i, problem, size);
+	error = good ? setup_rules(d) : 0;
+	if (error) {
+		snprintf(problem, size, "routing rules: %s", strerror(-error));
+		good = false;
+	}
+	if (lock >= 0)
+		close(lock);
+	return good;
+}
+
+/* With the lock held. */
+static int clean_all_if_last(struct rtnl *rtnl, const char *leases)
+{
+	char path[CONF_PATH + 32];
+	int removed;
+
+	for (unsigned slot = 0; slot < FABRIC_SLOTS; slot++) {
+		lease_path(leases, slot, path, sizeof(path));
+		if (access(path, F_OK) == 0)
+			return 0;
+	}
+	removed = mover_clean(rtnl, FABRIC_SLOTS);
+	sysctls_restore(leases);
+	return removed;
+}
+
+int lease_release(const char *leases, unsigned slot)
+{
+	char path[CONF_PATH + 32];
+	struct rtnl rtnl;
+	int lock = node_lock(leases), removed = rtnl_open(&rtnl, NETLINK_ROUTE, 0), rest;
+
+	if (lock < 0 || removed)
+		return -1;
+	removed = mover_clean(&rtnl, slot);
+	lease_path(leases, slot, path, sizeof(path));
+	unlink(path);
+	rest = clean_all_if_last(&rtnl, leases);
+	rtnl_close(&rtnl);
+	close(lock);
+	return removed < 0 || rest < 0 ? -1 : removed + rest;
+}
+
+static bool kept(unsigned long job, const unsigned long *keep, size_t keeps)
+{
+	for (size_t i = 0; i < keeps; i++)
+		if (keep[i] == job)
+			return true;
+	return false;
+}
+
+int shared_clean(const char *leases, const unsigned long *keep, size_t keeps)
+{
+	char path[CONF_PATH + 32];
+	struct rtnl rtnl;
+	int lock = node_lock(leases), removed = 0, part;
+
+	if (lock < 0 || rtnl_open(&rtnl, NETLINK_ROUTE, 0))
+		return -1;
+	for (unsigned slot = 0; slot < FABRIC_SLOTS; slot++) {
+		bool dead = true;
+		int fd;
+
+		lease_path(leases, slot, path, sizeof(path));
+		fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+		if (fd >= 0)
+			dead = flock(fd, LOCK_EX | LOCK_NB) == 0 && !kept(lease_job(fd), keep, keeps);
+		part = dead ? mover_clean(&rtnl, slot) : 0;
+		if (fd >= 0 && dead)
+			unlink(path);
+		if (fd >= 0)
+			close(fd);
+		if (part < 0)
+			goto out;
+		removed += part;
+	}
+	part = clean_all_if_last(&rtnl, leases);
+out:
+	rtnl_close(&rtnl);
+	close(lock);
+	if (part < 0)
+		errno = -part;
+	return part < 0 ? -1 : removed + part;
+}

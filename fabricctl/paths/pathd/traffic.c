@@ -1,0 +1,130 @@
+/* Whom the job talks to, and when its streams run again after a move. */
+#include "daemon.h"
+#include "diag.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#define POLL_NS (100 * MS)
+#define ACTIVE_NS (2 * S) /* quick probes outlive a pause of the job's traffic by this much */
+#define WATCH_NS (2 * S)
+#define LOOK_NS (2 * MS)
+
+struct watching {
+	struct daemon *d;
+	struct peer *peer;
+	unsigned rail;
+	bool first;
+};
+
+static struct peer *find_peer(struct daemon *d, const struct ip *to, unsigned *rail)
+{
+	int family = to->family == AF_INET ? FAMILY4 : FAMILY6;
+
+	for (unsigned i = 0; i < d->conf.nodes; i++)
+		for (unsigned k = 0; k < d->conf.rails && d->peer[i].known; k++)
+			if (ip_equal(&d->peer[i].route.fabric[family][k], to)) {
+				*rail = k;
+				return &d->peer[i];
+			}
+	return NULL;
+}
+
+static void see_active(const struct diag_socket *socket, void *arg)
+{
+	struct daemon *d = arg;
+	unsigned rail;
+	struct peer *peer = find_peer(d, &socket->to, &rail);
+
+	if (!peer)
+		return;
+	if (d->now_ns > peer->active_until_ns)
+		peer->next_send_ns = peer->next_look_ns = d->now_ns;
+	peer->active_until_ns = d->now_ns + ACTIVE_NS;
+}
+
+static void dump_both(struct daemon *d, diag_each *each, void *arg)
+{
+	if (d->conf.pool4.ip.family)
+		diag_dump(&d->diag, &d->conf.pool4, each, arg);
+	if (d->conf.pool6.ip.family)
+		diag_dump(&d->diag, &d->conf.pool6, each, arg);
+}
+
+void traffic_poll(struct daemon *d)
+{
+	if (d->now_ns < d->next_diag_ns)
+		return;
+	d->next_diag_ns = d->now_ns + POLL_NS;
+	dump_both(d, see_active, d);
+	d->active = 0;
+	for (unsigned i = 0; i < d->conf.nodes; i++)
+		d->active += d->peer[i].active_until_ns > d->now_ns;
+}
+
+/* The first look notes the streams that wait; later ones count those that still do. */
+static void see_stream(const struct diag_socket *socket, void *arg)
+{
+	struct watching *watching = arg;
+	struct recovery *recovery = &watching->peer->recovery[watching->rail];
+	unsigned rail;
+
+	if (find_peer(watching->d, &socket->to, &rail) != watching->peer || rail != watching->rail)
+		return;
+	if (watching->first) {
+		if (socket->waiting_bytes && recovery->count < WATCHED_SOCKETS) {
+			recovery->stream[recovery->count].source_port = socket->source_port;
+			recovery->stream[recovery->count].to_port = socket->to_port;
+			recovery->stream[recovery->count++].acked_bytes = socket->acked_bytes;
+			recovery->waiting_bytes += socket->waiting_bytes;
+		}
+		return;
+	}
+	for (unsigned i = 0; i < recovery->count; i++)
+		if (recovery->stream[i].source_port == socket->source_port &&
+		    recovery->stream[i].to_port == socket->to_port &&
+		    recovery->stream[i].acked_bytes == socket->acked_bytes && socket->waiting_bytes)
+			recovery->stuck++;
+}
+
+void traffic_watch(struct daemon *d, struct peer *peer, unsigned rail, uint64_t begin_ns)
+{
+	struct recovery *recovery = &peer->recovery[rail];
+	struct watching watching = {d, peer, rail, true};
+
+	memset(recovery, 0, sizeof(*recovery));
+	dump_both(d, see_stream, &watching);
+	recovery->begin_ns = begin_ns;
+	recovery->moved_ns = recovery->next_look_ns = mono_ns();
+}
+
+static void look_again(struct daemon *d, struct peer *peer, unsigned rail)
+{
+	struct recovery *recovery = &peer->recovery[rail];
+	struct watching watching = {d, peer, rail, false};
+	uint64_t now;
+
+	recovery->stuck = 0;
+	if (recovery->count)
+		dump_both(d, see_stream, &watching);
+	now = mono_ns();
+	recovery->next_look_ns = now + LOOK_NS;
+	if (recovery->stuck && now - recovery->moved_ns < WATCH_NS)
+		return;
+	event_write(&d->events, "recovered",
+		    ";peer=%s;rail=%u;begin_mono_ns=%" PRIu64 ";moved_mono_ns=%" PRIu64
+		    ";recovered_mono_ns=%" PRIu64 ";streams=%u;stuck=%u;waiting_bytes=%" PRIu64,
+		    peer->node->name, rail, recovery->begin_ns, recovery->moved_ns,
+		    recovery->stuck ? 0 : now, recovery->count, recovery->stuck,
+		    recovery->waiting_bytes);
+	recovery->moved_ns = 0;
+}
+
+void traffic_turn(struct daemon *d)
+{
+	for (unsigned i = 0; i < d->conf.nodes; i++)
+		for (unsigned rail = 0; rail < d->conf.rails; rail++)
+			if (d->peer[i].recovery[rail].moved_ns &&
+			    d->now_ns >= d->peer[i].recovery[rail].next_look_ns)
+				look_again(d, &d->peer[i], rail);
+}
