@@ -4,6 +4,8 @@
 fault is in then), acts until the fault's time is over or somebody ends it.
 """
 
+import contextlib
+import os
 import socket
 import sys
 import time
@@ -17,7 +19,6 @@ from fabricctl.lab.registry import InForce
 
 _TICK_S = 0.001
 _FRAME_BYTES = 1514
-_WIRE_EXTRA_BYTES = 0  # TBF counts the frame with its header and nothing else
 # To a locally administered address that no node has: the switch's port carries it, the node's
 # network stack drops it unread. The type is for local experiments (IEEE 802, 0x88B5).
 _FRAME = bytes.fromhex("02ffffffffff 02fffffffffe 88b5") + bytes(_FRAME_BYTES - 14)
@@ -53,6 +54,7 @@ def _cross(lab: Lab, faults: Faults, item: InForce, over: Callable[[int], bool])
         sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
     sender.bind((node, 0))
     sender.setblocking(False)
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # this one works
     bytes_per_ns = (
         faults.rx_rate_bit_per_s(node, interface) / 8e9 * float(item.fault.options["load"])
     )
@@ -67,7 +69,7 @@ def _cross(lab: Lab, faults: Faults, item: InForce, over: Callable[[int], bool])
             owed -= _FRAME_BYTES
             try:
                 sender.send(_FRAME)
-            except (BlockingIOError, OSError):
+            except OSError:
                 continue  # the queue is full: that packet is lost, as on a switch
 
 
@@ -75,6 +77,9 @@ def main() -> None:
     """Entry point: ``actor LAB FAULT_ID``."""
     lab = Lab(name=sys.argv[1])
     faults = lab.faults
+    with contextlib.suppress(OSError):
+        # Edges on time also on a machine that is full; all that this process does is wait.
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     if sys.stdin.readline() != "go\n":
