@@ -17,8 +17,6 @@ Ints = NDArray[np.int64]
 
 _ITERATIONS = 400  # 10 on a regular graph; a long chain of nodes needs more
 _TOLERANCE = 1e-8  # relative: clocks 10 ms apart are known to 0.1 ns
-    1e-5  # relative: 10 ms of first offsets are then known to 100 ns, and again next window
-)
 _REJECT = 4.0  # standard deviations; 1 of 16,000 good edges is lost
 _ROUNDS = 4  # solve and reject; each round drops the worst first
 
