@@ -12,7 +12,7 @@ from pathlib import Path
 from fabricctl.store.schema import Severity
 
 MAX_LINES_PER_MINUTE = 120  # of one process; a broken node must not fill its disk with our words
-REPEAT_S = 60.0  # the same line again within this time is only counted
+REPEAT_S = 30.0  # the same line again within this time, and up to a minute more, is counted
 
 
 class NodeLog:
@@ -24,7 +24,7 @@ class NodeLog:
         self._minute_begin_s = clock_s()
         self._lines = 0
         self._dropped = 0
-        self._seen: dict[tuple[str, str], tuple[float, int]] = {}
+        self._seen: dict[tuple[str, str], tuple[float, int, Severity]] = {}
 
     def fileno(self) -> int:
         return self._fd
@@ -34,20 +34,24 @@ class NodeLog:
         now_s = self._clock_s()
         if now_s - self._minute_begin_s >= 60:
             self._new_minute(now_s)
-        said_s, times = self._seen.get((who, text), (now_s - REPEAT_S, 0))
-        if now_s - said_s < REPEAT_S:
-            self._seen[who, text] = (said_s, times + 1)
+        if (who, text) in self._seen:
+            said_s, times, _ = self._seen[who, text]
+            self._seen[who, text] = (said_s, times + 1, severity)
             return
-        self._seen[who, text] = (now_s, 0)
+        self._seen[who, text] = (now_s, 0, severity)
         if self._lines >= MAX_LINES_PER_MINUTE:
             self._dropped += 1
             return
         self._lines += 1
-        self._put(who, text + (f" (and {times} times before)" if times else ""), severity)
+        self._put(who, text, severity)
 
     def _new_minute(self, now_s: float) -> None:
         self._minute_begin_s, self._lines = now_s, 0
-        self._seen = {key: seen for key, seen in self._seen.items() if now_s - seen[0] < REPEAT_S}
+        for (who, text), (said_s, times, severity) in list(self._seen.items()):
+            if now_s - said_s >= REPEAT_S:
+                del self._seen[who, text]
+                if times:
+                    self._put(who, f"{text} (and {times} times more)", severity)
         if self._dropped:
             self._put("log", f"{self._dropped} lines left out in a minute", Severity.WARNING)
             self._dropped = 0

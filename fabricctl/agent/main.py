@@ -30,16 +30,22 @@ from fabricctl.telemetry.processes import Stepd, StepdScan
 CLOCKS_S = 10.0
 STATUS_S = 4.0  # docs/envelope.md promises 5
 SCAN_S = 2.0  # step daemons and the plugin's marks
+FIRST_SCANS_S = 0.5  # at the beginning: jobs of a second have steps, too
+FIRST_SCANS = 10
 SPOOL_RETRY_S = 4.0
 END_REASONS = {
-    signal.SIGTERM: "the job's epilog ran",
+    signal.SIGTERM: "stopped",
     signal.SIGUSR1: "the allocation is gone, no epilog came",
     signal.SIGINT: "interrupted",
 }
+EPILOG_REASON = "the job's epilog ran"
 
 
 class Ending:
-    """Signals that end the agent; ``fd`` becomes readable when one came."""
+    """Signals that end the agent; ``fd`` becomes readable when one came.
+
+    They are blocked when the agent is forked, so that none is lost before it can take them.
+    """
 
     def __init__(self) -> None:
         self.reason = ""
@@ -47,6 +53,7 @@ class Ending:
         signal.set_wakeup_fd(tell_fd, warn_on_full_buffer=False)
         for number in END_REASONS:
             signal.signal(number, self._take)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, END_REASONS)
 
     def _take(self, number: int, _frame: object) -> None:
         self.reason = self.reason or END_REASONS[signal.Signals(number)]
@@ -69,6 +76,7 @@ class Agent:
         alone = len(self._start.nodes) == 1
         self._view = View(1, frozenset(), frozenset(), alone)
         self._missed_samples = 0
+        self._scans = 0
 
     def run(self) -> None:
         """Until the allocation ends."""
@@ -82,7 +90,7 @@ class Agent:
         for severity, text in self._given.notes:
             record.note(severity, "node", text)
         if complaint:
-            record.warn("rails", complaint)
+            record.tell("rails", complaint)
         self._samplers = Samplers(rails, lambda: self._stepds, record)
         self._peers = Peers(
             nodes=self._start.nodes,
@@ -124,7 +132,7 @@ class Agent:
                 self._peers,
                 mesh.Identity(self._start.job, life, self._start.envelope.key),
                 candidates,
-                lambda text: self._record.warn("peers", text),
+                lambda text: self._record.tell("peers", text),
             )
         except OSError as error:
             ports = ", ".join(map(str, candidates))
@@ -134,8 +142,9 @@ class Agent:
 
     def _loop(self) -> None:
         begin_mono_ns = mono_ns()
+        self._scan_pace = Pace.every(FIRST_SCANS_S, begin_mono_ns)
         work = [
-            (Pace.every(SCAN_S, begin_mono_ns), self._scan_steps),
+            (self._scan_pace, self._scan_steps),
             (Pace.every(1 / self._rate_hz, begin_mono_ns), self._sample),
             (Pace.every(CLOCKS_S, begin_mono_ns), self._read_clocks),
             (Pace.every(1, begin_mono_ns), self._each_second),
@@ -163,6 +172,8 @@ class Agent:
             self._samplers.take_events()
         if network is not None and network.fileno() in ready:
             network.receive()
+            if not self._view.settled:
+                self._look_at_peers()
 
     def _sample(self, missed: int) -> None:
         self._missed_samples += missed
@@ -174,27 +185,33 @@ class Agent:
     def _show(self, _missed: int) -> None:
         self._write_status("running")
 
-    def _each_second(self, _missed: int) -> None:
+    def _look_at_peers(self) -> None:
         before, self._view = self._view, self._peers.tell_changes(time.monotonic())
         if before != self._view:
             self._write_status("running")
+
+    def _each_second(self, _missed: int) -> None:
+        self._look_at_peers()
         self._ending.reason = self._ending.reason or self._survival.reason(not self._stepds)
         if self._missed_samples:
-            self._record.warn("agent", f"{self._missed_samples} samples not taken in time")
+            self._record.tell("agent", f"{self._missed_samples} samples not taken in time")
             self._missed_samples = 0
         self._record.flush()
 
     def _scan_steps(self, _missed: int) -> None:
+        self._scans += 1
+        if self._scans == FIRST_SCANS:
+            self._scan_pace.period_ns = int(SCAN_S * 1e9)
         job = self._start.job
         try:
             self._stepds = [found for found in self._scan.scan() if found.job == job]
         except OSError as error:
-            self._record.warn("steps", f"step daemons not seen: {error.strerror}")
+            self._record.tell("steps", f"step daemons not seen: {error.strerror}")
         marks = _names_in(self._given.files.steps(job))
         self._put_steps(self._steps.update(marks, [s.step for s in self._stepds], time.monotonic()))
         if self._steps.unplugged and not self._peers.unplugged:
             names = ", ".join(sorted(self._steps.unplugged))
-            self._record.warn("agent", f"steps that the plugin did not see: {names}")
+            self._record.tell("agent", f"steps that the plugin did not see: {names}")
         self._peers.unplugged = bool(self._steps.unplugged)
 
     def _put_steps(self, events: list[tuple[str, schema.StepEvent]]) -> None:
@@ -213,7 +230,10 @@ class Agent:
         self._samplers.close()
         self._scan_steps(0)
         self._put_steps(self._steps.finish())
-        self._record.note(Severity.INFO, "agent", f"ended: {self._ending.reason}")
+        reason = self._ending.reason
+        if self._given.files.request(self._start.job, "stop").exists():
+            reason = EPILOG_REASON
+        self._record.note(Severity.INFO, "agent", f"ended: {reason}")
         self._record.close()
 
     def _write_status(self, state: str, problem: str = "") -> None:

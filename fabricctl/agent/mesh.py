@@ -98,7 +98,8 @@ class Mesh:
     def run_due(self) -> None:
         """Sends the hellos whose time has come."""
         for send in self._peers.due(time.monotonic()):
-            self._send(send)
+            if not self._send(send):
+                self._peers.not_sent(send.node, time.monotonic())
 
     def bye(self) -> None:
         """Says goodbye, twice: it is not answered."""
@@ -106,10 +107,11 @@ class Mesh:
         for send in sends + sends:
             self._send(send)
 
-    def _send(self, send: Send) -> None:
+    def _send(self, send: Send) -> bool:
+        """False when the address is not known."""
         address = self._address(send)
         if address is None:
-            return
+            return False
         self._seq += 1
         head = {
             "job": self._job,
@@ -120,8 +122,8 @@ class Mesh:
         try:
             self._socket.sendto(wire.seal({**head, **send.fields}, self._key), address)
         except (OSError, DataError):
-            # No route just now, or a full queue: the next hello comes soon.
-            return
+            pass  # no route just now, or a full queue: the next hello comes soon
+        return True
 
     def _address(self, send: Send) -> Address | None:
         learnt = self._learnt.get(send.node)

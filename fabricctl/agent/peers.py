@@ -18,9 +18,13 @@ from fabricctl.errors import DataError
 from fabricctl.store.schema import Severity
 
 GROUP = 3  # coordinators at a time
-COORDINATOR_MESSAGES_PER_S = 200  # what one may receive, whatever the number of nodes
+# What one coordinator may receive, whatever the number of nodes: to find each other at first,
+# and later, when a message in and its answer (100 us in Python) must not cost 1 % of a core.
+FIRST_MESSAGES_PER_S = 200
+STEADY_MESSAGES_PER_S = 80
 INTERVAL_MIN_S = 2.0
 RETRY_MIN_S = 0.25  # until the first answer
+RESOLVE_POLL_S = 0.02  # at first, while a name is being looked up
 QUICK_TRIES = 12  # at the pace above: three rounds over the candidate ports
 SETTLE_MIN_S = 8.0  # prologs of one job start up to seconds apart
 SILENCE_MIN_S = 15.0
@@ -62,6 +66,7 @@ class _Contact:
 
     due_s: float
     tries: int = 0
+    unsent: int = 0  # times that its address was not known
 
 
 @dataclass
@@ -81,21 +86,28 @@ class Peers:
     _group_since_s: float = 0.0
     _tried: set[str] = field(default_factory=set)
     _told: View | None = None
+    _memo: tuple[float, View] = (float("-inf"), View(0, frozenset(), frozenset(), False))
 
     def __post_init__(self) -> None:
         self.known = frozenset(self.nodes)
         self._group_since_s = self.begin_s
         # With everybody asking every coordinator, the pace follows from the number of nodes.
-        self._spread_s = len(self.nodes) / COORDINATOR_MESSAGES_PER_S
-        self.interval_s = max(INTERVAL_MIN_S, self._spread_s)
+        self._spread_s = len(self.nodes) / FIRST_MESSAGES_PER_S
+        self.interval_s = max(INTERVAL_MIN_S, len(self.nodes) / STEADY_MESSAGES_PER_S)
         self.silence_s = max(SILENCE_MIN_S, 3.5 * self.interval_s)
-        self.settle_s = max(SETTLE_MIN_S, 3 * self.interval_s)
+        self.settle_s = max(SETTLE_MIN_S, 3 * self._spread_s)
+        # Answers to thousands of nodes repeat what was found out up to this long ago.
+        self._memo_s = len(self.nodes) / 2000
 
     @property
     def coordinators(self) -> tuple[str, ...]:
-        """The nodes that hellos go to now."""
+        """The first nodes of which one answers, as far as is known here."""
         begin = self._group * GROUP
         return self.nodes[begin : begin + GROUP]
+
+    def _addressees(self) -> tuple[str, ...]:
+        """Who gets hellos: the coordinators, and those before them, who may have come back."""
+        return tuple(node for node in self.nodes[: (self._group + 1) * GROUP] if node != self.own)
 
     # What comes in
 
@@ -112,6 +124,7 @@ class Peers:
         if kind == "answer":
             self._answers[sender] = (now_s, self._parse_answer(message))
             self._group_since_s = now_s
+            self._group = min(self._group, self.nodes.index(sender) // GROUP)
         heard = self._heard.setdefault(sender, _Heard(now_s))
         heard.last_s, heard.ended = now_s, kind == "bye"
         heard.unplugged |= message.get("unplugged") == "1"
@@ -132,7 +145,10 @@ class Peers:
     def _answer(self, now_s: float) -> dict[str, str]:
         # A coordinator says what it heard itself: were it to repeat what others said, a dead
         # node could be kept alive by two of them telling each other.
-        view = self._direct(now_s) if self._coordinates() else self.view(now_s)
+        at_s, view = self._memo
+        if now_s - at_s >= self._memo_s:
+            view = self._direct(now_s) if self._coordinates() else self.view(now_s)
+            self._memo = (now_s, view)
         return {
             "kind": "answer",
             "protected": str(view.protected),
@@ -147,9 +163,9 @@ class Peers:
         """Hellos whose time has come; call it at least at :meth:`next_due_s`."""
         self._move_on(now_s)
         sends = []
-        for node in self.coordinators:
+        for node in self._addressees():
             contact = self._contact(node)
-            if node == self.own or now_s < contact.due_s:
+            if now_s < contact.due_s:
                 continue
             answered = node in self._answers and self._recent(self._answers[node][0], now_s)
             port = None if answered else contact.tries % PORTS
@@ -161,9 +177,16 @@ class Peers:
             sends.append(Send(node, port, self._hello("hello")))
         return sends
 
+    def not_sent(self, node: str, now_s: float) -> None:
+        """The node's address is not known yet: the attempt does not count."""
+        contact = self._contact(node)
+        contact.tries = max(0, contact.tries - 1)
+        contact.due_s = now_s + RESOLVE_POLL_S * 2 ** min(contact.unsent, 8)
+        contact.unsent += 1
+
     def next_due_s(self) -> float:
         """When :meth:`due` has something next."""
-        others = [node for node in self.coordinators if node != self.own]
+        others = self._addressees()
         return min(
             (self._contact(node).due_s for node in others),
             default=self._group_since_s + self.settle_s,

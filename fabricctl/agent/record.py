@@ -73,8 +73,9 @@ class Record:
             row = (mono_ns(), time.time_ns(), int(severity), source, text)
             self._journal.append(schema.NOTE, *row)
 
-    def warn(self, source: str, text: str) -> None:
-        self.note(Severity.WARNING, source, text)
+    def tell(self, source: str, text: str, severity: Severity = Severity.WARNING, /) -> None:
+        """:meth:`note` as the sources of samples know it."""
+        self.note(severity, source, text)
 
     def flush(self) -> None:
         """To be called once a second: what was flushed survives a kill."""

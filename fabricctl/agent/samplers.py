@@ -39,18 +39,18 @@ class Samplers:
     ) -> None:
         tracker = rails.LinkTracker(names)
         self._record = record
-        self._rails = rails.RailSource(names, record.warn, tracker)
+        self._rails = rails.RailSource(names, record.tell, tracker)
         self._sources: list[Source] = [
             self._rails,
-            HostSource(record.warn),
-            JobSource(stepds, record.warn),
+            HostSource(record.tell),
+            JobSource(stepds, record.tell),
         ]
         self._clock = ClockSource()
         self.watch: rails.LinkWatch | None = None
         try:
-            self.watch = rails.LinkWatch(record.warn, tracker)
+            self.watch = rails.LinkWatch(record.tell, tracker)
         except OSError as error:
-            record.warn("links", f"link events not caught as they happen: {error.strerror}")
+            record.tell("links", f"link events not caught as they happen: {error.strerror}")
 
     def sample(self) -> None:
         """One sample of everything."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fabricctl import fields, hostlist, layout
 from fabricctl.agent.log import NodeLog
-from fabricctl.agent.record import Assignment
+from fabricctl.agent.record import Assignment, Record
 from fabricctl.agent.status import Status
 from fabricctl.config import Config
 from fabricctl.errors import FabricError
@@ -113,15 +113,7 @@ class Keeper:
         allocation.restart_s = None
         try:
             self.prepare(allocation)
-            life = next_life(allocation.spool)
-            given = Assignment(
-                allocation.start,
-                self.files,
-                allocation.spool,
-                life,
-                allocation.begin_real_ns,
-                tuple(allocation.notes),
-            )
+            given = self._assignment(allocation)
             pid = spawn.fork_agent(given, self._config, self._identity, self._log)
             self._watch(allocation, pid, now_s, is_child=True)
         except (OSError, FabricError) as error:
@@ -221,6 +213,31 @@ class Keeper:
         if allocation.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(allocation.pidfd, number)
+
+    def leave_notes(self, allocation: Allocation) -> None:
+        """What no agent took into the record any more becomes a journal of its own."""
+        if not allocation.notes or not allocation.spool.is_dir():
+            return
+        given = self._assignment(allocation)
+        try:
+            record = Record(given, (), self._config.agent.sample_hz, self._log)
+        except FabricError as error:
+            self._log.write(f"node job={allocation.job}", str(error), Severity.ERROR)
+            return
+        for severity, text in given.notes:
+            record.note(severity, "node", text)
+        record.close()
+
+    def _assignment(self, allocation: Allocation) -> Assignment:
+        """For the next life."""
+        return Assignment(
+            allocation.start,
+            self.files,
+            allocation.spool,
+            next_life(allocation.spool),
+            allocation.begin_real_ns,
+            tuple(allocation.notes),
+        )
 
     def remove(self, job: int) -> None:
         """What of the job is in run_dir; raises OSError."""

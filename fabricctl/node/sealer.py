@@ -20,7 +20,7 @@ from pathlib import Path
 from fabricctl import config as configuration
 from fabricctl import fields, layout
 from fabricctl.config import Config
-from fabricctl.errors import FabricError
+from fabricctl.errors import FabricError, SystemRefusedError
 from fabricctl.node import rootfiles, spawn
 from fabricctl.node.allocation import journals
 from fabricctl.records import JobStart
@@ -133,7 +133,8 @@ def seal(config: Config, spool_name: str, complete_only: bool) -> str:
     parsed = layout.parse_spool(spool)
     if parsed is None or not spool.is_dir():
         return "done is not there"
-    found = [_open_journal(path) for path in journals(spool)]
+    owners = (0, spool.stat().st_uid)
+    found = [_open_journal(path, owners) for path in journals(spool)]
     if not found:
         return "done had no journal"
     start = JobStart.parse(rootfiles.read_small(spool / "start", 0).decode())
@@ -157,8 +158,12 @@ def seal(config: Config, spool_name: str, complete_only: bool) -> str:
     return f"done collected into {trace}" if trace else "waiting for other nodes"
 
 
-def _open_journal(path: Path) -> int:
-    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+def _open_journal(path: Path, owners: tuple[int, ...]) -> int:
+    """Opened by root for the job's user to read: a link to somebody else's file must not do."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if os.fstat(fd).st_uid not in owners:
+        raise SystemRefusedError(f"{path}: belongs to neither root nor the agents' user")
+    return fd
 
 
 def _become(start: JobStart) -> None:

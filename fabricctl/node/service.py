@@ -13,6 +13,7 @@ import select
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from fabricctl import config as configuration
@@ -30,6 +31,7 @@ from fabricctl.node.sealing import SealQueue
 from fabricctl.store.schema import Severity
 
 RESCAN_S = 5.0  # requests are looked for even when inotify told nothing
+ERROR_PAUSE_S = 0.5  # an error that repeats must not use up a core
 LOCK_WAIT_S = 5.0  # steps and agents try the lock for an instant to see whether it is held
 
 
@@ -65,7 +67,7 @@ class Service:
         gc.freeze()  # agents share these pages as long as nobody writes to them
         try:
             while not self._stopped:
-                self._turn()
+                self._turn_or_log()
         finally:
             self._seals.close()
             self._log.write("node", f"stopped; {len(self._allocations)} agents live on")
@@ -84,11 +86,23 @@ class Service:
         rootfiles.make_dir(self._files.steps_dir, 0o755)
 
     def _watch_requests(self) -> None:
+        if self._inotify is not None:
+            self._inotify.close()
+            self._inotify = None
         try:
             self._inotify = Inotify(self._files.requests)
         except OSError as error:
             text = f"{error.strerror}: requests are seen within {RESCAN_S:g} s only"
             self._log.write("node", text, Severity.ERROR)
+
+    def _turn_or_log(self) -> None:
+        """One fault of ours must not take the node's other jobs their protection."""
+        try:
+            self._turn()
+        except Exception:
+            lines = traceback.format_exc().strip().splitlines()
+            self._log.write("node", "an error: " + " | ".join(lines[-8:]), Severity.ERROR)
+            time.sleep(ERROR_PAUSE_S)
 
     def _turn(self) -> None:
         """Waits for something to happen and does what follows."""
@@ -160,6 +174,8 @@ class Service:
         except OSError as error:
             text = f"{self._files.requests}: {error.strerror}"
             self._log.write("node", text, Severity.ERROR)
+            self._make_dirs()
+            self._watch_requests()
             return
         for request in waiting:
             if request.what == "start":
@@ -227,6 +243,7 @@ class Service:
         except OSError as error:
             self._log.write(f"node job={allocation.job}", f"not removed: {error}", Severity.ERROR)
         del self._allocations[allocation.job]
+        self._keeper.leave_notes(allocation)
         self._remove(self._files.request(allocation.job, "stop"))
         self._seals.add(allocation.spool, len(allocation.start.nodes), now_s)
         self._next_scan_s = now_s  # a requeue may wait

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fabricctl.agent.log import NodeLog
-from fabricctl.agent.main import Agent
+from fabricctl.agent.main import END_REASONS, Agent
 from fabricctl.agent.record import Assignment
 from fabricctl.config import Config
 from fabricctl.errors import SystemRefusedError
@@ -62,8 +62,14 @@ def fork_agent(given: Assignment, config: Config, identity: Identity, log: NodeL
     """The pid of a new agent; raises OSError when the system has no room for it."""
     sys.stdout.flush()
     sys.stderr.flush()
-    pid = os.fork()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, END_REASONS)
+    try:
+        pid = os.fork()
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        raise
     if pid:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return pid
     status = 70  # EX_SOFTWARE
     try:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fabricctl.store import schema
+from fabricctl.store.schema import Severity
 from fabricctl.telemetry import cgroups, processes
 from fabricctl.telemetry.host import NS_PER_TICK
 from fabricctl.telemetry.processes import Stat, Stepd
@@ -79,7 +80,7 @@ class JobSource:
         )
         if how != self._told_how:
             self._told_how = how
-            self._tell("job", how)
+            self._tell("job", how, Severity.INFO)
 
     def close(self) -> None:
         for file in (self._cpu, self._memory):

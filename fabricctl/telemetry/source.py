@@ -1,15 +1,20 @@
 """The interface that every source of samples offers to the agent."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
-from fabricctl.store.schema import Table
+from fabricctl.store.schema import Severity, Table
 
 Row = tuple[int | None, ...]
 """The values of one row in the order of its table's columns; None: could not be measured."""
 
-Tell = Callable[[str, str], None]
-"""``tell(source, sentence)``: puts a note into the job's record."""
+
+class Tell(Protocol):
+    """Puts a note into the job's record."""
+
+    def __call__(
+        self, source: str, text: str, severity: Severity = Severity.WARNING, /
+    ) -> None: ...
 
 
 class Source(Protocol):
@@ -42,4 +47,4 @@ class Complaints:
     def works(self, what: str) -> None:
         if what in self._broken:
             self._broken.remove(what)
-            self._tell(self._source, f"{what} measured again")
+            self._tell(self._source, f"{what} measured again", Severity.INFO)
