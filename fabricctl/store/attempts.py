@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fabricctl import layout
+from fabricctl.store.checked import DamagedTraceError
 from fabricctl.store.trace import open_trace
 
 # The nodes' clocks differ, and so do the moments at which their prologs ran: parts of a job that
@@ -26,9 +27,10 @@ class Part:
     def read(cls, path: Path) -> "Part":
         """Raises :class:`~fabricctl.errors.TraceError`."""
         with open_trace(path) as trace:
-            node = next(iter(trace.nodes.values()), None)
-            name = node.node if node else path.name.rsplit(".", 2)[0]
-            return cls(path, name, trace.job.begin_real_ns, trace.job.end_real_ns)
+            if not trace.nodes:
+                raise DamagedTraceError(f"trace {path}: no node in it")
+            first = next(iter(trace.nodes.values()))
+            return cls(path, first.node, first.begin_real_ns, trace.job.end_real_ns)
 
 
 @dataclass
@@ -69,13 +71,15 @@ class Attempt:
     def may_hold(self, part: Part) -> bool:
         """Whether the part can be of this attempt.
 
-        A node that left the job and came back has two stays in one attempt; one that was
-        requeued has them in two, which touch at most by the clocks' error.
+        Nodes of one attempt share most of the time of whoever was there more shortly; attempts
+        share at most the clocks' error. A node that left the job and came back has two stays in
+        one attempt, one that is in two attempts has none in common.
         """
-        shared = self.overlap_ns(part)
+        shared, length = self.overlap_ns(part), part.end_real_ns - part.begin_real_ns
         if any(node == part.node for node, _ in self.stays):
-            return 2 * shared > part.end_real_ns - part.begin_real_ns
-        return shared > -SLACK_NS
+            return 2 * shared > length
+        shorter = min(length, self.end_real_ns - self.begin_real_ns)
+        return 2 * shared > shorter or (shorter < SLACK_NS and shared > -SLACK_NS)
 
     def take(self, part: Part) -> None:
         self.begin_real_ns = min(self.begin_real_ns, part.begin_real_ns)
@@ -105,12 +109,14 @@ def distribute(
         if able:
             entry = max(able, key=lambda e: e[0].overlap_ns(part))
         else:
-            number = max((attempt.number for attempt, _ in result), default=-1) + 1
-            path = layout.trace_file(user_dir, job, number)
-            entry = (Attempt(path, number, part.begin_real_ns, part.end_real_ns), [])
+            entry = (Attempt(user_dir, -1, part.begin_real_ns, part.end_real_ns), [])
             result.append(entry)
         entry[0].take(part)
         entry[1].append(part)
+    number = max((attempt.number for attempt in attempts), default=-1)
+    for attempt, _ in sorted(result[len(attempts) :], key=lambda entry: entry[0].begin_real_ns):
+        number += 1
+        attempt.number, attempt.path = number, layout.trace_file(user_dir, job, number)
     return result
 
 

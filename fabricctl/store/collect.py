@@ -8,11 +8,13 @@ Several attempts of one job (requeues) have the same job id. They are told apart
 belongs to the attempt whose time it shares.
 """
 
+import contextlib
 import logging
 import os
 import re
 import stat
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fabricctl import layout
@@ -23,6 +25,7 @@ from fabricctl.store.checked import DamagedTraceError, NewerTraceError
 
 _log = logging.getLogger(__name__)
 _PART = re.compile(r"[A-Za-z0-9].*\.[0-9]{1,19}\.h5")
+_TRIES = 1000  # each but the first two needs another merge to succeed, or sets a damaged file aside
 Step = Callable[[str], None]
 
 
@@ -71,46 +74,64 @@ def merge(
     """
     _check_dir(user_dir, os.geteuid())
     parts_dir = layout.part_file(user_dir, job, "x", 0).parent
-    waiting = _waiting(parts_dir)
-    if not waiting:
-        return _newest(user_dir, job)
-    if complete_only and not complete(waiting, _attempts(user_dir, job, locked=False), nodes):
-        return None
     try:
-        with lock.exclusive(parts_dir / ".lock", lock_wait_s):
-            step("locked")
-            _merge_locked(user_dir, job, now_real_ns, keep_parts=keep_parts, step=step)
-        _remove_empty(parts_dir)
-    except FileNotFoundError:  # another merge was faster and has removed the empty directory
-        pass
+        waiting = _waiting(parts_dir)
+        attempts = _attempts(user_dir, job, locked=False)
+        if waiting and complete_only and not complete(waiting, attempts, nodes):
+            return None
+        if parts_dir.is_dir():  # also when a merge was killed after its last part
+            with (
+                contextlib.suppress(FileNotFoundError),  # another merge emptied the directory
+                lock.exclusive(parts_dir / ".lock", lock_wait_s),
+            ):
+                _Merge(user_dir, parts_dir, job, now_real_ns, step).run(keep_parts)
+            _remove_empty(parts_dir)
+            attempts = _attempts(user_dir, job, locked=False)
     except (OSError, TraceError) as error:
         raise SystemRefusedError(f"{user_dir}: traces cannot be merged now: {error}")
-    return _newest(user_dir, job)
+    return max(attempts, key=lambda a: a.begin_real_ns).path if attempts else None
 
 
-def _merge_locked(
-    user_dir: Path, job: int, now_real_ns: int, *, keep_parts: bool, step: Step
-) -> None:
-    parts_dir = layout.part_file(user_dir, job, "x", 0).parent
-    while True:
-        attempts = _attempts(user_dir, job, locked=True)
-        parts = _parts(parts_dir)
-        step("scanned")
-        try:
-            for attempt, new in distribute(parts, attempts, user_dir, job):
-                if new:
-                    merge_file.write(attempt, new, now_real_ns, step)
-            break
-        except merge_file.ChangedError:  # the lock does not lock everywhere; see lock.py
-            continue
-        except merge_file.SourceError as error:
-            _set_aside(error.path, error)
-    for attempt in sorted(_attempts(user_dir, job, locked=True), key=lambda a: a.begin_real_ns):
-        _link_array_task(user_dir, attempt)  # the newest last, to which the link then leads
-    step("linked")
-    for part in parts if not keep_parts else ():
-        part.path.unlink(missing_ok=True)
-        step("removed")
+@dataclass(frozen=True)
+class _Merge:
+    """What is done under the lock."""
+
+    user_dir: Path
+    parts_dir: Path
+    job: int
+    now_real_ns: int
+    step: Step
+
+    def run(self, keep_parts: bool) -> None:
+        self.step("locked")
+        parts = self._all_merged()
+        attempts = _attempts(self.user_dir, self.job, locked=True)
+        for attempt in sorted(attempts, key=lambda a: a.begin_real_ns):
+            _link_array_task(self.user_dir, attempt)  # in the end the newest one's
+        self.step("linked")
+        for part in parts if not keep_parts else ():
+            part.path.unlink(missing_ok=True)
+            self.step("removed")
+
+    def _all_merged(self) -> list[Part]:
+        """Merges until a look at the disk finds every part in a trace; gives those parts."""
+        parts = _parts(self.parts_dir)
+        for _ in range(_TRIES):
+            self.step("scanned")
+            attempts = _attempts(self.user_dir, self.job, locked=True)
+            additions = distribute(parts, attempts, self.user_dir, self.job)
+            if not any(new for _, new in additions):
+                return parts
+            try:
+                for attempt, new in additions:
+                    if new:
+                        merge_file.write(attempt, new, self.now_real_ns, self.step)
+            except merge_file.ChangedError:  # the lock does not lock everywhere; see lock.py
+                parts = _parts(self.parts_dir)
+            except merge_file.SourceError as error:
+                _set_aside(error.path, error)
+                parts = _parts(self.parts_dir)
+        raise SystemRefusedError(f"{self.parts_dir}: traces change faster than they can be merged")
 
 
 def _link_array_task(user_dir: Path, trace: Attempt) -> None:
@@ -143,6 +164,9 @@ def _parts(parts_dir: Path) -> list[Part]:
             _log.warning("%s", error)
         except DamagedTraceError as error:
             _set_aside(path, error)
+        except TraceError:
+            if path.exists():  # else it was merged meanwhile
+                raise
     return found
 
 
@@ -158,11 +182,6 @@ def _attempts(user_dir: Path, job: int, locked: bool) -> list[Attempt]:
                 if locked:
                     _set_aside(path, error)
     return sorted(found, key=lambda attempt: attempt.number)
-
-
-def _newest(user_dir: Path, job: int) -> Path | None:
-    attempts = _attempts(user_dir, job, locked=False)
-    return max(attempts, key=lambda a: a.begin_real_ns).path if attempts else None
 
 
 def _set_aside(path: Path, error: Exception) -> None:

@@ -4,8 +4,10 @@ The layout is in ``docs/data-format.md``.
 """
 
 import contextlib
+import glob
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,9 @@ LIBVER = ("v110", "v110")
 # Large enough for deflate to see the columns' regularity, small enough to read a part of a
 # long table: 8192 rows of the widest ordinary table (host, 128 B) are 1 MiB, HDF5's cache.
 CHUNK_ROWS = 8192
+
+# A live writer writes every few seconds; the rest is for the machines' clocks, which differ.
+_ABANDONED_S = 600.0
 
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 GROUP_NAME = re.compile(NODE_NAME.pattern + r"(@[0-9]{1,19})?")
@@ -55,10 +60,9 @@ def new_file(out: Path, check: Callable[[], None] = lambda: None) -> Iterator["N
     Mode 0600, whatever the umask; one writer at a time for each name. ``check`` is called before
     the file appears and may raise. Raises :class:`SystemRefusedError`; then nothing is left.
     """
-    for abandoned in out.parent.glob(f".{out.name}.*.tmp"):  # of a writer that was killed
-        abandoned.unlink(missing_ok=True)
     temporary = out.with_name(f".{out.name}.{os.uname().nodename}.{os.getpid()}.tmp")
     try:
+        _remove_abandoned(out)
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             sink = Sink(fd)
@@ -77,6 +81,19 @@ def new_file(out: Path, check: Callable[[], None] = lambda: None) -> Iterator["N
         raise SystemRefusedError(
             f"trace {out}: cannot be written: {error.strerror or error}"
         ) from error
+
+
+def _remove_abandoned(out: Path) -> None:
+    """What writers that were killed have left. Of those on other machines nobody knows whether
+    they live: what they write is left alone while it still changes."""
+    for path in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
+        host, _, pid = path.name.removeprefix(f".{out.name}.").removesuffix(".tmp").rpartition(".")
+        if host == os.uname().nodename and pid.isdecimal():
+            abandoned = pid == str(os.getpid()) or not Path(f"/proc/{pid}").exists()
+        else:
+            abandoned = time.time() - path.lstat().st_mtime > _ABANDONED_S
+        if abandoned:
+            path.unlink(missing_ok=True)
 
 
 def sync_dir(path: Path) -> None:

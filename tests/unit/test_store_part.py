@@ -169,7 +169,7 @@ def test_the_file_and_new_directories_are_the_owners_alone(tmp_path: Path) -> No
 def test_writing_again_replaces_the_part_and_what_a_killed_writer_left(tmp_path: Path) -> None:
     out = tmp_path / "n1.5.h5"
     part.write_part([life(tmp_path / "j", range(3))], GIVEN, out)
-    left = tmp_path / ".n1.5.h5.elsewhere.4711.tmp"
+    left = tmp_path / f".n1.5.h5.{os.uname().nodename}.{2**22 + 1}.tmp"  # beyond any pid
     left.write_bytes(b"half a file")
     part.write_part([life(tmp_path / "k", range(9))], GIVEN, out)
     assert {path.name for path in tmp_path.iterdir()} == {"j", "k", "n1.5.h5"}
