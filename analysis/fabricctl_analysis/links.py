@@ -102,7 +102,8 @@ def link_history(
     their times on one time line, each non-decreasing; ``restart_ns``: begins of agents' lives."""
     rail = _Rail()
     restarts = [_Seen(at, None, None, restart=True) for at in restart_ns]
-    seen = [*restarts, *_samples(sample_ns, samples, event_ns), *_events(event_ns, events)]
+    beside = np.concatenate([event_ns, np.array(restart_ns, dtype=np.int64)])
+    seen = [*restarts, *_samples(sample_ns, samples, beside), *_events(event_ns, events)]
     for one in sorted(seen, key=lambda one: one.at_ns):
         _observe(rail, one)
     if rail.open is not None:
@@ -111,15 +112,15 @@ def link_history(
     return LinkHistory(tuple(rail.downs), tuple(rail.missed), rail.counted, measured)
 
 
-def _samples(sample_ns: Ns, samples: Rows, event_ns: Ns) -> list[_Seen]:
-    """The samples that show a change or stand next to one."""
+def _samples(sample_ns: Ns, samples: Rows, beside_ns: Ns) -> list[_Seen]:
+    """The samples that show a change, or stand next to one or to ``beside_ns``."""
     return [
         _Seen(
             int(sample_ns[i]),
             _count(int(samples["carrier_changes"][i])),
             _carrier(int(samples["carrier"][i])),
         )
-        for i in _telling(sample_ns, samples, event_ns)
+        for i in _telling(sample_ns, samples, beside_ns)
     ]
 
 
@@ -139,15 +140,15 @@ def _events(event_ns: Ns, events: Rows) -> list[_Seen]:
     return seen
 
 
-def _telling(sample_ns: Ns, samples: Rows, event_ns: Ns) -> list[int]:
+def _telling(sample_ns: Ns, samples: Rows, beside_ns: Ns) -> list[int]:
     count = len(sample_ns)
     if not count:
         return []
     state = np.stack([samples["carrier"].astype(np.int64), samples["carrier_changes"]])
     changed = np.flatnonzero((np.diff(state, axis=1) != 0).any(axis=0)) + 1
-    before_events = np.searchsorted(sample_ns, event_ns) - 1
-    keep = np.concatenate([[0, count - 1], changed, changed - 1, before_events])
-    return sorted({int(i) for i in keep if i >= 0})
+    after = np.searchsorted(sample_ns, beside_ns)
+    keep = np.concatenate([[0, count - 1], changed, changed - 1, after, after - 1])
+    return sorted({int(i) for i in keep if 0 <= i < count})
 
 
 def _count(value: int) -> int | None:
@@ -168,7 +169,8 @@ def _observe(rail: _Rail, seen: _Seen) -> None:
     if carrier is None and grown and rail.carrier is not None:
         carrier = rail.carrier ^ bool(grown % 2)  # the kernel counts strict alternation
     if grown is not None:
-        net = int(carrier is not None and rail.carrier is not None and carrier != rail.carrier)
+        # What the carrier was before is not known of a new interface: one change is explained.
+        net = min(grown, 1) if rail.carrier is None else int(carrier not in (None, rail.carrier))
         if grown > net:
             rail.missed.append(Missed(rail.at_ns, seen.at_ns, grown - net))
         rail.counted = (rail.counted or 0) + grown

@@ -34,6 +34,16 @@
       document.getElementById("timeline").scrollIntoView({ behavior: "smooth" });
     }
   });
+  // A4 between the margins that page.css sets is 186 mm: 700 CSS pixels.
+  function fitPaper() {
+    const main = document.querySelector("main");
+    const figure = main && main.querySelector("figure");
+    if (!figure || window.matchMedia("print").matches) return;
+    const ratio = Math.min(1, 700 / Math.max(1, figure.clientWidth));
+    document.documentElement.style.setProperty("--to-paper", String(ratio));
+  }
+  window.addEventListener("resize", fitPaper);
+  document.addEventListener("DOMContentLoaded", fitPaper);
   // Under a finger a drag scrolls the page; the buttons zoom.
   if (window.matchMedia("(pointer: coarse)").matches) {
     document.addEventListener("DOMContentLoaded", function () {

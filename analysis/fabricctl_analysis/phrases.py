@@ -9,6 +9,7 @@ from fabricctl_analysis.model import Figure, NodeSummary, RailSummary, Report, U
 from fabricctl_analysis.when import When
 
 UNKNOWN = "?"  # in cells: not measured
+UNSEEN = "unseen"  # in cells: it was down, nobody saw for how long
 MAX_STEPS = 4
 
 _MODES = {"observe": "observe (measure only)", "on": "on (measure and act)"}
@@ -24,10 +25,14 @@ def who(report: Report) -> str:
 
 
 def span(report: Report, when: When) -> str:
-    """``2026-09-21 14:13:20.0 to 14:14:20.0 UTC, 1 min 0 s``."""
+    """``2026-09-21 14:13:20.0 to 14:14:20.0 UTC``."""
     whole = report.whole
-    took = format_duration(whole.length_ns / 1e9)
-    return f"{when.full(whole.begin_ns)} to {when.clock(whole.end_ns, 1)} {when.zone_name}, {took}"
+    return f"{when.full(whole.begin_ns)} to {when.clock(whole.end_ns, 1)} {when.zone_name}"
+
+
+def took(report: Report) -> str:
+    """``1 min 0 s``."""
+    return format_duration(report.whole.length_ns / 1e9)
 
 
 def steps(report: Report, when: When) -> str:
@@ -118,12 +123,13 @@ def both(rail: RailSummary, what: str) -> str:
 
 
 def down(rail: RailSummary) -> str:
-    """``3.02 s``, ``<2.00 s``, ``1.00-3.00 s``; ``-`` for a rail that was measured and up."""
+    """``3.02 s``, ``<2.00 s``, ``1.00-3.00 s``; ``-`` for a rail that was measured and up,
+    ``unseen`` for one whose carrier changed by the kernel's count alone (``+``: that too)."""
     if not rail.link.measured:
         return UNKNOWN
-    missed = "+" if rail.link.missed else ""
     if not rail.link.downs:
-        return "-" + missed
+        return UNSEEN if rail.link.missed else "-"
+    missed = "+" if rail.link.missed else ""
     shortest = longest = 0
     for one in rail.link.downs:
         still = rail.measured_end_ns - one.begin_ns

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from bokeh.models import (
-    BasicTicker,
+    AdaptiveTicker,
     ColumnDataSource,
     DataRange1d,
     NumeralTickFormatter,
@@ -35,7 +35,7 @@ def host_chart(report: Report, name: str, axis: Axis) -> figure | None:
         return None
     made = plot(axis, 110)
     made.yaxis.formatter = _formatter(name)
-    made.yaxis.ticker = BasicTicker(desired_num_ticks=4)
+    made.yaxis.ticker = _ticker(name)
     made.y_range = DataRange1d(start=0)
     if len(nodes) <= len(NODES):
         _lines(made, nodes, name, axis)
@@ -52,6 +52,13 @@ def colours(report: Report) -> dict[str, str]:
 
 def _formatter(name: str) -> TickFormatter:
     return bytes_ticks() if "memory" in name else NumeralTickFormatter(format="0.[00]")
+
+
+def _ticker(name: str) -> AdaptiveTicker:
+    if "memory" in name:
+        powers = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0]
+        return AdaptiveTicker(base=1024, mantissas=powers, desired_num_ticks=4)
+    return AdaptiveTicker(desired_num_ticks=4)
 
 
 def _text(name: str) -> Callable[[float], str]:

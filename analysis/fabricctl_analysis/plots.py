@@ -13,6 +13,7 @@ from bokeh.models import (
     CustomJSTickFormatter,
     DatetimeTickFormatter,
     HoverTool,
+    NoOverlap,
     Range1d,
     WheelZoomTool,
 )
@@ -100,6 +101,7 @@ def plot(
         ruler.major_label_text_font = "system-ui, sans-serif"
     made.xaxis.visible = last
     made.xaxis.formatter = _ticks()
+    made.xaxis.major_label_policy = NoOverlap(min_distance=10)
     made.xgrid.grid_line_color = made.ygrid.grid_line_color = GRID
     made.xgrid.grid_line_alpha = made.ygrid.grid_line_alpha = 0.25
     return made

@@ -15,15 +15,23 @@ from fabricctl_analysis.choose import most_telling, most_telling_nodes
 from fabricctl_analysis.findings import folded
 from fabricctl_analysis.model import Finding, NodeSummary, RailSummary, Report
 from fabricctl_analysis.plot_hosts import CHARTS, colours, host_chart
-from fabricctl_analysis.plot_rails import overview, traffic
+from fabricctl_analysis.plot_overview import overview
+from fabricctl_analysis.plot_rails import traffic
 from fabricctl_analysis.plots import DOWN, GAP, RECEIVED, SENT, STEP, UNSEEN, Axis, time_axis
 from fabricctl_analysis.when import When
 
 # A page stays below 5 MB, of which Bokeh is 1.3: 24 plots of 800 points are 3 MB at most.
 MAX_TRAFFIC = 24
+TIMES_EVERY = 6  # plots: that many fit on a screen, and each screen shows the times once
 MAX_OVERVIEW = 48
 MAX_ROWS = 200
 MAX_FINDINGS = 50
+
+# Nothing may be fetched, whatever a trace's texts hold; Bokeh compiles its formatters (eval).
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; font-src data:"
+)
 
 
 def render_html(report: Report, found: Sequence[Finding], when: When) -> str:
@@ -49,6 +57,7 @@ def render_html(report: Report, found: Sequence[Finding], when: When) -> str:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="color-scheme" content="light dark">
 <link rel="icon" href="data:,">
 <title>Job {escape(report.job.title)}</title>
@@ -70,12 +79,12 @@ def _plots(report: Report, axis: Axis) -> dict[str, Model]:
     plots: dict[str, Model] = {}
     if report.whole.length_ns == 0:
         return plots
-    if report.rails:
+    if report.nodes:
         plots["overview"] = overview(report, most_telling(report.rails, MAX_OVERVIEW), axis)
     rails = most_telling(report.rails, MAX_TRAFFIC)
     peaks = [rail.peaks[way].value or 0.0 for rail in rails for way in ("rx", "tx")]
     for nth, rail in enumerate(rails):
-        last = nth == len(rails) - 1
+        last = nth % TIMES_EVERY == TIMES_EVERY - 1 or nth == len(rails) - 1
         plots[f"rail{nth}"] = traffic(report, rail, axis, max(peaks), last)
     for name, _, _ in CHARTS:
         made = host_chart(report, name, axis)
@@ -85,16 +94,16 @@ def _plots(report: Report, axis: Axis) -> dict[str, Model]:
 
 
 def _head(report: Report, when: When) -> Iterator[str]:
-    job, whole = report.job, report.whole
+    job = report.job
     measured = sum(1 for node in report.nodes if node.measured)
     down = sum(1 for rail in report.rails if rail.link.downs or rail.link.missed)
     carrier = [rail for rail in report.rails if rail.link.measured]
     facts = [
-        ("Ran", format_duration(whole.length_ns / 1e9), phrases.span(report, when)),
+        ("Ran", phrases.took(report), phrases.span(report, when)),
         ("Nodes measured", f"{measured} of {len(report.nodes)}",
          f"{phrases.percent(report.coverage)} of the nodes' time"),
         ("Rails that went down", f"{down} of {len(carrier)}" if carrier else "not measured",
-         f"{len(report.rails) - len(carrier)} not measured" if carrier else ""),
+         _carrier_words(len(report.rails) - len(carrier))),
         ("Mode", job.mode or "not known",
          f"{job.spares} nodes to spare" if job.spares else "no nodes to spare"),
     ]  # fmt: skip
@@ -109,6 +118,10 @@ def _head(report: Report, when: When) -> Iterator[str]:
         )
     yield "</dl>"
     yield f'<p class="soft small">{escape(phrases.protection(report))}</p>'
+
+
+def _carrier_words(unmeasured: int) -> str:
+    return f"{unmeasured} more were not measured" if unmeasured else "of the rails measured"
 
 
 def _findings(report: Report, found: Sequence[Finding], axis: Axis) -> Iterator[str]:
@@ -158,7 +171,7 @@ def _time_line(report: Report, places: dict[str, str]) -> Iterator[str]:
         yield _of_many(shown, len(report.rails), "rails")
     yield _legend([
         (STEP, "measured, with carrier", False), (DOWN, "down", False),
-        (UNSEEN, "carrier changed in here, told by a counter alone", False),
+        (UNSEEN, "perhaps down: between two samples", False),
         (GAP, "not measured", True), (RECEIVED, "job step", False),
     ])  # fmt: skip
     yield f"<figure>{places['overview']}</figure>"
@@ -178,7 +191,7 @@ def _traffic(report: Report, places: dict[str, str]) -> Iterator[str]:
         yield _of_many(len(rails), len(report.rails), "rails")
     yield _legend([
         (RECEIVED, "received (upwards)", False), (SENT, "sent (downwards)", False),
-        (DOWN, "down", False), (GAP, "not measured", True),
+        (DOWN, "down", False), (UNSEEN, "perhaps down", False), (GAP, "not measured", True),
     ])  # fmt: skip
     for nth, rail in enumerate(rails):
         down = phrases.down(rail)

@@ -61,7 +61,7 @@ def _wrap(text: str, indent: str = "") -> list[str]:
 
 def _head(report: Report, when: When, screen: Screen) -> Iterator[str]:
     yield from (screen.paint(line, "head") for line in _wrap(phrases.who(report), "  "))
-    yield from _wrap(phrases.span(report, when), "  ")
+    yield from _wrap(f"{phrases.span(report, when)}, {phrases.took(report)}", "  ")
     if report.steps:
         yield from _wrap(phrases.steps(report, when), "  ")
     yield from _wrap(phrases.protection(report), "  ")
@@ -124,8 +124,8 @@ def _legend(rows: Sequence[tuple[str, ...]], highest: float, blocks: str) -> str
         parts.append("? not measured")
     if any(cell.startswith(">") for cell in cells):
         parts.append("> at least")
-    if any(cell.endswith("+") for cell in cells):
-        parts.append("+ and changes that no sample saw")
+    if any(cell.endswith("+") or cell == phrases.UNSEEN for cell in cells):
+        parts.append("+, unseen: down for a time that nobody saw")
     return "; ".join(parts)
 
 
