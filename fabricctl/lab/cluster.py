@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +192,7 @@ class Lab:
     def _end_processes(self) -> None:
         left: set[int] = set()
         for _ in range(1000):
-            left = set(self.processes())
+            left = self.processes()
             if not left:
                 return
             for pid in left:
@@ -202,9 +202,9 @@ class Lab:
             time.sleep(0.01)
         raise LabError(f"lab {self.name}: processes {sorted(left)} do not end")
 
-    def processes(self) -> Iterator[int]:
+    def processes(self) -> set[int]:
         """Every process of the lab: in its control groups, its networks, or about to be."""
-        yield from cgroups.processes(self.name)
+        found = set(cgroups.processes(self.name))
         inodes = {path.stat().st_ino for path in self.paths.net.glob("*")}
         marks = (
             f"fabricctl.lab.init\0{self.paths.state}/".encode(),
@@ -219,7 +219,8 @@ class Lab:
             except OSError:
                 continue  # it ended meanwhile, or is ending
             if network in inodes or any(mark in command for mark in marks):
-                yield int(path.name)
+                found.add(int(path.name))
+        return found
 
     # Use -------------------------------------------------------------------------------------
 

@@ -91,7 +91,7 @@ def test_from_nothing_to_idle_and_back_to_nothing() -> None:
 
 def test_down_of_nothing_is_content(small: Lab) -> None:
     small.down()
-    done = subprocess.run(cli("down", "--name", NAME), capture_output=True, text=True)
+    done = subprocess.run(cli("down", "--name", NAME), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -126,7 +126,7 @@ def test_up_heals_what_was_killed_one_by_one(small: Lab) -> None:
         services = [one for node in small.status() for one in node.services.values()]
         assert len(services) == 6
         assert all(one["up"] for one in services), word
-        assert small.run(["srun", "-N2", "hostname"]).stdout.split() != []
+        assert small.run(["srun", "-p", "all", "-N2", "hostname"]).stdout.split() != []
 
 
 def role(pid: int) -> str:
@@ -170,7 +170,7 @@ def test_a_tool_killed_in_the_middle_leaves_nothing_that_down_does_not_find(
 def test_down_leaves_nothing_of_a_lab_with_faults_and_jobs(small: Lab) -> None:
     before = traces()
     small.up()
-    small.run(["sbatch", "-N2", "--wrap", "srun sleep 1000"])
+    small.run(["sbatch", "-p", "all", "-N2", "--wrap", "srun sleep 1000"])
     small.fault("flap", "n1", "r0", period_s=0.1)
     small.fault("freeze", "n2")
     small.fault("cut", "n1", "m0", for_s=600)
@@ -193,7 +193,7 @@ def test_labs_of_two_names_live_side_by_side(small: Lab) -> None:
     with Lab(LabSpec(name=f"{NAME}-b", nodes=2, rails=1, bare=True)) as other:
         small.fault("switch-dead", "r0")
         assert other.exec("n1", ["cat", "/sys/class/net/r0/carrier"]).stdout == "1\n"
-        assert other.run(["srun", "-N2", "hostname"]).returncode == 0
+        assert other.run(["srun", "-p", "all", "-N2", "hostname"]).returncode == 0
     assert small.run(["srun", "-N1", "hostname"]).returncode == 0
     assert not any(traces(f"{NAME}-b")[what] for what in ("mounts", "files", "groups", "processes"))
 
@@ -213,7 +213,7 @@ def test_a_dead_lab_still_pins_no_file_system_of_another(small: Lab) -> None:
 )
 def test_exec_gives_back_the_commands_status(small: Lab, argv: list[str], status: int) -> None:
     small.up()
-    done = subprocess.run(cli("exec", "--name", NAME, "n1", "--", *argv))
+    done = subprocess.run(cli("exec", "--name", NAME, "n1", "--", *argv), check=False)
     assert done.returncode == status
 
 
@@ -221,7 +221,10 @@ def test_exec_runs_as_the_user_from_its_home(small: Lab) -> None:
     small.up()
     words = ["sh", "-c", "id -un; pwd; echo $HOME; hostname; command -v srun fabricctl"]
     done = subprocess.run(
-        cli("exec", "--name", NAME, "-u", "bob", "n2", "--", *words), capture_output=True, text=True
+        cli("exec", "--name", NAME, "-u", "bob", "n2", "--", *words),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     lines = done.stdout.split()
     assert lines[:4] == ["bob", "/shared/home/bob", "/shared/home/bob", "n2"]
@@ -278,6 +281,7 @@ def test_only_root_can_bring_a_lab_up() -> None:
         ["setpriv", "--reuid", "65534", "--clear-groups", *cli("up", "--name", NAME)],
         capture_output=True,
         text=True,
+        check=False,
     )
     assert done.returncode == 71
     assert done.stderr == ("fabricctl: lab: needs root: it makes namespaces, mounts and bridges\n")
