@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fabricctl.lab import cgroups
 from fabricctl.lab.site import Site
-from fabricctl.lab.slurmconf import cgroup_conf, installed_version, slurm_conf
+from fabricctl.lab.slurmconf import cgroup_conf, has_cgroup_v1_plugin, installed_version, slurm_conf
 from fabricctl.lab.spec import AGENT_UID, AGENT_USER, JOB_USERS, SHARED, LabPaths, LabSpec
 
 _NSSWITCH = "".join(f"{db}: files\n" for db in ("passwd", "group", "shadow", "gshadow", "hosts"))
@@ -33,9 +33,10 @@ def make_etc(spec: LabSpec, paths: LabPaths, site: Site | None) -> bool:
     slurm = etc / "slurm"
     slurm.mkdir(exist_ok=True)
     extra = site.write(etc) if site else {}
-    version, v1 = installed_version(), cgroups.has_slurm_v1(cgroups.hierarchies())
+    version = installed_version()
+    v1 = cgroups.has_slurm_v1(cgroups.hierarchies()) and has_cgroup_v1_plugin()
     _write(slurm / "cgroup.conf", cgroup_conf(version, cgroup_v1=v1))
-    conf = slurm_conf(spec, version, cgroup_v1=v1, extra=extra)
+    conf = slurm_conf(spec, cgroup_v1=v1, extra=extra)
     return _write(slurm / "slurm.conf", conf)
 
 

@@ -4,6 +4,7 @@ import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from fabricctl.errors import LabError
 from fabricctl.lab.spec import CONTROLLER, MANAGEMENT, LabSpec
@@ -22,6 +23,11 @@ class SlurmVersion:
         return (self.major, self.minor) >= (23, 11)
 
 
+def has_cgroup_v1_plugin() -> bool:
+    """Whether this Slurm still has it, where Debian puts plugins."""
+    return any(Path("/usr/lib").glob("*/slurm*/cgroup_v1.so"))
+
+
 def parse_version(text: str) -> SlurmVersion:
     """From what ``slurmctld -V`` prints: ``slurm-wlm 22.05.8`` or ``slurm 24.11.5``."""
     match = re.match(r"slurm(?:-wlm)? (\d+)\.(\d+)", text)
@@ -37,11 +43,12 @@ def installed_version() -> SlurmVersion:
     return parse_version(done.stdout)
 
 
-def slurm_conf(
-    spec: LabSpec, version: SlurmVersion, *, cgroup_v1: bool, extra: Mapping[str, str]
-) -> str:
-    """slurm.conf(5). ``extra`` adds or replaces settings; the lab's own `conf` goes last."""
-    del version  # what is written below means the same from 22.05 to 24.11
+def slurm_conf(spec: LabSpec, *, cgroup_v1: bool, extra: Mapping[str, str]) -> str:
+    """slurm.conf(5), the same from 22.05 on.
+
+    ``extra`` adds or replaces settings, the spec's `conf` goes over both; an empty value takes a
+    setting out.
+    """
     tracking = _CGROUP_V1 if cgroup_v1 else _NO_CGROUP
     accounting = _ACCOUNTING if spec.accounting else _NO_ACCOUNTING
     address = spec.address(CONTROLLER, MANAGEMENT)
