@@ -109,16 +109,20 @@ class Agent:
             self._finish()
 
     def _open_record(self, rails: list[str]) -> Record | None:
-        """Waits for the spool to be writable; None when the allocation ended before."""
-        while not self._ending.reason:
+        """Waits for the spool to be writable; None when the allocation ended before.
+
+        An allocation of an instant may have ended already: it still gets its record.
+        """
+        while True:
             try:
                 return Record(self._given, rails, self._rate_hz, self._log)
             except SystemRefusedError as error:
+                if self._ending.reason:
+                    return None
                 self._log.write(f"agent job={self._start.job}", str(error), Severity.ERROR)
                 self._write_status("starting", str(error))
                 select.select([self._ending.fd], [], [], SPOOL_RETRY_S)
                 self._ending.reason = self._ending.reason or self._survival.reason(True)
-        return None
 
     def _open_mesh(self) -> mesh.Mesh | None:
         if len(self._start.nodes) == 1:
