@@ -156,12 +156,13 @@ class Rtnl:
         info = nested(IFLA_LINKINFO, text(_IFLA_INFO_KIND, "ifb"))
         self._new_link(text(IFLA_IFNAME, name) + info, f"add ifb {name}")
 
-    def add_veth(self, name: str, peer: str, peer_netns: Path, *, gso: bool) -> None:
+    def add_veth(self, name: str, peer: str, peer_netns: Path, *, max_segments: int) -> None:
         """A veth pair: ``name`` here, ``peer`` in another namespace.
 
-        ``gso`` False: both ends pass packets of wire size only, as a real wire would.
+        ``max_segments``: how many packets may cross as one (segmentation offload), 0: as many as
+        the kernel likes.
         """
-        segments = b"" if gso else u32(IFLA_GSO_MAX_SEGS, 1)
+        segments = u32(IFLA_GSO_MAX_SEGS, max_segments) if max_segments else b""
         there = os.open(peer_netns, os.O_RDONLY | os.O_CLOEXEC)
         try:
             other = _IFINFO.pack(0, 0, 0, 0, 0) + text(IFLA_IFNAME, peer) + segments

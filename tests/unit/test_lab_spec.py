@@ -115,3 +115,10 @@ def test_every_node_is_in_slurms_configuration() -> None:
     assert "NodeName=n3 NodeAddr=10.77.0.13 " in text
     assert "PartitionName=main Nodes=n[1-2] Default=YES" in text
     assert "PartitionName=all Nodes=n[1-3]" in text
+
+
+def test_links_with_a_rate_carry_small_bunches_of_packets() -> None:
+    assert LabSpec().max_segments("r0") == 0
+    assert LabSpec(rate_bit_per_s=10**8).max_segments("r0") == 1
+    assert LabSpec(rate_bit_per_s=10**9).max_segments("r0") == 4
+    assert LabSpec(rate_bit_per_s=10**9).max_segments("m0") == 0
