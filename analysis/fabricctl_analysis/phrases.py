@@ -1,8 +1,9 @@
 """The sentences and cells that the terminal and the HTML report share."""
 
 import math
+from collections.abc import Sequence
 
-from fabricctl.units import format_bytes, format_duration, format_rate
+from fabricctl.units import format_bytes, format_duration
 from fabricctl_analysis.findings import bounds_ns, folded
 from fabricctl_analysis.host import PRESSURES
 from fabricctl_analysis.model import Figure, NodeSummary, RailSummary, Report, Unmeasured
@@ -10,7 +11,9 @@ from fabricctl_analysis.when import When
 
 UNKNOWN = "?"  # in cells: not measured
 UNSEEN = "unseen"  # in cells: it was down, nobody saw for how long
+_PREFIXES = ("", "k", "M", "G", "T", "P")
 MAX_STEPS = 4
+MAX_NAMES = 40  # characters of a host list within a sentence
 
 _MODES = {"observe": "observe (measure only)", "on": "on (measure and act)"}
 
@@ -21,7 +24,13 @@ def who(report: Report) -> str:
     names = job.nodes or tuple(node.name for node in report.nodes)
     count = f"{len(names)} node" + ("" if len(names) == 1 else "s")
     owner = f"{job.user or 'user not known'} on {job.cluster or 'a cluster not named'}"
-    return f"Job {job.title}: {owner}, {count} {folded(names)}"
+    return f"Job {job.title}: {owner}, {count} {some(names)}"
+
+
+def some(names: Sequence[str]) -> str:
+    """A host list that fits into a sentence; --json has all of it."""
+    text = folded(names)
+    return text if len(text) <= MAX_NAMES else f"{text[: MAX_NAMES - 3]}..."
 
 
 def span(report: Report, when: When) -> str:
@@ -41,9 +50,13 @@ def steps(report: Report, when: When) -> str:
     for step in report.steps[:MAX_STEPS]:
         begin = "begin not seen" if step.begin_ns is None else when.clock(step.begin_ns, 1)
         end = "end not seen" if step.end_ns is None else f"to {when.clock(step.end_ns, 1)}"
-        shown.append(f"{step.step} on {folded(step.nodes)}, {begin} {end}")
+        shown.append(f"{step.step} on {_where(step.nodes)}, {begin} {end}")
     more = len(report.steps) - MAX_STEPS
     return "Steps: " + "; ".join([*shown, *([f"and {more} more"] if more > 0 else [])])
+
+
+def _where(nodes: Sequence[str]) -> str:
+    return folded(nodes) if len(folded(nodes)) <= MAX_NAMES else f"{len(nodes)} nodes"
 
 
 def protection(report: Report) -> str:
@@ -106,7 +119,13 @@ def volume(figure: Figure) -> str:
 
 
 def rate(figure: Figure) -> str:
-    return UNKNOWN if figure.value is None else format_rate(figure.value)
+    """``877 Mbit/s``: three digits say all that a peak is worth."""
+    if figure.value is None:
+        return UNKNOWN
+    scaled, step = figure.value * 8, 0
+    while scaled >= 999.5 and step < len(_PREFIXES) - 1:
+        scaled, step = scaled / 1000, step + 1
+    return f"{scaled:.3g} {_PREFIXES[step]}bit/s"
 
 
 def count(figure: Figure) -> str:
@@ -170,11 +189,11 @@ def cell(node: NodeSummary, name: str) -> str:
 
 def memory(node: NodeSummary) -> str:
     """``2.1/8.0 GiB``: the peak of all."""
-    peak, total = cell(node, "memory_max"), cell(node, "memory_total")
-    if UNKNOWN in (peak, total):
-        return peak
-    same = peak.split()[1] == total.split()[1]
-    return f"{peak.split()[0]}/{total}" if same else f"{peak}/{total}"
+    peak, total = node.figures.get("memory_max"), node.figures.get("memory_total")
+    if peak is None or peak.value is None or total is None or not total.value:
+        return cell(node, "memory_max")
+    number, unit = format_bytes(total.value).split()
+    return f"{peak.value / total.value * float(number):.1f}/{number} {unit}"
 
 
 def stalled(node: NodeSummary) -> str:

@@ -60,6 +60,8 @@ def _label(node: str, rail: int | None) -> str:
 
 def _bars(made: figure, bars: list[_Bar], axis: Axis, height: float, **look: Any) -> None:
     """Horizontal bars."""
+    if not bars:
+        return
     source = ColumnDataSource(
         {
             "y": [row for row, _, _ in bars],
@@ -129,6 +131,8 @@ def _steps(made: figure, report: Report, row: float, axis: Axis) -> None:
 
 def _marks(made: figure, report: Report, rows: _Rows, axis: Axis) -> None:
     marks = [mark for mark in report.marks if (mark.node, mark.rail) in rows][:MAX_MARKS]
+    if not marks:
+        return
     known = [_EVENTS.get(mark.event, ("diamond", mark.event)) for mark in marks]
     source = ColumnDataSource(
         {

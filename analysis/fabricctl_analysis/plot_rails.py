@@ -4,6 +4,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from bokeh.models import BasicTicker, ColumnDataSource
+from bokeh.models.annotations import Span as Line
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
@@ -39,14 +40,15 @@ def traffic(report: Report, rail: RailSummary, axis: Axis, highest: float, last:
     source = ColumnDataSource(_columns(rail, axis))
     for column, colour in (("rx", RECEIVED), ("tx", SENT)):
         look: dict[str, Any] = {"fill_color": colour, "source": source, "step_mode": "before"}
-        made.varea_step(x="end", y1=0, y2=f"{column}_high", fill_alpha=0.3, **look)
+        if rail.series[column].high is not rail.series[column].mean:  # points were put together
+            made.varea_step(x="end", y1=0, y2=f"{column}_high", fill_alpha=0.3, **look)
         made.varea_step(x="end", y1=0, y2=column, fill_alpha=0.85, **look)
     area = made.quad(
         left="begin", right="end", bottom=-limit, top=limit, source=source, fill_alpha=0,
         line_color=None, hover_fill_color=GRID, hover_fill_alpha=0.25,
     )  # fmt: skip
     made.add_tools(hover(area, [("from", "@at"), ("received", "@rx_text"), ("sent", "@tx_text")]))
-    made.line([axis.range.start, axis.range.end], [0, 0], line_color=GRID, line_alpha=0.6)
+    made.add_layout(Line(location=0, dimension="width", line_color=GRID, line_alpha=0.6))
     return made
 
 
@@ -108,6 +110,8 @@ def _strips(made: figure, report: Report, rail: RailSummary, axis: Axis, limit: 
 def _strip(
     made: figure, spans: list[tuple[Span, str]], axis: Axis, limit: float, **look: Any
 ) -> None:
+    if not spans:
+        return
     source = ColumnDataSource(
         {
             "left": [axis.ms(span.begin_ns) for span, _ in spans],

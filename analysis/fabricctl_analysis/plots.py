@@ -37,12 +37,18 @@ TIME = "time"  # name of the common range, for page.js
 
 @dataclass(frozen=True)
 class Axis:
-    """What all plots have in common. Bokeh's dates are milliseconds since 1970; here they are of
-    the reader's zone, so that the ticks show its time."""
+    """What all plots have in common, in one piece each: the page's size and the time to make it
+    go with the number of Bokeh's models.
+
+    Bokeh's dates are milliseconds since 1970; here they are of the reader's zone, so that the
+    ticks show its time.
+    """
 
     when: When
     range: Range1d
     cursor: Span
+    ticks: DatetimeTickFormatter
+    spaced: NoOverlap
 
     @property
     def shift_ms(self) -> float:
@@ -65,7 +71,8 @@ def time_axis(report: Report, when: When) -> Axis:
     edge = (end - begin) * 0.01
     low, high = begin - edge, end + edge
     common = Range1d(start=low, end=high, bounds=(low, high), name=TIME)
-    return Axis(when, common, Span(dimension="height", line_color=GRID, line_dash="dotted"))
+    cursor = Span(dimension="height", line_color=GRID, line_dash="dotted")
+    return Axis(when, common, cursor, _ticks(), NoOverlap(min_distance=10))
 
 
 def plot(
@@ -100,8 +107,8 @@ def plot(
         ruler.major_label_text_font_size = "11px"
         ruler.major_label_text_font = "system-ui, sans-serif"
     made.xaxis.visible = last
-    made.xaxis.formatter = _ticks()
-    made.xaxis.major_label_policy = NoOverlap(min_distance=10)
+    made.xaxis.formatter = axis.ticks
+    made.xaxis.major_label_policy = axis.spaced
     made.xgrid.grid_line_color = made.ygrid.grid_line_color = GRID
     made.xgrid.grid_line_alpha = made.ygrid.grid_line_alpha = 0.25
     return made

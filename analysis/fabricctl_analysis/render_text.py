@@ -14,9 +14,11 @@ from fabricctl_analysis.when import When
 
 WIDTH = 80
 MAX_FINDINGS = 10
-MAX_ROWS = 16  # of a table: the whole stays on one screen of 50 lines
+MAX_ROWS = 16  # a table of at most so many rows is shown whole
+FEW_ROWS = 8  # of a longer one: the whole stays on one screen of 50 lines
 MAX_UNMEASURED = 8
-SPARK = (6, 20)  # fewest and most characters
+SHORTEST_NAME = 8
+SPARK = (7, 20)  # fewest and most characters
 
 _COLOURS = {"error": "31;1", "warning": "33", "head": "1"}
 _MARKS = {"error": "!!", "warning": " !", "info": "  "}
@@ -79,13 +81,12 @@ def _findings(report: Report, found: Sequence[Finding], screen: Screen) -> Itera
 
 
 def _rails(report: Report, screen: Screen) -> Iterator[str]:
-    rails = most_telling(report.rails, MAX_ROWS)
+    rails = most_telling(report.rails, _limit(report.rails))
     if not rails:
         return
-    cells = [_rail_cells(rail) for rail in rails]
     head = ("RAIL", "received", "sent", "peak rx", "down", "errors", "drops")
-    room = WIDTH - sum(_widths([head, *cells])) - 2 * len(head)
-    bins = min(max(room, SPARK[0]), SPARK[1])
+    cells = _named([head, *(_rail_cells(rail) for rail in rails)], WIDTH - 2 - SPARK[0])[1:]
+    bins = min(WIDTH - _width([head, *cells]) - 2, SPARK[1])
     traffic = [spark.traffic(rail, report.whole, bins) for rail in rails]
     known = [float(np.nanmax(values)) for values in traffic if not np.isnan(values).all()]
     highest = max(known, default=0.0)
@@ -95,15 +96,19 @@ def _rails(report: Report, screen: Screen) -> Iterator[str]:
         for row, values, rail in zip(cells, traffic, rails, strict=True)
     ]
     yield ""
-    yield from _table((*head, "traffic"[:bins]), rows, "lrrrrrrl", screen)
+    yield from _table((*head, "traffic"), rows, "lrrrrrrl", screen)
     yield from _wrap(_legend(rows, highest, blocks))
     if len(rails) < len(report.rails):
         yield f"The {len(rails)} most telling of {len(report.rails)} rails; --json has all."
 
 
+def _limit(rows: Sequence[object]) -> int:
+    return MAX_ROWS if len(rows) <= MAX_ROWS else FEW_ROWS
+
+
 def _rail_cells(rail: RailSummary) -> tuple[str, ...]:
     return (
-        f"{_cut(rail.node, 14)} r{rail.index} {_cut(rail.interface, 10)}",
+        f"{rail.node} r{rail.index} {rail.interface}",
         phrases.volume(rail.counters["rx_bytes"]),
         phrases.volume(rail.counters["tx_bytes"]),
         phrases.rate(rail.peaks["rx"]),
@@ -130,14 +135,14 @@ def _legend(rows: Sequence[tuple[str, ...]], highest: float, blocks: str) -> str
 
 
 def _nodes(report: Report, screen: Screen) -> Iterator[str]:
-    nodes = most_telling_nodes(report.nodes, MAX_ROWS)
+    nodes = most_telling_nodes(report.nodes, _limit(report.nodes))
     if not nodes:
         return
     head = ("NODE", "measured", "CPU", "peak", "cores", "mem peak/all", "job CPU", "job mem",
             "stalled")  # fmt: skip
     yield ""
-    rows = [_node_cells(node, report) for node in nodes]
-    yield from _table(head, rows, "lrrrrrrrr", screen)
+    rows = _named([head, *(_node_cells(node, report) for node in nodes)], WIDTH)
+    yield from _table(rows[0], rows[1:], "l" + "r" * len(rows[0]), screen)
     if len(nodes) < len(report.nodes):
         yield f"The {len(nodes)} most telling of {len(report.nodes)} nodes; --json has all."
 
@@ -146,7 +151,7 @@ def _node_cells(node: NodeSummary, report: Report) -> tuple[str, ...]:
     whole = report.whole.length_ns
     share = min(1.0, node.measured_ns / whole) if whole else 0.0
     return (
-        _cut(node.name, 14),
+        node.name,
         phrases.percent(share) if node.measured else "no",
         phrases.cpu_share(node, "cpu_mean"),
         phrases.cpu_share(node, "cpu_max"),
@@ -177,7 +182,7 @@ def _table(
     for nth, row in enumerate([head, *rows]):
         cells = [
             cell.ljust(width) if how == "l" else cell.rjust(width)
-            for cell, width, how in zip(row, widths, align, strict=True)
+            for cell, width, how in zip(row, widths, align, strict=False)
         ]
         line = "  ".join(cells).rstrip()
         yield screen.paint(line, "head") if nth == 0 else line
@@ -187,5 +192,20 @@ def _widths(rows: Sequence[tuple[str, ...]]) -> list[int]:
     return [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
 
 
+def _width(rows: Sequence[tuple[str, ...]]) -> int:
+    """Of the whole table, with two blanks between columns."""
+    widths = _widths(rows)
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _named(rows: Sequence[tuple[str, ...]], width: int) -> list[tuple[str, ...]]:
+    """Rows made to fit: long names lose their begins, which tell less than their ends, and if
+    that is not enough the last columns go."""
+    while _width(rows) - _widths(rows)[0] + SHORTEST_NAME > width:
+        rows = [row[:-1] for row in rows]
+    room = width - (_width(rows) - _widths(rows)[0])
+    return [(_cut(row[0], room), *row[1:]) for row in rows]
+
+
 def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "~"
+    return text if len(text) <= width else "~" + text[len(text) - width + 1 :]
