@@ -77,18 +77,15 @@ def attributes(item: h5py.Group, names: Collection[str]) -> dict[str, hdf5.Value
 
 def _scalar(attribute: h5py.h5a.AttrID) -> hdf5.Value | None:
     kind = attribute.dtype
-    if attribute.shape != () or kind.itemsize > _MAX_TEXT or kind.kind not in "iufSO":
+    # No text of variable length ("O"): see hdf5.set_attributes.
+    if attribute.shape != () or kind.itemsize > _MAX_TEXT or kind.kind not in "iufS":
         return None
     read = np.zeros((), kind)
     attribute.read(read)
     value = read[()]
     if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    if isinstance(value, str):
-        return printable(value) if len(value) <= _MAX_TEXT else None
-    if isinstance(value, np.integer):
-        return int(value)
-    return float(value) if isinstance(value, np.floating) else None
+        return printable(value.decode("utf-8", "replace"))
+    return int(value) if isinstance(value, np.integer) else float(value)
 
 
 def child(group: h5py.Group, name: str, kind: type, where: str) -> h5py.Group:

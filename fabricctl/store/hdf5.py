@@ -38,6 +38,7 @@ NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 GROUP_NAME = re.compile(NODE_NAME.pattern + r"(@[0-9]{1,19})?")
 
 Value = str | int | float
+Attribute = Value | NDArray[np.bytes_]
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,17 @@ def typed(
     return result
 
 
+def set_attributes(item: h5py.Group | h5py.Datatype, given: Mapping[str, Attribute]) -> None:
+    """Texts get a fixed length: those of variable length lie in HDF5's global heap, which has no
+    checksum, and where a flipped bit makes the library loop for ever (seen with HDF5 2.0)."""
+    for name, value in given.items():
+        if isinstance(value, str):
+            raw = value.encode()
+            item.attrs.create(name, raw, dtype=h5py.string_dtype("utf-8", max(1, len(raw))))
+        else:
+            item.attrs[name] = value
+
+
 def create_node(file: h5py.File, name: str) -> h5py.Group:
     """A node's group. Its attributes stay in the group's header: HDF5 would give more than 8 of
     them a heap and a tree, 1.3 KB more for each node."""
@@ -167,13 +179,13 @@ def _committed(file: h5py.File, table: schema.Table) -> h5py.Datatype:
     path = f"{SCHEMA}/{table.name}"
     if path not in file:
         file[path] = dtypes.dtype(table)
-        file[path].attrs.update(documentation(table))
+        set_attributes(file[path], documentation(table))
     return file[path]
 
 
-def documentation(table: schema.Table) -> dict[str, str | NDArray[np.bytes_]]:
+def documentation(table: schema.Table) -> dict[str, Attribute]:
     """What is said about a table in the file: ``about``, then an array for each subject with an
-    entry for each column. Fixed lengths, which take 4 KB less than HDF5's heap of strings."""
+    entry for each column."""
     columns = table.columns
     return {
         "about": table.doc,

@@ -56,7 +56,7 @@ def write(
                     raise ChangedError
                 raise SourceError(source, error) if isinstance(error, DamagedTraceError) else error
             new.check()
-        of_file = {
+        of_file: dict[str, hdf5.Value] = {
             "format": hdf5.FORMAT,
             "schema_version": schema.SCHEMA_VERSION,
             "written_by": f"fabricctl {fabricctl.__version__}",
@@ -66,7 +66,7 @@ def write(
             "nodes": hostlist.fold(nodes),
             "missing_nodes": hostlist.fold(nodes.keys() - present),
         }
-        new.file.attrs.update(of_file)
+        hdf5.set_attributes(new.file, of_file)
     step("renamed")
 
 
@@ -80,7 +80,7 @@ def _copy_attributes(
     source: h5py.Group, target: h5py.Group, known: Sequence[schema.Attribute]
 ) -> None:
     given = attributes(source, {attribute.name for attribute in known} - set(target.attrs))
-    target.attrs.update(given)
+    hdf5.set_attributes(target, given)
 
 
 def _copy_node(trace: Trace, name: str, file: h5py.File) -> None:

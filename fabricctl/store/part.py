@@ -67,11 +67,14 @@ def _write(
     journals: Sequence[Journal],
 ) -> None:
     with hdf5.new_file(out) as new:
-        new.file.attrs["format"] = hdf5.FORMAT
-        new.file.attrs["schema_version"] = schema.SCHEMA_VERSION
-        new.file.attrs["written_by"] = f"fabricctl {fabricctl.__version__}"
-        new.file.attrs.update({**job, "begin_real_ns": node["begin_real_ns"]})
-        new.file.attrs["end_real_ns"] = node["end_real_ns"]
+        of_file: dict[str, hdf5.Value] = {
+            "format": hdf5.FORMAT,
+            "schema_version": schema.SCHEMA_VERSION,
+            "written_by": f"fabricctl {fabricctl.__version__}",
+            "begin_real_ns": node["begin_real_ns"],
+            "end_real_ns": node["end_real_ns"],
+        }
+        hdf5.set_attributes(new.file, {**of_file, **job})
         for nth, lives in enumerate(_boots(journals) or [[]]):
             _write_node(new.file, node, nth, lives)
             new.check()
@@ -111,7 +114,7 @@ def _write_node(
     if lives and (boot := lives[0].attributes.get("boot_id")):
         own["boot_id"] = boot
     group = hdf5.create_node(file, group_name)
-    group.attrs.update({**own, "lives": len(lives)})
+    hdf5.set_attributes(group, {**own, "lives": len(lives)})
     for table in schema.TABLES:
         rows = _lives(lives) if table is schema.LIFE else _rows(lives, table.name)
         hdf5.write_table(file, group, table, rows)

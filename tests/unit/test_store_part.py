@@ -234,11 +234,20 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> No
         part.write_part([], GIVEN, tmp_path / "file" / "below" / "p.h5")
 
 
+def test_no_part_of_a_file_is_beyond_its_checksums(tmp_path: Path) -> None:
+    """A global heap would be, where HDF5 keeps text of variable length."""
+    part.write_part([life(tmp_path / "j", range(3))], GIVEN, tmp_path / "p.h5")
+    data = (tmp_path / "p.h5").read_bytes()
+    assert b"GCOL" not in data
+    assert b"OHDR" in data  # object headers of the second version, which have checksums
+    assert b"TREE" not in data  # nor anything of the first
+
+
 def test_columns_are_documented_in_the_file_itself(tmp_path: Path) -> None:
     part.write_part([life(tmp_path / "j", range(3))], GIVEN, tmp_path / "p.h5")
     with h5py.File(tmp_path / "p.h5") as file:
         said = file["schema/job"].attrs
-        assert said["about"] == schema.JOB.doc
+        assert said["about"].decode() == schema.JOB.doc
         assert said["unit"].tolist() == [b"ns", b"ns", b"B", b"1"]
         assert said["clock"].tolist() == [b"CLOCK_MONOTONIC", b"", b"", b""]
         assert file["nodes/n1/job"].dtype == file["schema/job"].dtype

@@ -136,7 +136,7 @@ def attribute(name: str, value: object) -> Forgery:
         if value is None:
             del file.attrs[name]
         else:
-            file.attrs[name] = value
+            file.attrs[name] = np.bytes_(value) if isinstance(value, str) else value
 
     return forge
 
@@ -166,6 +166,10 @@ JOB = "nodes/n1/job"
 FORGERIES: dict[str, tuple[Forgery, str]] = {
     "no format": (attribute("format", None), "HDF5, but not a fabricctl trace"),
     "other format": (attribute("format", "netcdf"), "HDF5, but not a fabricctl trace"),
+    "format of any length": (
+        lambda file: file.attrs.create("format", "fabricctl-trace", dtype=h5py.string_dtype()),
+        "HDF5, but not a fabricctl trace",
+    ),
     "format as array": (attribute("format", ["fabricctl-trace"] * 2), "not a fabricctl trace"),
     "version as text": (attribute("schema_version", "one"), "schema version 'one' is not a number"),
     "version zero": (attribute("schema_version", 0), "schema version '0' is not a number"),
