@@ -15,7 +15,7 @@ def text_of(raw: bytes) -> str:
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
 def test_decode_gives_the_fields_or_says_what_is_wrong(case: Case) -> None:
     if case.fields is None:
-        with pytest.raises(FieldsError, match="^fields: ") as caught:
+        with pytest.raises(FieldsError, match=r"^fields: ") as caught:
             fields.decode(text_of(case.raw), case.separator)
         assert case.words in str(caught.value)
     else:
