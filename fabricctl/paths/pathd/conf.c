@@ -183,6 +183,10 @@ static bool read_line(struct reader *reader)
 		return number_into(reader, 100, 1000000, &conf->budget_pps);
 	if (!strcmp(word, "ready_wait_s"))
 		return number_into(reader, 1, 600, &conf->ready_wait_s);
+	if (!strcmp(word, "hold_ms"))
+		return number_into(reader, 100, 600000, &conf->hold_ms);
+	if (!strcmp(word, "hold_max_ms"))
+		return number_into(reader, 100, 3600000, &conf->hold_max_ms);
 	if (!strcmp(word, "dir"))
 		return text_into(reader, 1, conf->dir, sizeof(conf->dir));
 	if (!strcmp(word, "leases"))
@@ -213,10 +217,12 @@ bool conf_read(struct conf *conf, FILE *stream, char *problem, size_t size)
 	struct reader reader = {conf, word, 0, problem, size};
 
 	memset(conf, 0, sizeof(*conf));
-	conf->rto_min_ms = 5;
+	conf->rto_min_ms = 4;
 	conf->interval_us = 2000;
 	conf->budget_pps = 4000;
 	conf->ready_wait_s = 10;
+	conf->hold_ms = 1000;
+	conf->hold_max_ms = 60000;
 	while (fgets(line, sizeof(line), stream)) {
 		reader.words = 0;
 		for (char *at = strtok_r(line, " \n", &rest); at && reader.words < MAX_WORDS;

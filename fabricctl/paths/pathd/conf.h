@@ -34,7 +34,7 @@ struct conf {
 	struct net pool4, pool6; /* family 0: not used */
 	struct conf_rail rail[MAX_RAILS];
 	struct conf_node *node;
-	unsigned rto_min_ms, interval_us, budget_pps, ready_wait_s;
+	unsigned rto_min_ms, interval_us, budget_pps, ready_wait_s, hold_ms, hold_max_ms;
 	char dir[CONF_PATH]; /* the job's: events, state, control, env */
 	char leases[CONF_PATH]; /* the node's: <slot>.lease, lock, sysctl.saved */
 	char watch[CONF_PATH]; /* the job is over when this is gone; "" for none */

@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 #define TICK_IDLE_NS (10 * MS)
-#define TICK_DOUBT_NS (MS / 2)
+#define TICK_DOUBT_NS (MS / 4)
 #define LATE_NS (3 * MS)
 #define OFF_LINGER_NS (30 * S) /* time for every other node to hear that we cannot */
 
@@ -73,6 +73,8 @@ static bool init_peers(struct daemon *d)
 		peer->node = &d->conf.node[i];
 		peer->hello_wait_ns = 20 * MS;
 		pair_init(&peer->pair, d->conf.rails, d->now_ns);
+		peer->pair.hold_ns = d->conf.hold_ms * MS;
+		peer->pair.hold_max_ns = d->conf.hold_max_ms * MS;
 	}
 	return d->peer != NULL;
 }

@@ -4,9 +4,10 @@
 #include <string.h>
 
 /* Grace beyond the promise before a rail is in doubt, and after the evidence before the verdict.
- * Both grow by the rail's own jitter. A tick of the sender (1 to 2 ms) lies in each. */
-#define GRACE_NS (3 * MS / 2)
-#define VERDICT_NS (3 * MS / 2)
+ * Both grow by the rail's own jitter. Doubt costs a few packets, so it comes early: TCP's tail
+ * loss probe leaves 4 to 8 ms after a loss, and finds the new way only if that is ready by then. */
+#define GRACE_NS (MS / 2)
+#define VERDICT_NS (MS / 3)
 #define EVIDENCE 2 /* arrivals elsewhere: the sender of the second had sent here before it */
 #define POSTPONE 3
 #define JITTER_MAX_NS (200 * MS)
@@ -15,9 +16,7 @@
 #define FIRST_PROMISE_NS (1 * S) /* to a peer of which nothing was heard yet */
 #define STALLED_NS (50 * MS)
 
-/* Failback: a second of health, doubled for every recent failure, a minute at most. */
-#define HOLD_NS (1 * S)
-#define HOLD_MAX_NS (60 * S)
+/* Failback: the hold (a second of health) is doubled for every recent failure, up to its maximum. */
 #define FLAP_HALF_LIFE_NS (60 * S)
 
 /* Wald's test of loss: 0.1 % (a link in order) against 3 %; a verdict at odds of e^12. */
@@ -57,6 +56,8 @@ void pair_init(struct pair *pair, unsigned rails, uint64_t now_ns)
 	memset(pair, 0, sizeof(*pair));
 	pair->rails = rails;
 	pair->pin = -1;
+	pair->hold_ns = 1 * S;
+	pair->hold_max_ns = 60 * S;
 	for (unsigned rail = 0; rail < rails; rail++) {
 		pair->path[rail].carrier = true;
 		pair->path[rail].flap_ns = now_ns;
@@ -185,14 +186,14 @@ static void count_flap(struct path *path, uint64_t now_ns)
 	path->flap_ns = now_ns;
 }
 
-static uint64_t hold_ns(const struct path *path)
+static uint64_t hold_ns(const struct pair *pair, const struct path *path)
 {
-	double hold = (double)HOLD_NS * exp2(fmax(0, path->flaps - 1));
+	double hold = (double)pair->hold_ns * exp2(path->flaps - 1);
 
 	/* Damping begins with the second failure in a while, not with a fraction of the first. */
 	if (path->flaps < 1.5)
-		return HOLD_NS;
-	return hold > (double)HOLD_MAX_NS ? HOLD_MAX_NS : (uint64_t)hold;
+		return pair->hold_ns;
+	return hold > (double)pair->hold_max_ns ? pair->hold_max_ns : (uint64_t)hold;
 }
 
 static void begin_proving(struct path *path, uint64_t now_ns)
@@ -311,15 +312,17 @@ static bool seen_enough(const struct path *path)
 	       path->loss.seen >= PROVEN_PROBES;
 }
 
-static bool evaluate_proving(struct path *path, unsigned rail, uint64_t now_ns,
+static bool evaluate_proving(struct pair *pair, unsigned rail, uint64_t now_ns,
 			     struct change_of *change)
 {
+	struct path *path = &pair->path[rail];
+
 	if (now_ns > path->due_ns + GRACE_NS + path_jitter_ns(path)) {
 		path->listening = GONE;
 		path->gone_ns = now_ns;
 	} else if (path->loss.lost || path->slow_since_ns) {
 		begin_proving(path, now_ns);
-	} else if (now_ns - path->proving_ns >= hold_ns(path) && seen_enough(path)) {
+	} else if (now_ns - path->proving_ns >= hold_ns(pair, path) && seen_enough(path)) {
 		mark(change, CHANGE_GOOD, rail, path->reason, path->proving_ns);
 		path->listening = HEARD;
 		path->reason = REASON_NONE;
@@ -343,7 +346,7 @@ static bool evaluate_path(struct pair *pair, unsigned rail, uint64_t now_ns, boo
 			begin_proving(path, now_ns);
 		return false;
 	case PROVING:
-		return evaluate_proving(path, rail, now_ns, change);
+		return evaluate_proving(pair, rail, now_ns, change);
 	}
 	return false;
 }

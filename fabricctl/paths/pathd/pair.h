@@ -72,6 +72,7 @@ struct pair {
 	uint64_t stalled_ns; /* since when the peer is silent on every rail; 0: it is not */
 	bool said_stalled;
 	int pin; /* rail chosen by hand, -1: none */
+	uint64_t hold_ns, hold_max_ns; /* health before failback; the most that flaps make of it */
 };
 
 struct arrival {

@@ -5,9 +5,9 @@
 
 #define IDLE_NS (100 * MS) /* to peers without traffic, at least */
 #define IDLE_BUDGET_PPS 400
-#define DOUBT_NS (1 * MS)
+#define DOUBT_NS (MS / 2)
 #define STALLED_NS (20 * MS) /* to a peer that is silent everywhere */
-#define ANSWER_GAP_NS (MS / 2)
+#define ANSWER_GAP_NS (MS / 4)
 #define HEADERS4 28 /* IP and UDP */
 #define HEADERS6 48
 #define LARGE_MAX 9000
