@@ -102,13 +102,19 @@ def _rails(report: Report, screen: Screen) -> Iterator[str]:
         yield f"The {len(rails)} most telling of {len(report.rails)} rails; --json has all."
 
 
+def _rail_name(rail: RailSummary) -> str:
+    """``r0 ib0``; an interface that is called like the rail is not told twice."""
+    name = f"r{rail.index}"
+    return name if rail.interface == name else f"{name} {rail.interface}"
+
+
 def _limit(rows: Sequence[object]) -> int:
     return MAX_ROWS if len(rows) <= MAX_ROWS else FEW_ROWS
 
 
 def _rail_cells(rail: RailSummary) -> tuple[str, ...]:
     return (
-        f"{rail.node} r{rail.index} {rail.interface}",
+        f"{rail.node} {_rail_name(rail)}",
         phrases.volume(rail.counters["rx_bytes"]),
         phrases.volume(rail.counters["tx_bytes"]),
         phrases.rate(rail.peaks["rx"]),
