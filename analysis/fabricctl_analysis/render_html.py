@@ -40,7 +40,7 @@ def render_html(report: Report, found: Sequence[Finding], when: When) -> str:
     axis = time_axis(report, when)
     plots = _plots(report, axis)
     script, places = _embedded(plots)
-    resources = Resources(mode="inline", components=["bokeh"])
+    resources = Resources(mode="inline", components=["bokeh"], log_level="warn")
     here = Path(__file__)
     body = "\n".join(
         [
