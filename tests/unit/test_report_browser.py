@@ -53,8 +53,8 @@ window.addEventListener("load", function () {
 """
 
 
-def console(page: Path, *options: str, width: int = 1200) -> list[str]:
-    """What the page wrote to the console, each line with its level in front."""
+def console(page: Path, *options: str, width: int = 1200) -> list[tuple[str, str]]:
+    """What the page wrote to the console: level and words."""
     assert CHROMIUM is not None
     line = [
         CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
@@ -64,7 +64,8 @@ def console(page: Path, *options: str, width: int = 1200) -> list[str]:
     ]  # fmt: skip
     done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
     # [pid:tid:date:LEVEL:CONSOLE:12] "words", source: file (12)
-    return re.findall(r":(\w+):CONSOLE.*?\] (.*)", done.stderr)
+    found = re.findall(r":(\w+):CONSOLE.*?\] (.*)", done.stderr)
+    return [line for line in found if "setting log level" not in line[1]]  # Bokeh's greeting
 
 
 def told(lines: list[tuple[str, str]], what: str) -> str:
