@@ -1,0 +1,376 @@
+/* Verdicts on a simulated peer: probes every 2 ms on two rails, a clock that we turn by hand. */
+#include "check.h"
+#include "pair.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define STEP (MS / 4)
+#define INTERVAL (2 * MS)
+#define DELAY (MS / 20)
+#define PEERS_CLOCK (1000 * S) /* ahead of ours */
+
+struct sim {
+	struct pair pair;
+	uint64_t now, next, sequence[MAX_RAILS];
+	unsigned loss_percent[MAX_RAILS]; /* of what the peer sends there */
+	unsigned large_loss_percent[MAX_RAILS];
+	uint64_t delay[MAX_RAILS];
+	bool frozen; /* the peer */
+	unsigned count[CHANGE_BACK + 1];
+	struct change_of last;
+	uint64_t last_ns;
+};
+
+static struct sim start(void)
+{
+	struct sim sim = {.now = 100 * S, .next = 100 * S, .delay = {DELAY, DELAY, DELAY}};
+
+	srand(1);
+	pair_init(&sim.pair, 2, sim.now);
+	pair_new_session(&sim.pair, 42, sim.now);
+	return sim;
+}
+
+static void deliver(struct sim *sim, unsigned rail)
+{
+	uint64_t sequence = ++sim->sequence[rail];
+	unsigned loss = sequence % LARGE_EVERY ? sim->loss_percent[rail]
+					       : sim->loss_percent[rail] + sim->large_loss_percent[rail];
+	struct arrival arrival = {rail, sequence, sim->now + PEERS_CLOCK, sim->now + sim->delay[rail],
+				  INTERVAL};
+
+	if ((unsigned)(rand() % 100) >= loss)
+		pair_arrived(&sim->pair, &arrival);
+}
+
+static void turn(struct sim *sim, bool late)
+{
+	struct change_of changes[MAX_RAILS + 1];
+	unsigned count;
+	uint64_t gap = pair_in_doubt(&sim->pair, sim->now) ? MS / 2 : INTERVAL;
+
+	if (!sim->frozen && (sim->now >= sim->next || sim->next > sim->now + gap)) {
+		for (unsigned rail = 0; rail < sim->pair.rails; rail++)
+			deliver(sim, rail);
+		sim->next = sim->now + gap;
+	}
+	count = pair_evaluate(&sim->pair, sim->now, late, changes);
+	for (unsigned i = 0; i < count; i++) {
+		sim->count[changes[i].change]++;
+		sim->last = changes[i];
+		sim->last_ns = sim->now;
+	}
+}
+
+static void run(struct sim *sim, uint64_t duration)
+{
+	for (uint64_t end = sim->now + duration; sim->now < end; sim->now += STEP)
+		turn(sim, false);
+}
+
+static void a_healthy_pair_is_left_alone(void)
+{
+	struct sim sim = start();
+
+	run(&sim, 30 * S);
+	for (unsigned i = 1; i <= CHANGE_BACK; i++)
+		CHECK(sim.count[i] == 0);
+	CHECK(pair_members(&sim.pair, 0) == 1 && pair_members(&sim.pair, 1) == 2);
+}
+
+static void a_silent_rail_is_left_within_5_ms(void)
+{
+	struct sim sim = start();
+	uint64_t fault;
+
+	run(&sim, 3 * S);
+	fault = sim.now;
+	sim.loss_percent[0] = 100;
+	run(&sim, 100 * MS);
+	CHECK(sim.count[CHANGE_GONE] == 1 && sim.last.rail == 0 && sim.last.reason == REASON_SILENT);
+	CHECK(sim.last_ns - fault <= 5 * MS);
+	CHECK(sim.last.begin_ns <= fault && fault - sim.last.begin_ns <= INTERVAL);
+	CHECK(pair_members(&sim.pair, 0) == 2 && pair_members(&sim.pair, 1) == 2);
+	CHECK(pair_level(&sim.pair, 0) == LEVEL_DEAD);
+}
+
+static void it_comes_back_after_a_second_of_health(void)
+{
+	struct sim sim = start();
+	uint64_t healed;
+
+	run(&sim, 3 * S);
+	sim.loss_percent[0] = 100;
+	run(&sim, 5 * S);
+	sim.loss_percent[0] = 0;
+	healed = sim.now;
+	run(&sim, 990 * MS);
+	CHECK(sim.count[CHANGE_GOOD] == 0 && pair_members(&sim.pair, 0) == 2);
+	run(&sim, 100 * MS);
+	CHECK(sim.count[CHANGE_GOOD] == 1 && pair_members(&sim.pair, 0) == 1);
+	CHECK(sim.last_ns - healed < 1050 * MS);
+}
+
+static void a_flapping_rail_is_held_out_longer_each_time(void)
+{
+	struct sim sim = start();
+	uint64_t held[4];
+
+	run(&sim, 3 * S);
+	for (int i = 0; i < 4; i++) {
+		uint64_t healed;
+
+		sim.loss_percent[0] = 100;
+		run(&sim, 200 * MS);
+		sim.loss_percent[0] = 0;
+		healed = sim.now;
+		run(&sim, 15 * S);
+		CHECK(sim.count[CHANGE_GOOD] == (unsigned)i + 1);
+		held[i] = sim.last_ns - healed;
+	}
+	CHECK(held[0] < 1100 * MS && held[1] > 3 * held[0] / 2 && held[2] > 3 * held[1] / 2);
+	CHECK(held[3] > 3 * held[2] / 2);
+}
+
+static void flapping_at_20_hz_moves_once(void)
+{
+	struct sim sim = start();
+
+	run(&sim, 3 * S);
+	for (int i = 0; i < 200; i++) {
+		sim.loss_percent[0] = i % 2 ? 0 : 100;
+		run(&sim, 25 * MS);
+	}
+	CHECK(sim.count[CHANGE_GONE] == 1 && sim.count[CHANGE_GOOD] == 0);
+}
+
+static void a_frozen_peer_is_stalled_not_dead(void)
+{
+	struct sim sim = start();
+
+	run(&sim, 3 * S);
+	sim.frozen = true;
+	run(&sim, 10 * S);
+	CHECK(sim.count[CHANGE_STALLED] == 1 && sim.count[CHANGE_GONE] == 0);
+	CHECK(pair_members(&sim.pair, 0) == 1 && pair_members(&sim.pair, 1) == 2);
+	sim.frozen = false;
+	run(&sim, 2 * S);
+	CHECK(sim.count[CHANGE_BACK] == 1 && sim.count[CHANGE_GONE] == 0 && sim.count[CHANGE_POOR] == 0);
+}
+
+static void a_peer_run_for_moments_only_is_not_dead(void)
+{
+	struct sim sim = start();
+
+	run(&sim, 3 * S);
+	for (int i = 0; i < 200; i++) {
+		sim.frozen = i % 2;
+		run(&sim, (uint64_t)(rand() % 40 + 1) * MS);
+	}
+	CHECK(sim.count[CHANGE_GONE] == 0);
+}
+
+/* We were not run: what arrived meanwhile is taken in first on one rail, then on the other. */
+static void our_own_absence_blames_nobody(void)
+{
+	struct sim sim = start();
+
+	run(&sim, 3 * S);
+	for (int i = 0; i < 50; i++) {
+		sim.now += 30 * MS;
+		deliver(&sim, 1);
+		deliver(&sim, 1);
+		deliver(&sim, 1);
+		struct change_of changes[MAX_RAILS + 1];
+
+		CHECK(pair_evaluate(&sim.pair, sim.now, true, changes) == 0);
+		deliver(&sim, 0);
+		sim.next = sim.now;
+		run(&sim, 10 * MS);
+	}
+	CHECK(sim.count[CHANGE_GONE] == 0);
+}
+
+static void queueing_widens_what_is_waited_for(void)
+{
+	struct sim sim = start();
+
+	run(&sim, 3 * S);
+	for (int i = 0; i < 100; i++) { /* a queue that fills by 0.3 ms a probe, up to 15 ms */
+		sim.delay[0] = DELAY + (uint64_t)(i % 50) * 300 * 1000;
+		run(&sim, 2 * MS);
+	}
+	CHECK(sim.count[CHANGE_GONE] == 0 && path_jitter_ns(&sim.pair.path[0]) > 10 * MS);
+}
+
+static void loss_of_5_percent_is_left_within_250_ms(void)
+{
+	unsigned slow = 0;
+
+	for (unsigned seed = 1; seed <= 40; seed++) {
+		struct sim sim = start();
+		uint64_t fault;
+
+		srand(seed);
+		run(&sim, 1 * S);
+		fault = sim.now;
+		sim.loss_percent[0] = 5;
+		run(&sim, 2 * S);
+		CHECK(sim.count[CHANGE_POOR] >= 1 || sim.count[CHANGE_GONE] >= 1);
+		CHECK(pair_members(&sim.pair, 0) == 2);
+		slow += sim.count[CHANGE_POOR] != 1 || sim.last.reason != REASON_LOSS ||
+			sim.last_ns - fault > 250 * MS;
+	}
+	CHECK(slow <= 10);
+}
+
+static void a_lossy_rail_does_not_come_back(void)
+{
+	struct sim sim = start();
+
+	sim.loss_percent[0] = 5;
+	run(&sim, 60 * S);
+	CHECK(sim.count[CHANGE_GOOD] == 0 && pair_members(&sim.pair, 0) == 2);
+}
+
+static void loss_of_one_in_a_thousand_is_lived_with(void)
+{
+	struct sim sim = start();
+
+	for (int i = 0; i < 60; i++) {
+		uint64_t lost = ++sim.sequence[0]; /* one probe that never arrives */
+
+		(void)lost;
+		run(&sim, 2 * S);
+	}
+	CHECK(sim.count[CHANGE_POOR] == 0 && sim.count[CHANGE_GONE] == 0);
+}
+
+static void loss_of_large_packets_alone_is_named(void)
+{
+	struct sim sim = start();
+	uint64_t fault;
+
+	run(&sim, 1 * S);
+	fault = sim.now;
+	sim.large_loss_percent[0] = 100;
+	run(&sim, 1 * S);
+	CHECK(sim.count[CHANGE_POOR] == 1 && sim.last.reason == REASON_SIZE);
+	CHECK(sim.last_ns - fault < 250 * MS);
+}
+
+static void loss_on_both_rails_moves_nothing(void)
+{
+	struct sim sim = start();
+
+	sim.loss_percent[0] = sim.loss_percent[1] = 5;
+	run(&sim, 10 * S);
+	CHECK(pair_members(&sim.pair, 0) == 1 || pair_members(&sim.pair, 1) == 2);
+}
+
+static void a_queue_far_above_the_other_rails_is_left(void)
+{
+	struct sim sim = start();
+	uint64_t fault;
+
+	run(&sim, 3 * S);
+	fault = sim.now;
+	sim.delay[0] = 60 * MS;
+	run(&sim, 200 * MS);
+	CHECK(sim.count[CHANGE_POOR] == 1 && sim.last.reason == REASON_SLOW);
+	CHECK(sim.last_ns - fault < 250 * MS);
+}
+
+static void a_replay_is_refused(void)
+{
+	struct sim sim = start();
+	struct arrival again = {0, 5, sim.now, sim.now, INTERVAL};
+
+	run(&sim, 1 * S);
+	for (uint64_t sequence = 1; sequence <= sim.sequence[0]; sequence++) {
+		again.sequence = sequence;
+		CHECK(!pair_arrived(&sim.pair, &again));
+	}
+	again.sequence = sim.sequence[0] + 2;
+	CHECK(pair_arrived(&sim.pair, &again));
+	again.sequence--; /* overtaken on the way: late, but not seen yet */
+	CHECK(pair_arrived(&sim.pair, &again));
+	CHECK(!pair_arrived(&sim.pair, &again) && sim.pair.path[0].loss.lost == 0);
+}
+
+static void what_the_peer_says_counts_as_ours(void)
+{
+	struct sim sim = start();
+
+	run(&sim, 1 * S);
+	sim.pair.path[0].peer_level = LEVEL_DEAD;
+	CHECK(pair_members(&sim.pair, 0) == 2 && pair_reason(&sim.pair, 0) == REASON_TOLD);
+	sim.pair.path[0].peer_level = LEVEL_GOOD;
+	CHECK(pair_members(&sim.pair, 0) == 1);
+}
+
+static void carrier_decides_at_once_and_heals_by_proof(void)
+{
+	struct sim sim = start();
+
+	run(&sim, 1 * S);
+	sim.loss_percent[0] = 100;
+	pair_carrier(&sim.pair, 0, false, sim.now);
+	CHECK(pair_members(&sim.pair, 0) == 2 && pair_reason(&sim.pair, 0) == REASON_CARRIER);
+	run(&sim, 100 * MS);
+	sim.loss_percent[0] = 0;
+	pair_carrier(&sim.pair, 0, true, sim.now);
+	CHECK(pair_members(&sim.pair, 0) == 2);
+	run(&sim, 1100 * MS);
+	CHECK(pair_members(&sim.pair, 0) == 1 && sim.count[CHANGE_GOOD] == 1);
+}
+
+static void a_drained_rail_is_used_only_when_no_other_is(void)
+{
+	struct sim sim = start();
+
+	run(&sim, 1 * S);
+	sim.pair.path[0].drained = true;
+	CHECK(pair_members(&sim.pair, 0) == 2 && pair_reason(&sim.pair, 0) == REASON_DRAINED);
+	sim.loss_percent[1] = 100;
+	run(&sim, 100 * MS);
+	CHECK(pair_members(&sim.pair, 0) == 1 && pair_members(&sim.pair, 1) == 1);
+}
+
+static void a_pin_holds_until_its_rail_dies(void)
+{
+	struct sim sim = start();
+
+	run(&sim, 1 * S);
+	sim.pair.pin = 0;
+	CHECK(pair_members(&sim.pair, 1) == 1);
+	sim.loss_percent[0] = 100;
+	run(&sim, 100 * MS);
+	CHECK(pair_members(&sim.pair, 1) == 2 && pair_members(&sim.pair, 0) == 2);
+}
+
+int main(void)
+{
+	a_healthy_pair_is_left_alone();
+	a_silent_rail_is_left_within_5_ms();
+	it_comes_back_after_a_second_of_health();
+	a_flapping_rail_is_held_out_longer_each_time();
+	flapping_at_20_hz_moves_once();
+	a_frozen_peer_is_stalled_not_dead();
+	a_peer_run_for_moments_only_is_not_dead();
+	our_own_absence_blames_nobody();
+	queueing_widens_what_is_waited_for();
+	loss_of_5_percent_is_left_within_250_ms();
+	a_lossy_rail_does_not_come_back();
+	loss_of_one_in_a_thousand_is_lived_with();
+	loss_of_large_packets_alone_is_named();
+	loss_on_both_rails_moves_nothing();
+	a_queue_far_above_the_other_rails_is_left();
+	a_replay_is_refused();
+	what_the_peer_says_counts_as_ours();
+	carrier_decides_at_once_and_heals_by_proof();
+	a_drained_rail_is_used_only_when_no_other_is();
+	a_pin_holds_until_its_rail_dies();
+	return check_failures != 0;
+}
