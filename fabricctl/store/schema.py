@@ -244,6 +244,8 @@ NODE_ATTRIBUTES = (
 )
 # On the file's root as well, set by who writes it.
 TRACE_ATTRIBUTES = (
+    Attribute("format", "text", "1", "`fabricctl-trace`.", required=True),
+    Attribute("schema_version", "int", "1", "Version of this format.", required=True),
     Attribute("missing_nodes", "text", "1", "Nodes of `nodes` without a trace (yet), a host list."),
     Attribute("written_by", "text", "1", "Program and version that wrote the file."),
     Attribute("collected_real_ns", "int", "ns", "When the file was last written.", REAL),
