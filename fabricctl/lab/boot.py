@@ -17,6 +17,7 @@ class Service:
     user: str = "root"
     restart: bool = False  # start it again when it ends, as systemd's Restart=always
     wait_for: str = ""  # boot goes on when this path exists
+    wait_s: float = 30.0  # ... and fails when it does not by then
     env: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fabricctl.errors import LabError, SystemRefusedError
-from fabricctl.lab import cgroups, kernel
+from fabricctl.lab import accounting, cgroups, kernel
 from fabricctl.lab.diskfull import mount_tmpfs
 from fabricctl.lab.etc import make_disk, make_etc, make_shared
 from fabricctl.lab.faults import Faults
@@ -81,7 +81,7 @@ class Lab:
         Returns when every node is idle or runs jobs. Raises :class:`LabError` with what is in
         the way; what was done until then stays and a second call goes on from there.
         """
-        preflight()
+        preflight(self.spec)
         with locked(self.paths):
             self._refuse_other_spec()
             self._make_state()
@@ -348,12 +348,13 @@ class Lab:
             raise LabError(f"lab {self.name} is not up (fabricctl lab up --name {self.name})")
 
 
-def preflight() -> None:
+def preflight(spec: LabSpec) -> None:
     """Raises :class:`SystemRefusedError` in one sentence when the lab cannot work here."""
     if os.geteuid() != 0:
         raise SystemRefusedError("lab: needs root: it makes namespaces, mounts and bridges")
+    tools = {**_TOOLS, **(accounting.TOOLS if spec.accounting else {})}
     missing = {
-        package for tool, package in _TOOLS.items() if not shutil.which(tool, path=search_path())
+        package for tool, package in tools.items() if not shutil.which(tool, path=search_path())
     }
     if missing:
         raise SystemRefusedError(

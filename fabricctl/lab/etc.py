@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from fabricctl.lab import cgroups
+from fabricctl.lab import accounting, cgroups
 from fabricctl.lab.site import Site
 from fabricctl.lab.slurmconf import cgroup_conf, has_cgroup_v1_plugin, installed_version, slurm_conf
 from fabricctl.lab.spec import AGENT_UID, AGENT_USER, JOB_USERS, SHARED, LabPaths, LabSpec
@@ -33,6 +33,8 @@ def make_etc(spec: LabSpec, paths: LabPaths, site: Site | None) -> bool:
     slurm = etc / "slurm"
     slurm.mkdir(exist_ok=True)
     extra = site.write(etc) if site else {}
+    if spec.accounting:
+        accounting.write(slurm)
     version = installed_version()
     v1 = cgroups.has_slurm_v1(cgroups.hierarchies()) and has_cgroup_v1_plugin()
     _write(slurm / "cgroup.conf", cgroup_conf(version, cgroup_v1=v1))
@@ -84,6 +86,7 @@ def make_disk(disk: Path) -> None:
         ("log/munge", munge, 0o700),
         ("lib", None, 0o755),
         ("lib/munge", munge, 0o711),
+        ("lib/mysql", slurm, 0o700),
         ("cache", None, 0o755),
         ("tmp", None, 0o1777),
         ("spool", None, 0o755),

@@ -37,7 +37,6 @@ from fabricctl.lab.stamp import Stopwatch
 _CLONE_NEWCGROUP, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x0200_0000, 0x0400_0000, 0x0800_0000
 _CLONE_NEWPID = 0x2000_0000
 _RESTART_DELAY_S = 0.5  # "restarted within 1 s"; systemd's own default is 0.1 s
-_WAIT_FOR_S = 10.0  # munge needs 0.1 s on an idle machine
 _ENVIRONMENT = {"LANG": "C.UTF-8", "HOME": "/root", "USER": "root", "SHELL": "/bin/bash"}
 
 
@@ -84,7 +83,7 @@ class Init:
         item.pid = self._spawn(item.service)
         item.restarts += 1
         item.started_mono_ns = time.monotonic_ns()
-        deadline = time.monotonic() + _WAIT_FOR_S
+        deadline = time.monotonic() + item.service.wait_s
         wanted = item.service.wait_for
         while wanted and not Path(wanted).exists():
             self.reap()
@@ -291,7 +290,11 @@ def _be_init(boot: Boot, ready: int) -> None:
 
 def _own_directories() -> None:
     """What tmpfiles.d makes at the boot of a real machine."""
-    for name, owner, mode in (("/run/munge", "munge", 0o755), ("/run/slurm", "slurm", 0o755)):
+    for name, owner, mode in (
+        ("/run/munge", "munge", 0o755),
+        ("/run/slurm", "slurm", 0o755),
+        ("/run/mysqld", "slurm", 0o755),
+    ):
         path = Path(name)
         path.mkdir(exist_ok=True)
         os.chown(path, pwd.getpwnam(owner).pw_uid, grp.getgrnam(owner).gr_gid)

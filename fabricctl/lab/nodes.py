@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from fabricctl.errors import LabError
-from fabricctl.lab import cgroups, control
+from fabricctl.lab import accounting, cgroups, control
 from fabricctl.lab.boot import Boot, Service
 from fabricctl.lab.site import Site, code_root
 from fabricctl.lab.spec import CONTROLLER, JOB_USERS, SHARED, LabPaths, LabSpec
 from fabricctl.lab.stamp import Stamp, Stopwatch
 
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_BOOT_S = 60.0  # 0.3 s on an idle machine with two cores
+_LAUNCH_S = 60.0  # 0.1 s on an idle machine with two cores
 _DIE_S = 10.0  # a node's processes end in milliseconds, but for those in uninterruptible sleep
 
 
@@ -56,7 +56,7 @@ class Nodes:
         found: list[str] = []
         for name in self.spec.all_nodes:
             text = (self.paths.node(name).dir / "boot.json").read_text()
-            if Boot.from_json(text).services != _services(name, site):
+            if Boot.from_json(text).services != _services(self.spec, name, site):
                 found.append(name)
         return found
 
@@ -75,7 +75,7 @@ class Nodes:
             code=tuple(_code_directories()),
             cgroup_dirs=tuple(cgroups.make(self.spec.name, name)),
             cgroup_mounts=_cgroup_mounts(),
-            services=_services(name, site),
+            services=_services(self.spec, name, site),
         )
         file = node.dir / "boot.json"
         file.write_text(boot.to_json())
@@ -90,7 +90,7 @@ class Nodes:
                     pass_fds=(theirs,),
                     env={"PATH": search_path()},
                     cwd="/",
-                    timeout=_BOOT_S,
+                    timeout=_LAUNCH_S,
                     check=False,  # the pipe says more than a status
                 )
         finally:
@@ -197,7 +197,7 @@ def _cgroup_mounts() -> dict[str, str]:
     return {tree.mount.name: ",".join(tree.controllers) for tree in trees if not tree.v2}
 
 
-def _services(node: str, site: Site | None) -> tuple[Service, ...]:
+def _services(spec: LabSpec, node: str, site: Site | None) -> tuple[Service, ...]:
     sbin = "/usr/sbin"
     munged = Service(
         "munged",
@@ -205,6 +205,8 @@ def _services(node: str, site: Site | None) -> tuple[Service, ...]:
         user="munge",
         wait_for="/run/munge/munge.socket.2",
     )
+    if node == CONTROLLER and spec.accounting:
+        return (munged, *accounting.services(spec.name))
     if node == CONTROLLER:
         return (munged, Service("slurmctld", (f"{sbin}/slurmctld", "-D"), user="slurm"))
     slurmd = Service("slurmd", (f"{sbin}/slurmd", "-D"))
