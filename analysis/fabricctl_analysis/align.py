@@ -18,7 +18,10 @@ Rows = NDArray[np.void]
 # The kernel slews by at most 500 ppm (adjtimex(2), MAXFREQ in timex.h); a clock that moved further
 # between two readings was stepped.
 MAX_SLEW = 500e-6
-STEP_SLACK_NS = 20_000  # readings on a busy machine are that far apart without any step
+# What two readings may disagree by without any step, beside their widths: rows that carry both
+# times by the way are written by a process that can lose the CPU between the two.
+SLACK_NS = 20_000
+SLACK_BY_THE_WAY_NS = 50_000_000
 
 # Year 2116: sums and differences of times below it fit 64 bits.
 MAX_TIME_NS = 1 << 62
@@ -58,9 +61,11 @@ def node_clock(tables: Mapping[str, Rows]) -> NodeClock | None:
     times; None when there are none: such a node cannot be placed on the time line."""
     rows = tables["clock"]
     width: int | None = None
+    slack = SLACK_BY_THE_WAY_NS
     if len(rows):
         mono, real = rows["time_mono_ns"], rows["time_real_ns"]
         width = int(rows["width_ns"].max())
+        slack = SLACK_NS + 2 * width
     else:
         mono = np.concatenate([tables[name]["time_mono_ns"] for name in _PAIRED])
         real = np.concatenate([tables[name]["time_real_ns"] for name in _PAIRED])
@@ -70,7 +75,7 @@ def node_clock(tables: Mapping[str, Rows]) -> NodeClock | None:
         return None
     mono, first = np.unique(mono.astype(np.int64), return_index=True)
     offset = real.astype(np.int64)[first] - mono
-    steps, is_step = _steps(mono, offset)
+    steps, is_step = _steps(mono, offset, slack)
     error = None if width is None else width + _interpolation_error(offset, is_step)
     mono, offset = _hold_before_steps(mono, offset, is_step)
     return NodeClock(mono, offset, error, steps)
@@ -81,9 +86,9 @@ def possible(time_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
     return (time_ns >= 0) & (time_ns < MAX_TIME_NS)
 
 
-def _steps(mono: Ns, offset: Ns) -> tuple[tuple[ClockStep, ...], NDArray[np.bool_]]:
+def _steps(mono: Ns, offset: Ns, slack_ns: int) -> tuple[tuple[ClockStep, ...], NDArray[np.bool_]]:
     moved, passed = np.diff(offset), np.diff(mono)
-    is_step = np.abs(moved) > MAX_SLEW * passed + STEP_SLACK_NS
+    is_step = np.abs(moved) > MAX_SLEW * passed + slack_ns
     steps = tuple(
         ClockStep(int(mono[i] + offset[i]), int(mono[i + 1] + offset[i + 1]), int(moved[i]))
         for i in np.flatnonzero(is_step)

@@ -10,6 +10,7 @@ from itertools import takewhile
 from fabricctl import hostlist
 from fabricctl.errors import DataError
 from fabricctl.units import format_duration
+from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.links import Cause, Down
 from fabricctl_analysis.model import SEVERITIES, Figure, Finding, RailSummary, Report, Severity
 from fabricctl_analysis.when import When
@@ -182,15 +183,42 @@ def _missed(report: Report, when: When) -> Iterator[Finding]:
 
 
 def _gaps(report: Report, when: When) -> Iterator[Finding]:
+    """A node with many gaps is one finding, and so are gaps of several nodes at one time."""
+    of_node: dict[tuple[str, ...], list[tuple[Span, str]]] = defaultdict(list)
     for one in report.unmeasured:
-        if one.span is None:
-            continue
-        span = one.span
-        text = (
-            f"{folded(one.nodes)} was not measured for {format_duration(span.length_ns / 1e9)}, "
-            f"{when.clock(span.begin_ns)} to {when.clock(span.end_ns)}: {one.why}."
-        )
-        yield Finding("warning", "gap", one.nodes, None, span.begin_ns, span.end_ns, text)
+        if one.span is not None:
+            of_node[one.nodes].append((one.span, one.why))
+    groups: list[tuple[list[str], list[tuple[Span, str]]]] = []
+    for nodes, gaps in of_node.items():
+        same = next((group for group in groups if _same_gaps(group[1], gaps)), None)
+        if same is None:
+            groups.append((list(nodes), gaps))
+        else:
+            same[0].extend(nodes)
+    for names, gaps in groups:
+        yield _gap(tuple(names), gaps, when)
+
+
+def _same_gaps(a: list[tuple[Span, str]], b: list[tuple[Span, str]]) -> bool:
+    return len(a) == len(b) and all(
+        why == other_why
+        and abs(span.begin_ns - other.begin_ns) <= TOGETHER_NS
+        and abs(span.end_ns - other.end_ns) <= TOGETHER_NS
+        for (span, why), (other, other_why) in zip(a, b, strict=True)
+    )
+
+
+def _gap(nodes: tuple[str, ...], gaps: list[tuple[Span, str]], when: When) -> Finding:
+    begin, end = gaps[0][0].begin_ns, gaps[-1][0].end_ns
+    length = format_duration(sum(span.length_ns for span, _ in gaps) / 1e9)
+    often = f" in {len(gaps)} gaps" if len(gaps) > 1 else ""
+    verb, each = ("was", "") if len(nodes) == 1 else ("were", " each")
+    why = "; ".join(dict.fromkeys(why for _, why in gaps))
+    text = (
+        f"{folded(nodes)} {verb} not measured for {length}{each}{often}, "
+        f"{when.clock(begin)} to {when.clock(end)}: {why}."
+    )
+    return Finding("warning", "gap", nodes, None, begin, end, text)
 
 
 def _errors(report: Report) -> Iterator[Finding]:

@@ -170,15 +170,16 @@ def _node_cells(node: NodeSummary, report: Report) -> tuple[str, ...]:
 
 
 def _unmeasured(report: Report, when: When, screen: Screen) -> Iterator[str]:
-    if not report.unmeasured:
+    """Missing nodes and gaps stand among the findings already."""
+    rest = [one for one in report.unmeasured if one.span is None and one.what != "everything"]
+    if not rest:
         return
     yield ""
     yield screen.paint("NOT MEASURED", "head")
-    for one in report.unmeasured[:MAX_UNMEASURED]:
+    for one in rest[:MAX_UNMEASURED]:
         yield from _wrap(phrases.unmeasured(one, when), "  ")
-    more = len(report.unmeasured) - MAX_UNMEASURED
-    if more > 0:
-        yield f"and {more} more: --json lists all"
+    if len(rest) > MAX_UNMEASURED:
+        yield f"and {len(rest) - MAX_UNMEASURED} more: --json lists all"
 
 
 def _table(
