@@ -363,16 +363,26 @@ def tally(
     errors: Errors, world: World, both: tuple[kalman.Clocks, kalman.Clocks], now_s: float
 ) -> None:
     clocks, centre = both
-    s, nodes = world.scenario, np.arange(world.scenario.nodes)
-    at = np.full(s.nodes, now_s - s.window_s / 2)
-    errors.post.append(pairwise(centre.theta_ns - world.clocks.theta(nodes, at)))
+    s = world.scenario
+    errors.post.append(pairwise(reading(world, centre, now_s - s.window_s / 2, 0.0)))
     ahead = s.hop_s / 2 + 0.25  # the middle of a page's life, and the time to solve and send
-    at = np.full(s.nodes, now_s + ahead)
-    off = clocks.theta_ns + clocks.drift_ppb * ahead - world.clocks.theta(nodes, at)
+    off = reading(world, clocks, now_s, ahead)
     errors.live.append(pairwise(off))
     bound = 3.3 * kalman.predicted(clocks, ahead, s.wander_ppm * 157).sigma_ns + s.asymmetry_ns
     errors.inside.append(float((np.abs(off - np.median(off)) <= bound).mean()))
     errors.held.append(float((clocks.missed > 0).mean()))
+
+
+def reading(world: World, clocks: kalman.Clocks, model_s: float, ahead_s: float) -> Floats:
+    """What every node would say that time is, beyond true time, ``ahead_s`` after ``model_s``.
+
+    All are asked at the same true instant; what they share is no error, as job time is theirs.
+    """
+    nodes, at_s = np.arange(world.scenario.nodes), model_s + ahead_s
+    local = at_s * 1e9 + world.clocks.theta(nodes, np.full(len(nodes), at_s))
+    job = local - clocks.theta_ns
+    job = job - clocks.drift_ppb * 1e-9 * (job - model_s * 1e9)
+    return np.asarray(job - at_s * 1e9)
 
 
 def pairwise(error: Floats) -> Floats:

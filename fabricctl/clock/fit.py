@@ -171,7 +171,8 @@ def _widest(window: Window, low: Floats, high: Floats) -> Floats:
 
 def _meeting(left: _Tangent, right: _Tangent, live: Bools) -> Floats:
     bend = np.where(live, left.rise - right.rise, 1.0)
-    at = (right.width - left.width - right.rise * right.at + left.rise * left.at) / bend
+    with np.errstate(invalid="ignore"):  # an edge without samples is not live
+        at = (right.width - left.width - right.rise * right.at + left.rise * left.at) / bend
     return np.where(live, np.clip(at, left.at, right.at), left.at)
 
 

@@ -1,0 +1,300 @@
+#include "engine.h"
+
+#include <arpa/inet.h>
+#include <endian.h>
+#include <errno.h>
+#include <netdb.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "rails.h"
+#include "siphash.h"
+
+#define STACK_BYTES (256 * 1024)
+#define FIRST_PERIOD_NS 20000000
+
+int engine_init(struct engine *engine)
+{
+	engine->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (engine->wake < 0)
+		return -errno;
+	engine->samples = calloc(ENGINE_SAMPLES, sizeof(*engine->samples));
+	if (!engine->samples)
+		return -ENOMEM;
+	engine->period_ns = FIRST_PERIOD_NS;
+	engine->now = engine->before = anchor_read();
+	engine->random = engine->session | 1;
+	return -pthread_mutex_init(&engine->lock, NULL);
+}
+
+int engine_add_rail(
+	struct engine *engine, const char *address, uint16_t port, const char *interface
+)
+{
+	int result;
+
+	if (engine->rails == ENGINE_RAILS)
+		return -ENOSPC;
+	result = rail_open(&engine->rail[engine->rails], address, port, interface);
+	return result < 0 ? result : (int)engine->rails++;
+}
+
+static struct flow *find(struct engine *engine, unsigned rail, uint32_t peer)
+{
+	for (unsigned i = 0; i < engine->flows; i++)
+		if (engine->flow[i]->rail == rail && engine->flow[i]->peer == peer)
+			return engine->flow[i];
+	return NULL;
+}
+
+int engine_add_flow(
+	struct engine *engine, unsigned rail, uint32_t peer, const char *address, uint16_t port,
+	bool owner
+)
+{
+	struct flow *flow = find(engine, rail, peer);
+	struct sockaddr_storage to;
+	socklen_t size = 0;
+
+	if (rail >= engine->rails)
+		return -EINVAL;
+	if (!rail_address(address, port, &to, &size))
+		return -EINVAL;
+	if (to.ss_family != engine->rail[rail].family)
+		return -EAFNOSUPPORT;
+	if (!flow) {
+		if (engine->flows == ENGINE_FLOWS)
+			return -ENOSPC;
+		flow = calloc(1, sizeof(*flow));
+		if (!flow)
+			return -ENOMEM;
+		engine->flow[engine->flows++] = flow;
+	}
+	flow->used = true;
+	flow->rail = (uint8_t)rail;
+	flow->peer = peer;
+	flow->owner = owner;
+	flow->address = to;
+	flow->address_size = size;
+	flow->counters.peer = peer;
+	flow->counters.rail = (uint8_t)rail;
+	return 0;
+}
+
+void engine_drop_flows(struct engine *engine)
+{
+	unsigned kept = 0;
+
+	for (unsigned i = 0; i < engine->flows; i++) {
+		if (engine->flow[i]->used)
+			engine->flow[kept++] = engine->flow[i];
+		else
+			free(engine->flow[i]);
+	}
+	engine->flows = kept;
+}
+
+static void keep_sample(void *context, const struct sample *sample)
+{
+	struct engine *engine = context;
+
+	if (engine->sample_count == ENGINE_SAMPLES)
+		engine->samples_lost++;
+	else
+		engine->samples[engine->sample_count++] = *sample;
+}
+
+/* xorshift64* (Vigna, 2014): scatters ticks and the order of peers, nothing else. */
+static uint64_t next_random(struct engine *engine)
+{
+	uint64_t x = engine->random;
+
+	x ^= x >> 12;
+	x ^= x << 25;
+	x ^= x >> 27;
+	engine->random = x;
+	return x * 0x2545F4914F6CDD1DULL;
+}
+
+static void take_sent(struct engine *engine, unsigned rail)
+{
+	struct rail_sent sent[RAIL_BATCH];
+	int count;
+
+	do {
+		count = rail_read_sent(&engine->rail[rail], engine->session, sent);
+		for (int i = 0; i < count; i++) {
+			struct flow *flow = find(engine, rail, sent[i].to);
+			int64_t raw;
+
+			if (flow
+			    && anchor_convert(
+				    &engine->before, &engine->now, &engine->virtual, sent[i].real_ns, &raw
+			    ))
+				flow_sent_stamp(flow, sent[i].seq, raw, engine->rail[rail].transmit);
+		}
+	} while (count == RAIL_BATCH);
+}
+
+static bool tag_is_right(struct engine *engine, const struct probe *probe)
+{
+	uint64_t tag = clock_siphash(
+		engine->key, (const uint8_t *)probe, PROBE_BYTES - sizeof(probe->tag)
+	);
+
+	return le64toh(probe->tag) == tag;
+}
+
+static void take_arrived(struct engine *engine, unsigned rail)
+{
+	struct rail_arrived arrived[RAIL_BATCH];
+	int count;
+
+	do {
+		count = rail_read_arrived(&engine->rail[rail], arrived);
+		for (int i = 0; i < count; i++) {
+			const struct probe *probe = &arrived[i].probe;
+			struct flow *flow = find(engine, rail, le32toh(probe->from));
+			int64_t raw;
+
+			if (!flow || le32toh(probe->to) != engine->me || probe->rail != rail)
+				continue;
+			if (!tag_is_right(engine, probe)) {
+				engine->tagless++;
+				continue;
+			}
+			if (!anchor_convert(
+				    &engine->before, &engine->now, &engine->virtual, arrived[i].real_ns, &raw
+			    ))
+				continue;
+			flow_take_probe(
+				flow, probe, engine->session, raw, STAMP_SOFTWARE, keep_sample, engine
+			);
+		}
+	} while (count == RAIL_BATCH);
+}
+
+static void send_pair(struct engine *engine, struct flow *flow)
+{
+	struct rail *rail = &engine->rail[flow->rail];
+	struct probe pair[2];
+	unsigned bytes[2];
+	int64_t user = raw_now_ns();
+
+	if (engine->virtual.used)
+		user += virtual_error_ns(&engine->virtual, mono_now_ns());
+	for (int i = 0; i < 2; i++) {
+		flow_next_probe(flow, engine->me, engine->session, user, &pair[i]);
+		pair[i].tag = htole64(clock_siphash(
+			engine->key, (const uint8_t *)&pair[i], PROBE_BYTES - sizeof(pair[i].tag)
+		));
+		bytes[i] = rail_probe_bytes(rail, probe_size_class(le32toh(pair[i].seq)));
+		if (rail->transmit == STAMP_USER)
+			flow_sent_stamp(flow, le32toh(pair[i].seq), user, STAMP_USER);
+	}
+	rail_send_pair(rail, pair, bytes, (struct sockaddr *)&flow->address, flow->address_size);
+}
+
+static void send_all(struct engine *engine)
+{
+	/* In random order: who comes first in a tick meets colder caches. */
+	for (unsigned i = engine->flows; i > 1; i--) {
+		unsigned j = (unsigned)(next_random(engine) % i);
+		struct flow *flow = engine->flow[j];
+
+		engine->flow[j] = engine->flow[i - 1];
+		engine->flow[i - 1] = flow;
+	}
+	for (unsigned i = 0; i < engine->flows; i++)
+		send_pair(engine, engine->flow[i]);
+}
+
+void engine_tick(struct engine *engine)
+{
+	engine->before = engine->now;
+	engine->now = anchor_read();
+	for (unsigned i = 0; i < engine->rails; i++) {
+		take_sent(engine, i);
+		take_arrived(engine, i);
+		rail_choose_transmit(&engine->rail[i]);
+	}
+	send_all(engine);
+	engine->ticks++;
+}
+
+static void *run(void *context)
+{
+	struct engine *engine = context;
+	int64_t due = mono_now_ns();
+
+	while (!atomic_load(&engine->stop)) {
+		struct pollfd wait = { .fd = engine->wake, .events = POLLIN };
+		struct timespec time = { 0 };
+		int64_t left;
+
+		pthread_mutex_lock(&engine->lock);
+		engine_tick(engine);
+		/* Three quarters to five quarters of the period: never in step with a periodic load. */
+		due += engine->period_ns * 3 / 4
+		       + (int64_t)(next_random(engine) % (uint64_t)(engine->period_ns / 2));
+		pthread_mutex_unlock(&engine->lock);
+		left = due - mono_now_ns();
+		if (left < 0) {
+			due -= left; /* late: nothing is made up for */
+			continue;
+		}
+		time.tv_sec = left / 1000000000;
+		time.tv_nsec = left % 1000000000;
+		ppoll(&wait, 1, &time, NULL);
+	}
+	return NULL;
+}
+
+int engine_start(struct engine *engine)
+{
+	pthread_attr_t attributes;
+	sigset_t all, old;
+	int result;
+
+	sigfillset(&all);
+	pthread_attr_init(&attributes);
+	pthread_attr_setstacksize(&attributes, STACK_BYTES);
+	pthread_sigmask(SIG_SETMASK, &all, &old); /* signals are for the agent's own thread */
+	result = pthread_create(&engine->thread, &attributes, run, engine);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	pthread_attr_destroy(&attributes);
+	engine->running = result == 0;
+	return -result;
+}
+
+void engine_stop(struct engine *engine)
+{
+	uint64_t one = 1;
+
+	if (!engine->running)
+		return;
+	atomic_store(&engine->stop, true);
+	if (write(engine->wake, &one, sizeof(one)) < 0)
+		return; /* it ends with the next tick all the same */
+	pthread_join(engine->thread, NULL);
+	engine->running = false;
+}
+
+void engine_free(struct engine *engine)
+{
+	engine_stop(engine);
+	for (unsigned i = 0; i < engine->rails; i++)
+		close(engine->rail[i].fd);
+	for (unsigned i = 0; i < engine->flows; i++)
+		free(engine->flow[i]);
+	engine->rails = engine->flows = 0;
+	if (engine->wake >= 0)
+		close(engine->wake);
+	engine->wake = -1;
+	free(engine->samples);
+	engine->samples = NULL;
+}

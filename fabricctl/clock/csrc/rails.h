@@ -1,0 +1,38 @@
+/* One rail's socket: batches of probes in and out with the kernel's stamps (CLOCK_REALTIME). */
+#ifndef FABRIC_CLOCK_RAILS_H
+#define FABRIC_CLOCK_RAILS_H
+
+#include "engine.h"
+
+#define RAIL_BATCH 64
+
+struct rail_arrived {
+	struct probe probe;
+	int64_t real_ns;
+};
+
+struct rail_sent {
+	uint32_t to, seq;
+	int64_t real_ns;
+};
+
+bool rail_address(
+	const char *text, uint16_t port, struct sockaddr_storage *address, socklen_t *size
+);
+int rail_open(struct rail *rail, const char *address, uint16_t port, const char *interface);
+unsigned rail_probe_bytes(const struct rail *rail, unsigned size_class);
+void rail_send_pair(
+	struct rail *rail,
+	const struct probe pair[2],
+	const unsigned bytes[2],
+	const struct sockaddr *to,
+	socklen_t to_size
+);
+/* Up to RAIL_BATCH probes of the right size that wait, the number; fewer: nothing is left. */
+int rail_read_arrived(struct rail *rail, struct rail_arrived arrived[RAIL_BATCH]);
+/* The same for transmit stamps of our own probes. */
+int rail_read_sent(struct rail *rail, uint64_t session, struct rail_sent sent[RAIL_BATCH]);
+/* Asks for another transmit stamp when the driver gives none. */
+void rail_choose_transmit(struct rail *rail);
+
+#endif

@@ -1,0 +1,156 @@
+"""The probe engine seen from Python: its samples and counters as arrays, its rails and peers."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fabricctl.errors import SystemRefusedError
+
+try:
+    from fabricctl.clock import _engine
+except ImportError:  # setup.py builds it where there is a compiler
+    _engine = None  # type: ignore[assignment]
+
+# struct sample and struct flow_counters of csrc/flow.h.
+SAMPLE = np.dtype(
+    [
+        ("peer", "<u4"),
+        ("seq", "<u4"),
+        ("rail", "u1"),
+        ("inbound", "u1"),
+        ("size_class", "u1"),
+        ("sent_source", "u1"),
+        ("received_source", "u1"),
+        ("pad", "u1", 3),
+        ("sent_ns", "<i8"),
+        ("received_ns", "<i8"),
+    ]
+)
+SIZES = 3
+COUNTERS = np.dtype(
+    [
+        ("peer", "<u4"),
+        ("rail", "u1"),
+        ("heard", "u1"),
+        ("pad", "u1", 2),
+        ("sent", "<u4", SIZES),
+        ("arrived", "<u4", SIZES),
+        ("expected", "<u4", SIZES),
+        ("duplicates", "<u4"),
+        ("reordered", "<u4"),
+        ("peer_arrived", "<u4", SIZES),
+        ("peer_duplicates", "<u4"),
+        ("peer_reordered", "<u4"),
+        ("refused", "<u4"),
+        ("tagless", "<u8"),
+    ],
+    align=True,
+)
+SOURCES = ("none", "user", "sched", "software")
+
+
+@dataclass(frozen=True)
+class Rail:
+    """One of this node's rails: where its probes leave from."""
+
+    interface: str
+    address: str
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One peer on one rail. ``owner``: we join the stamps of both ends; else the peer does."""
+
+    rail: int
+    peer: int
+    address: str
+    port: int
+    owner: bool
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """One instant on this node's clocks; ``raw_ns`` is what the probes are stamped with."""
+
+    raw_ns: int
+    real_ns: int
+    mono_ns: int
+    width_ns: int
+
+
+def probe_key(job_key: bytes, job: int) -> bytes:
+    """The probes' own key: what signs probes signs nothing else."""
+    return hashlib.blake2b(
+        f"fabric clock probes {job}".encode(), key=job_key[:64], digest_size=16
+    ).digest()
+
+
+class Prober:
+    """Sends and receives probes until it is stopped.
+
+    ``me`` and the flows' ``peer`` are places in the allocation's node list, ``session`` a random
+    number other than 0. Raises :class:`SystemRefusedError` where the C part is missing or a rail
+    cannot be opened.
+    """
+
+    def __init__(self, me: int, session: int, key: bytes, rails: Sequence[Rail], port: int = 0):
+        if _engine is None:
+            raise SystemRefusedError(
+                "clock: the package was installed without its C part: install gcc and "
+                "python3-dev, then install fabricctl again"
+            )
+        if (SAMPLE.itemsize, COUNTERS.itemsize) != (_engine.SAMPLE_BYTES, _engine.COUNTERS_BYTES):
+            raise SystemRefusedError("clock: the C part is of another version: install again")
+        self._engine = _engine.Engine(me, session, key)
+        self.ports = tuple(self._open(rail, port) for rail in rails)
+
+    def _open(self, rail: Rail, port: int) -> int:
+        try:
+            return self._engine.add_rail(rail.address, port, rail.interface)
+        except OSError as error:
+            where = f"{rail.interface} ({rail.address})"
+            raise SystemRefusedError(f"clock: no probes on {where}: {error.strerror}") from None
+
+    def start(self, pairs_per_s: float) -> None:
+        self.set_rate(pairs_per_s)
+        self._engine.start()
+
+    def set_rate(self, pairs_per_s: float) -> None:
+        """Pairs a second to every peer on every rail."""
+        self._engine.set_rate(pairs_per_s)
+
+    def set_flows(self, flows: Sequence[Flow]) -> None:
+        """Probes these from now on; a flow that was there before goes on."""
+        self._engine.set_flows([(f.rail, f.peer, f.address, f.port, f.owner) for f in flows])
+
+    def set_virtual(
+        self,
+        begin_mono_ns: int,
+        offset_ns: int,
+        drift_ppb: float,
+        waves: Sequence[tuple[float, float, float]],
+        steps: Sequence[tuple[float, float]],
+    ) -> None:
+        """The lab's virtual clock (fabricctl/lab/vclock.py): stamps show it from now on."""
+        self._engine.set_virtual(begin_mono_ns, offset_ns, drift_ppb, list(waves), list(steps))
+
+    def take(self) -> NDArray[np.void]:
+        """Samples (:data:`SAMPLE`) since the last call."""
+        return np.frombuffer(self._engine.take(), SAMPLE)
+
+    def counters(self) -> NDArray[np.void]:
+        """Counters (:data:`COUNTERS`) of every flow."""
+        return np.frombuffer(self._engine.counters(), COUNTERS)
+
+    def anchor(self) -> Anchor:
+        return Anchor(*self._engine.anchor())
+
+    def sources(self) -> tuple[str, ...]:
+        """Where each rail's transmit stamps come from; receive stamps are the kernel's."""
+        return tuple(SOURCES[number] for number in self._engine.state()[3])
+
+    def stop(self) -> None:
+        self._engine.stop()
