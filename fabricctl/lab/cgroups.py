@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fabricctl.errors import LabError
 
+_ROOT = Path("/sys/fs/cgroup")
 # What Slurm's cgroup plugins need of version 1 (slurm.conf(5), cgroup.conf(5)).
 _SLURM_NEEDS = frozenset({"freezer", "memory", "cpuset", "cpuacct", "devices"})
 
@@ -32,15 +33,15 @@ class Hierarchy:
 
 
 def hierarchies() -> list[Hierarchy]:
-    """The trees below /sys/fs/cgroup in which groups can be made."""
+    """The trees below /sys/fs/cgroup in which groups can be made: version 1's where there are any
+    (the version 2 tree beside them has no controllers of use), else version 2's."""
     found: list[Hierarchy] = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
-        mount = Path(before.split()[4])
+        mount, flags = Path(before.split()[4]), before.split()[5].split(",")
         kind, _, options = after.split()[:3]
-        if not mount.is_relative_to("/sys/fs/cgroup") or not os.access(mount, os.W_OK):
-            continue
-        if before.split()[5].split(",")[0] == "ro":
+        usable = mount.is_relative_to(_ROOT) and os.access(mount, os.W_OK)
+        if not usable or "ro" in flags:
             continue
         if kind == "cgroup2":
             found.append(Hierarchy(mount, ()))
@@ -49,7 +50,7 @@ def hierarchies() -> list[Hierarchy]:
             # A hierarchy without controllers (name=systemd) is of no use in a node.
             if not any(name.startswith("name=") for name in names):
                 found.append(Hierarchy(mount, tuple(names)))
-    return found
+    return [tree for tree in found if not tree.v2] or found
 
 
 def has_slurm_v1(trees: list[Hierarchy]) -> bool:
@@ -58,29 +59,29 @@ def has_slurm_v1(trees: list[Hierarchy]) -> bool:
 
 
 def make(lab: str, node: str) -> list[Path]:
-    """The node's groups, made where missing; a process enters them by ``cgroup.procs``."""
-    groups: list[Path] = []
+    """The node's groups, made where missing."""
+    made: list[Path] = []
     for tree in hierarchies():
-        if tree.v2 and has_other(tree):
-            continue
-        parent = tree.group(lab)
-        for group in (parent, parent / node):
+        top = tree.group(lab)
+        for group in (top, top / node):
             if not group.is_dir():
                 group.mkdir()
                 _prepare(tree, group)
-        groups.append(parent / node)
-    return groups
+        made.append(top / node)
+    return made
+
+
+def renew(lab: str, node: str) -> list[Path]:
+    """The groups of a node that is about to boot, without what the last boot left in them."""
+    for top in groups(lab):
+        _remove_tree(top / node)
+    return make(lab, node)
 
 
 def entry(group: Path) -> Path:
     """The file that a process of the node enters ``group`` by."""
     leaf = group / "init.scope"  # made by the node's init in a version 2 tree
     return (leaf if leaf.is_dir() else group) / "cgroup.procs"
-
-
-def has_other(tree: Hierarchy) -> bool:
-    """A version 2 tree beside version 1 ones has no controllers: a node does not need it."""
-    return not (tree.mount / "cgroup.controllers").read_text().split()
 
 
 def _prepare(tree: Hierarchy, group: Path) -> None:
@@ -98,8 +99,10 @@ def _prepare(tree: Hierarchy, group: Path) -> None:
 
 
 def groups(lab: str) -> list[Path]:
-    """The lab's top group in every hierarchy that has one."""
-    return [tree.group(lab) for tree in hierarchies() if tree.group(lab).is_dir()]
+    """The lab's top group in every tree that has one, version 1's first."""
+    parents = [path for path in sorted(_ROOT.glob("*")) if path.is_dir()]
+    tops = [parent / f"fabricctl-lab-{lab}" for parent in (*parents, _ROOT)]
+    return [top for top in tops if top.is_dir()]
 
 
 def freeze(lab: str, node: str, frozen: bool) -> None:
@@ -110,7 +113,7 @@ def freeze(lab: str, node: str, frozen: bool) -> None:
             v1.write_text("FROZEN" if frozen else "THAWED")
             _wait_for(v1, "FROZEN" if frozen else "THAWED")
             return
-        if v2.exists() and not has_other(Hierarchy(top.parent, ())):
+        if v2.exists():
             v2.write_text("1" if frozen else "0")
             return
     raise LabError(f"lab {lab}: this machine has no freezer control group")

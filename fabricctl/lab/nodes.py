@@ -73,7 +73,7 @@ class Nodes:
             state=self.paths.state,
             netns=self.paths.node_netns(name),
             code=tuple(_code_directories()),
-            cgroup_dirs=tuple(cgroups.make(self.spec.name, name)),
+            cgroup_dirs=tuple(cgroups.renew(self.spec.name, name)),
             cgroup_mounts=_cgroup_mounts(),
             services=_services(self.spec, name, site),
         )
@@ -191,10 +191,10 @@ def _code_directories() -> list[Path]:
 
 def _cgroup_mounts() -> dict[str, str]:
     """See :func:`fabricctl.lab.nodefs.enter`."""
-    trees = cgroups.hierarchies()
-    if len(trees) == 1 and trees[0].v2:
-        return {"": ""}
-    return {tree.mount.name: ",".join(tree.controllers) for tree in trees if not tree.v2}
+    return {
+        "" if tree.v2 else tree.mount.name: ",".join(tree.controllers)
+        for tree in cgroups.hierarchies()
+    }
 
 
 def _services(spec: LabSpec, node: str, site: Site | None) -> tuple[Service, ...]:

@@ -71,12 +71,11 @@ def _nodes(spec: LabSpec) -> list[str]:
 
 def cgroup_conf(version: SlurmVersion, *, cgroup_v1: bool) -> str:
     """cgroup.conf(5)."""
-    if cgroup_v1:
-        return "CgroupPlugin=cgroup/v1\nConstrainCores=no\nConstrainRAMSpace=no\n"
-    if version.has_disabled_cgroups:
+    if not cgroup_v1 and version.has_disabled_cgroups:
         return "CgroupPlugin=disabled\n"
-    # 22.05 always loads one, and a node of the lab has no systemd to ask for a scope.
-    return "CgroupPlugin=cgroup/v2\nIgnoreSystemd=yes\n"
+    # 22.05 always loads a plugin; version 1's is content in a node without any control group as
+    # long as nothing uses it, version 2's wants systemd and refuses hybrid hierarchies.
+    return "CgroupPlugin=cgroup/v1\nConstrainCores=no\nConstrainRAMSpace=no\n"
 
 
 _BASE = {

@@ -84,7 +84,7 @@ def test_a_version_that_is_none_is_an_error() -> None:
     ("version", "v1", "plugin"),
     [
         (SlurmVersion(22, 5), True, "CgroupPlugin=cgroup/v1"),
-        (SlurmVersion(22, 5), False, "CgroupPlugin=cgroup/v2\nIgnoreSystemd=yes"),
+        (SlurmVersion(22, 5), False, "CgroupPlugin=cgroup/v1"),
         (SlurmVersion(24, 11), False, "CgroupPlugin=disabled"),
         (SlurmVersion(24, 11), True, "CgroupPlugin=cgroup/v1"),
     ],
