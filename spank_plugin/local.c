@@ -6,10 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Slurm hands options down in variables of these names: PREFIX_plugin_option. */
-static const char *const inherited[] = {
-	"SLURM_SPANK__SLURM_SPANK_OPTION_fabric_fabric_resilience",
-	"SLURM_SPANK__SLURM_SPANK_OPTION_fabric_fabric_spares",
+/* The names under which Slurm hands our options down, with SLURM_SPANK_ before them to steps, and
+ * from one component of a heterogeneous job to the next. */
+static const char *const handed_down[] = {
 	"_SLURM_SPANK_OPTION_fabric_fabric_resilience",
 	"_SLURM_SPANK_OPTION_fabric_fabric_spares",
 };
@@ -55,13 +54,23 @@ static const char *current_job(void)
 	return job ? job : slurm_own_option("jobid");
 }
 
+static void unset_options(void)
+{
+	char name[80];
+
+	for (size_t i = 0; i < sizeof handed_down / sizeof *handed_down; i++) {
+		snprintf(name, sizeof name, "SLURM_SPANK_%s", handed_down[i]);
+		unsetenv(name);
+		unsetenv(handed_down[i]);
+	}
+}
+
 /* Options belong to the job they were given to: what a surrounding job left in the environment
  * would otherwise become the options, and the envelope, of a job submitted from inside it. After
  * this, an option callback means that the user wrote the option. */
 void local_forget_inherited(void)
 {
-	for (size_t i = 0; i < sizeof inherited / sizeof *inherited; i++)
-		unsetenv(inherited[i]);
+	unset_options();
 	if (spank_context() == S_CTX_LOCAL && getenv("SLURM_JOB_ID"))
 		return; /* a step: the envelope is its job's */
 	for (size_t i = 0; i < sizeof of_the_job / sizeof *of_the_job; i++)
@@ -204,6 +213,10 @@ void local_submit(spank_t spank, const struct args *args)
 {
 	const char *job = current_job();
 
+	/* The envelope says it all, and what the next component is given is its own. */
+	unset_options();
+	for (size_t i = 0; i < sizeof handed_down / sizeof *handed_down; i++)
+		spank_job_control_unsetenv(spank, handed_down[i]);
 	if (job)
 		submit_step(spank, job);
 	else
