@@ -6,6 +6,7 @@ import shlex
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from fabricctl.errors import SlurmError
 
@@ -19,15 +20,16 @@ _DROPPED = re.compile(
     r"(SLURM|SQUEUE|SINFO|SACCT|SACCTMGR|SCONTROL|SCANCEL|SBATCH|SALLOC|LC)_|LANG"
 )
 
+# What Slurm prints (tests/data/slurm has it, recorded) and what to do about it; the first counts.
 _HINTS = (
-    (r"configuration source|slurm\.conf", "set SLURM_CONF, or run this on a host of the cluster"),
-    (r"[Uu]nable to contact|Connection refused|timed out", "is slurmctld up? see: scontrol ping"),
-    (r"[Mm]unge|credential", "is munged up, with the cluster's key? see: munge -n | unmunge"),
+    (r"configuration source", "set SLURM_CONF, or run this on a host of the cluster"),
     (r"accounting storage is disabled", "set AccountingStorageType=accounting_storage/slurmdbd"),
-    (r"slurmdbd|[Pp]ersistent connection", "is slurmdbd up? see: sacctmgr ping"),
-    (r"[Pp]ermission denied", "run this as root or SlurmUser"),
+    (r"talking to the database|persistent connection", "is slurmdbd up? see: sacctmgr ping"),
+    (r"[Mm]unge|authentication", "is munged up, with the cluster's key? see: munge -n | unmunge"),
+    (r"[Uu]nable to contact|Connection refused", "is slurmctld up? see: scontrol ping"),
+    (r"Invalid user id|[Pp]ermission denied", "run this as root or SlurmUser"),
     (r"[Ii]nvalid node name", "see: sinfo -N"),
-    (r"data_parser|JSON|json", "this Slurm was built without JSON: install its serializer plugin"),
+    (r"data_parser|[Jj][Ss][Oo][Nn]", "this Slurm lacks JSON: install its serializer plugin"),
 )
 
 
@@ -53,6 +55,10 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 def run(argv: Sequence[str], timeout_s: float = TIMEOUT_S) -> Answer:
     """Runs a command of Slurm; raises :class:`SlurmError` only when it cannot be run at all."""
+    named = os.environ.get("SLURM_CONF")
+    if named and not Path(named).exists():
+        # Slurm would look for it again every second, for a minute.
+        raise SlurmError(f"{argv[0]}: SLURM_CONF={named}: no such file: correct or unset it")
     try:
         done = subprocess.run(
             argv,

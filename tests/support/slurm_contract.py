@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from fabricctl import hostlist
 from fabricctl.errors import NotFoundError, SlurmError, UsageError
 from fabricctl.slurm.choose import open_slurm
 from fabricctl.slurm.model import Job, Slurm
@@ -328,6 +329,26 @@ def test_the_configuration_is_slurms_own(slurm: Slurm) -> None:
     assert found["ProctrackType"] == "proctrack/linuxproc" or found["ProctrackType"]
     assert len(found) > 100
     assert found["SLURM_VERSION"] == slurm.version.text
+
+
+HOST_LISTS = (
+    "n1", "n[1-3]", "n[1-3,7]", "n[08-10]", "n[1-2]-ib[0-1]", "a,b[2-3],c", "x[1,3-4,009-011]y",
+    "rack[0-1]node[00-02]", "n[9-11],m[1]", "n1-2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOST_LISTS)
+def test_host_lists_are_what_slurm_takes_them_for(text: str) -> None:
+    said = subprocess.run(
+        ["scontrol", "show", "hostnames", text],
+        capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    assert hostlist.expand(text) == said.stdout.split()
+    again = subprocess.run(
+        ["scontrol", "show", "hostnames", hostlist.fold(said.stdout.split())],
+        capture_output=True, text=True, timeout=30, check=True,
+    )  # fmt: skip
+    assert sorted(again.stdout.split()) == sorted(said.stdout.split())
 
 
 def attempts(slurm: Slurm, job: int) -> list[str]:
