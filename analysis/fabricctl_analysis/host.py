@@ -36,14 +36,17 @@ def _cpu(
     rows: NodeRows, longest_ns: int, figures: dict[str, Figure], series: dict[str, Series]
 ) -> None:
     times, host = rows.real_ns["host"], rows.tables["host"]
-    busy = increments(times, _sum(host, _BUSY))
-    total = increments(times, _sum(host, _BUSY + _IDLE))
-    length_ns = (busy.end_ns - busy.begin_ns).astype(np.float64)
-    cores = busy.amount / length_ns
-    figures["cores"] = _cores(total)
-    figures["cpu_mean"] = _mean(busy, "cores")
-    figures["cpu_max"] = peak(cores, busy, longest_ns, "cores")
-    series["cpu"] = reduce_series(busy.begin_ns, busy.end_ns, cores, longest_ns)
+    all_ns, idle_ns = _sum(host, _BUSY + _IDLE), _sum(host, _IDLE)
+    total = increments(times, all_ns)
+    idle = increments(times, np.where(all_ns == _NM, _NM, idle_ns))
+    figures["cores"] = cores = _cores(total)
+    # Of the CPU time that passed, not of the clock's: the two are read a little apart.
+    share = np.full(len(total.amount), np.nan)
+    np.divide(idle.amount, total.amount, out=share, where=total.amount > 0)
+    used = (1 - share.clip(0, 1)) * (cores.value or np.nan)
+    figures["cpu_mean"] = _weighted(used, total, "cores")
+    figures["cpu_max"] = peak(used, total, longest_ns, "cores")
+    series["cpu"] = reduce_series(total.begin_ns, total.end_ns, used, longest_ns)
 
 
 def _cores(total: Increments) -> Figure:
@@ -68,7 +71,7 @@ def _job(
 ) -> None:
     times, job = rows.real_ns["job"], rows.tables["job"]
     cpu = increments(times, job["cpu_ns"])
-    figures["job_cpu"] = total_figure(cpu, "s", 1e-9)
+    figures["job_cpu"] = _so_far(job["cpu_ns"], cpu)
     figures["job_cpu_mean"] = _mean(cpu, "cores")
     series["job_cpu"] = reduce_series(cpu.begin_ns, cpu.end_ns, cpu.rate_per_s / 1e9, longest_ns)
     memory = measured_floats(job["memory_bytes"])
@@ -112,11 +115,23 @@ def gauge(values: Floats, unit: str) -> Figure:
     return Figure(highest, unit, len(known), len(values) - len(known))
 
 
+def _so_far(readings: NDArray[np.uint64], counter: Increments) -> Figure:
+    """A counter that began with the job: its highest reading, a lower bound once it went back."""
+    values = measured_floats(readings)
+    return replace(gauge(values * 1e-9, "s"), at_least=counter.resets > 0)
+
+
 def _mean(counter: Increments, unit: str) -> Figure:
     """Mean rate over the time in which the counter's growth is known, in ns a ns."""
-    known = ~np.isnan(counter.amount)
-    length_ns = float((counter.end_ns - counter.begin_ns)[known].sum())
-    value = counter.total / length_ns if length_ns else None
+    length_ns = (counter.end_ns - counter.begin_ns).astype(np.float64)
+    return _weighted(counter.amount / length_ns, counter, unit)
+
+
+def _weighted(values: Floats, counter: Increments, unit: str) -> Figure:
+    """Mean over time of values that hold for the counter's intervals."""
+    known = ~np.isnan(values)
+    length_ns = (counter.end_ns - counter.begin_ns)[known].astype(np.float64)
+    value = float(np.average(values[known], weights=length_ns)) if known.any() else None
     return Figure(value, unit, int(known.sum()), counter.not_measured)
 
 

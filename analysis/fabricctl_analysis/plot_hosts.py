@@ -1,6 +1,7 @@
 """Plots of CPU and memory: a line a node, or a band over many nodes."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from bokeh.models import (
@@ -80,7 +81,11 @@ def _lines(made: figure, nodes: Sequence[NodeSummary], name: str, axis: Axis) ->
                 "node": [node.name] * len(series.mean),
             }
         )
-        made.line("end", "value", source=source, line_color=colour, line_width=1.6)
+        look: dict[str, Any] = {"source": source, "line_color": colour, "line_width": 1.6}
+        if "memory" in name:
+            made.line("end", "value", **look)
+        else:  # a mean that holds from the sample before
+            made.step("end", "value", mode="before", **look)
         drawn = made.scatter("end", "value", source=source, size=7, alpha=0, hover_alpha=1,
                              color=colour)  # fmt: skip
         made.add_tools(hover(drawn, [("node", "@node"), ("at", "@at"), ("", "@text")]))

@@ -57,8 +57,9 @@ def sparkline(values: Floats, highest: float, rail: RailSummary, whole: Span, bl
 
 
 def _down_within(rail: RailSummary, begin_ns: int, end_ns: int) -> bool:
-    return any(
-        down.begin_ns < end_ns
-        and (rail.measured_end_ns if down.end_ns is None else down.end_ns) > begin_ns
-        for down in rail.link.downs
-    )
+    """Whether the rail was down for sure at some time of that part."""
+    for down in rail.link.downs:
+        up_ns = rail.measured_end_ns if down.end_ns is None else down.end_ns - down.end_error_ns
+        if down.begin_ns < end_ns and max(up_ns, down.begin_ns) >= begin_ns:
+            return True
+    return False
