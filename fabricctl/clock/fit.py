@@ -81,6 +81,17 @@ def fit_edges(
     deviations of the stamps' noise. ``slope_sigma_ppb``: how well the slope is known before
     looking (a Kalman filter knows), around ``slope_ppb``; 1e5 when it is not.
     """
+    # Edges without samples are infinite on both sides and end as NaN.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return _fit(window, near_ns, slope_sigma_ppb, slope_ppb)
+
+
+def _fit(
+    window: Window,
+    near_ns: float | Floats,
+    slope_sigma_ppb: float | Floats,
+    slope_ppb: float | Floats,
+) -> Fit:
     edges = len(window.above_ns)
     near = np.broadcast_to(np.asarray(near_ns, float), (edges,))
     sigma = np.broadcast_to(np.asarray(slope_sigma_ppb, float), (edges,))
@@ -142,8 +153,7 @@ class _Tangent:
 
 def _tangent(window: Window, slope: Floats) -> _Tangent:
     above, below, above_s, below_s = _edges_at(window, slope)
-    with np.errstate(invalid="ignore"):  # an edge without samples: inf - inf
-        return _Tangent(slope, above - below, below_s - above_s)
+    return _Tangent(slope, above - below, below_s - above_s)
 
 
 def _widest(window: Window, low: Floats, high: Floats) -> Floats:
@@ -171,8 +181,7 @@ def _widest(window: Window, low: Floats, high: Floats) -> Floats:
 
 def _meeting(left: _Tangent, right: _Tangent, live: Bools) -> Floats:
     bend = np.where(live, left.rise - right.rise, 1.0)
-    with np.errstate(invalid="ignore"):  # an edge without samples is not live
-        at = (right.width - left.width - right.rise * right.at + left.rise * left.at) / bend
+    at = (right.width - left.width - right.rise * right.at + left.rise * left.at) / bend
     return np.where(live, np.clip(at, left.at, right.at), left.at)
 
 
@@ -237,8 +246,7 @@ def _refined(
     # A few samples cannot know their own scatter: the stamps' noise counts as four more.
     variance = (rest + 4 * noise**2) / (count_a + count_b)
     lever = (mean_ta + mean_tb) / 2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        spread = variance * ((1 / count_a + 1 / count_b) / 4 + lever**2 / stt)
+    spread = variance * ((1 / count_a + 1 / count_b) / 4 + lever**2 / stt)
     return _Lines(
         slope=np.where(np.isfinite(slope), fitted, np.nan),
         ceiling=mean_a - fitted * mean_ta,
@@ -261,9 +269,8 @@ def _near(window: Window, slope: Floats, near: Floats) -> tuple[Bools, Bools]:
 
 def _means(at: Floats, delay: Floats, mask: Bools) -> tuple[Ints, Floats, Floats]:
     count = mask.sum(1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        mean_t = np.where(mask, at, 0.0).sum(1) / count
-        mean_y = np.where(mask, delay, 0.0).sum(1) / count
+    mean_t = np.where(mask, at, 0.0).sum(1) / count
+    mean_y = np.where(mask, delay, 0.0).sum(1) / count
     return count, mean_t, mean_y
 
 

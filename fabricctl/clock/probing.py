@@ -73,9 +73,9 @@ class Flow:
 
 @dataclass(frozen=True)
 class Anchor:
-    """One instant on this node's clocks; ``raw_ns`` is what the probes are stamped with."""
+    """One instant on this node's clocks; ``node_ns`` is what the probes are stamped with."""
 
-    raw_ns: int
+    node_ns: int
     real_ns: int
     mono_ns: int
     width_ns: int
@@ -92,11 +92,13 @@ class Prober:
     """Sends and receives probes until it is stopped.
 
     ``me`` and the flows' ``peer`` are places in the allocation's node list, ``session`` a random
-    number other than 0. Raises :class:`SystemRefusedError` where the C part is missing or a rail
+    number other than 0, ``base_ns`` what is taken off CLOCK_MONOTONIC_RAW for node time. Raises :class:`SystemRefusedError` where the C part is missing or a rail
     cannot be opened.
     """
 
-    def __init__(self, me: int, session: int, key: bytes, rails: Sequence[Rail], port: int = 0):
+    def __init__(
+        self, me: int, session: int, key: bytes, rails: Sequence[Rail], base_ns: int = 0
+    ) -> None:
         if _engine is None:
             raise SystemRefusedError(
                 "clock: the package was installed without its C part: install gcc and "
@@ -104,12 +106,12 @@ class Prober:
             )
         if (SAMPLE.itemsize, COUNTERS.itemsize) != (_engine.SAMPLE_BYTES, _engine.COUNTERS_BYTES):
             raise SystemRefusedError("clock: the C part is of another version: install again")
-        self._engine = _engine.Engine(me, session, key)
-        self.ports = tuple(self._open(rail, port) for rail in rails)
+        self._engine = _engine.Engine(me, session, key, base_ns)
+        self.ports = tuple(self._open(rail) for rail in rails)
 
-    def _open(self, rail: Rail, port: int) -> int:
+    def _open(self, rail: Rail) -> int:
         try:
-            return self._engine.add_rail(rail.address, port, rail.interface)
+            return self._engine.add_rail(rail.address, 0, rail.interface)
         except OSError as error:
             where = f"{rail.interface} ({rail.address})"
             raise SystemRefusedError(f"clock: no probes on {where}: {error.strerror}") from None

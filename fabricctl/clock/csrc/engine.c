@@ -120,6 +120,15 @@ static uint64_t next_random(struct engine *engine)
 	return x * 0x2545F4914F6CDD1DULL;
 }
 
+/* A kernel stamp as node time; false when it cannot be told. */
+static bool node_time(struct engine *engine, int64_t real_ns, int64_t *node_ns)
+{
+	if (!anchor_convert(&engine->before, &engine->now, &engine->virtual, real_ns, node_ns))
+		return false;
+	*node_ns -= engine->base_ns;
+	return true;
+}
+
 static void take_sent(struct engine *engine, unsigned rail)
 {
 	struct rail_sent sent[RAIL_BATCH];
@@ -129,13 +138,10 @@ static void take_sent(struct engine *engine, unsigned rail)
 		count = rail_read_sent(&engine->rail[rail], engine->session, sent);
 		for (int i = 0; i < count; i++) {
 			struct flow *flow = find(engine, rail, sent[i].to);
-			int64_t raw;
+			int64_t at;
 
-			if (flow
-			    && anchor_convert(
-				    &engine->before, &engine->now, &engine->virtual, sent[i].real_ns, &raw
-			    ))
-				flow_sent_stamp(flow, sent[i].seq, raw, engine->rail[rail].transmit);
+			if (flow && node_time(engine, sent[i].real_ns, &at))
+				flow_sent_stamp(flow, sent[i].seq, at, engine->rail[rail].transmit);
 		}
 	} while (count == RAIL_BATCH);
 }
@@ -159,7 +165,7 @@ static void take_arrived(struct engine *engine, unsigned rail)
 		for (int i = 0; i < count; i++) {
 			const struct probe *probe = &arrived[i].probe;
 			struct flow *flow = find(engine, rail, le32toh(probe->from));
-			int64_t raw;
+			int64_t at;
 
 			if (!flow || le32toh(probe->to) != engine->me || probe->rail != rail)
 				continue;
@@ -167,13 +173,10 @@ static void take_arrived(struct engine *engine, unsigned rail)
 				engine->tagless++;
 				continue;
 			}
-			if (!anchor_convert(
-				    &engine->before, &engine->now, &engine->virtual, arrived[i].real_ns, &raw
-			    ))
-				continue;
-			flow_take_probe(
-				flow, probe, engine->session, raw, STAMP_SOFTWARE, keep_sample, engine
-			);
+			if (node_time(engine, arrived[i].real_ns, &at))
+				flow_take_probe(
+					flow, probe, engine->session, at, STAMP_SOFTWARE, keep_sample, engine
+				);
 		}
 	} while (count == RAIL_BATCH);
 }
@@ -183,7 +186,7 @@ static void send_pair(struct engine *engine, struct flow *flow)
 	struct rail *rail = &engine->rail[flow->rail];
 	struct probe pair[2];
 	unsigned bytes[2];
-	int64_t user = raw_now_ns();
+	int64_t user = raw_now_ns() - engine->base_ns;
 
 	if (engine->virtual.used)
 		user += virtual_error_ns(&engine->virtual, mono_now_ns());

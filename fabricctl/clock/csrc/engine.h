@@ -29,6 +29,7 @@ struct engine {
 	uint32_t me;
 	uint64_t session;
 	uint8_t key[16];
+	int64_t base_ns; /* taken off raw time: node time, what probes carry and samples hold */
 	pthread_t thread;
 	bool running;
 	atomic_bool stop;

@@ -38,12 +38,12 @@ static void put_records(
 		from = &ring[log[(logged - place) % FLOW_RING] % FLOW_RING];
 		to[i].seq = htole32(from->seq);
 		to[i].source = from->source;
-		to[i].raw_ns = (int64_t)htole64((uint64_t)from->raw_ns);
+		to[i].node_ns = (int64_t)htole64((uint64_t)from->node_ns);
 	}
 }
 
 void flow_next_probe(
-	struct flow *flow, uint32_t me, uint64_t session, int64_t user_raw_ns, struct probe *probe
+	struct flow *flow, uint32_t me, uint64_t session, int64_t user_ns, struct probe *probe
 )
 {
 	uint32_t seq = ++flow->next_seq; /* from 2 on: 0 marks an empty place, 1 is half a pair */
@@ -73,11 +73,11 @@ void flow_next_probe(
 		);
 	}
 	sent = &flow->sent[seq % FLOW_RING];
-	*sent = (struct stamp){ .seq = seq, .source = STAMP_NONE, .raw_ns = user_raw_ns };
+	*sent = (struct stamp){ .seq = seq, .source = STAMP_NONE, .node_ns = user_ns };
 	flow->counters.sent[probe_size_class(seq)]++;
 }
 
-void flow_sent_stamp(struct flow *flow, uint32_t seq, int64_t raw_ns, enum stamp_source source)
+void flow_sent_stamp(struct flow *flow, uint32_t seq, int64_t node_ns, enum stamp_source source)
 {
 	struct stamp *sent = &flow->sent[seq % FLOW_RING];
 
@@ -86,7 +86,7 @@ void flow_sent_stamp(struct flow *flow, uint32_t seq, int64_t raw_ns, enum stamp
 	if (sent->source == STAMP_NONE)
 		flow->sent_log[flow->sent_logged++ % FLOW_RING] = seq;
 	sent->source = (uint8_t)source;
-	sent->raw_ns = raw_ns;
+	sent->node_ns = node_ns;
 }
 
 static unsigned expected_between(uint32_t after, uint32_t until, unsigned size_class)
@@ -146,8 +146,8 @@ static void make_sample(
 		.size_class = (uint8_t)probe_size_class(sent->seq),
 		.sent_source = sent->source,
 		.received_source = received->source,
-		.sent_ns = sent->raw_ns,
-		.received_ns = received->raw_ns,
+		.sent_ns = sent->node_ns,
+		.received_ns = received->node_ns,
 	};
 
 	sink(context, &sample);
@@ -164,7 +164,7 @@ static void join_record(
 	struct stamp theirs = {
 		.seq = le32toh(record->seq),
 		.source = record->source,
-		.raw_ns = (int64_t)le64toh((uint64_t)record->raw_ns),
+		.node_ns = (int64_t)le64toh((uint64_t)record->node_ns),
 	};
 	struct stamp *ring = inbound ? flow->received : flow->sent;
 	struct stamp *ours = &ring[theirs.seq % FLOW_RING];
@@ -183,7 +183,7 @@ bool flow_take_probe(
 	struct flow *flow,
 	const struct probe *probe,
 	uint64_t own_session,
-	int64_t raw_ns,
+	int64_t node_ns,
 	enum stamp_source source,
 	sample_sink sink,
 	void *context
@@ -209,7 +209,7 @@ bool flow_take_probe(
 	flow->counters.heard = 1;
 	flow->counters.arrived[probe_size_class(seq)]++;
 	flow->received[seq % FLOW_RING] =
-		(struct stamp){ .seq = seq, .source = (uint8_t)source, .raw_ns = raw_ns };
+		(struct stamp){ .seq = seq, .source = (uint8_t)source, .node_ns = node_ns };
 	flow->received_log[flow->received_logged++ % FLOW_RING] = seq;
 	for (unsigned i = 0; i < PROBE_SIZES; i++)
 		flow->counters.peer_arrived[i] = le32toh(probe->arrived[i]);

@@ -15,10 +15,10 @@ struct stamp {
 	uint32_t seq;
 	uint8_t source;
 	bool paired; /* a sample was made of it */
-	int64_t raw_ns;
+	int64_t node_ns;
 };
 
-/* A packet with the stamps of both ends, each on its own CLOCK_MONOTONIC_RAW. */
+/* A packet with the stamps of both ends, each in its own node time (docs/clock.md). */
 struct sample {
 	uint32_t peer;
 	uint32_t seq;
@@ -67,15 +67,15 @@ typedef void (*sample_sink)(void *context, const struct sample *sample);
 void flow_reset_peer(struct flow *flow, uint64_t session);
 /* Fills the next probe but its tag, and counts it as sent. */
 void flow_next_probe(
-	struct flow *flow, uint32_t me, uint64_t session, int64_t user_raw_ns, struct probe *probe
+	struct flow *flow, uint32_t me, uint64_t session, int64_t user_ns, struct probe *probe
 );
-void flow_sent_stamp(struct flow *flow, uint32_t seq, int64_t raw_ns, enum stamp_source source);
+void flow_sent_stamp(struct flow *flow, uint32_t seq, int64_t node_ns, enum stamp_source source);
 /* A probe whose tag was right. False: refused as replayed or of another session. */
 bool flow_take_probe(
 	struct flow *flow,
 	const struct probe *probe,
 	uint64_t own_session,
-	int64_t raw_ns,
+	int64_t node_ns,
 	enum stamp_source source,
 	sample_sink sink,
 	void *context

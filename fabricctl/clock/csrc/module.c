@@ -23,18 +23,19 @@ static PyObject *fail(int error)
 
 static int engine_object_init(struct engine_object *self, PyObject *args, PyObject *names)
 {
-	static char *words[] = { "me", "session", "key", NULL };
+	static char *words[] = { "me", "session", "key", "base_ns", NULL };
 	const char *key;
 	Py_ssize_t key_bytes;
 	unsigned int me;
 	unsigned long long session;
+	long long base = 0;
 	int result;
 
 	if (self->engine.samples) {
 		PyErr_SetString(PyExc_RuntimeError, "Engine is made already");
 		return -1;
 	}
-	if (!PyArg_ParseTupleAndKeywords(args, names, "IKy#", words, &me, &session, &key, &key_bytes))
+	if (!PyArg_ParseTupleAndKeywords(args, names, "IKy#|L", words, &me, &session, &key, &key_bytes, &base))
 		return -1;
 	if (key_bytes != sizeof(self->engine.key) || session == 0) {
 		PyErr_SetString(PyExc_ValueError, "key has 16 bytes, session is not 0");
@@ -42,6 +43,7 @@ static int engine_object_init(struct engine_object *self, PyObject *args, PyObje
 	}
 	self->engine.me = me;
 	self->engine.session = session;
+	self->engine.base_ns = base;
 	memcpy(self->engine.key, key, sizeof(self->engine.key));
 	result = engine_init(&self->engine);
 	if (result < 0)
@@ -265,7 +267,8 @@ static PyObject *anchor(struct engine_object *self, PyObject *unused)
 	virtual = self->engine.virtual;
 	pthread_mutex_unlock(&self->engine.lock);
 	return Py_BuildValue(
-		"LLLL", (long long)(now.raw_ns + virtual_error_ns(&virtual, now.mono_ns)),
+		"LLLL",
+		(long long)(now.raw_ns + virtual_error_ns(&virtual, now.mono_ns) - self->engine.base_ns),
 		(long long)now.real_ns, (long long)now.mono_ns, (long long)now.width_ns
 	);
 }

@@ -23,7 +23,7 @@ struct probe_record {
 	uint32_t seq;
 	uint8_t source; /* enum stamp_source; STAMP_NONE: the record is empty */
 	uint8_t pad[3];
-	int64_t raw_ns; /* CLOCK_MONOTONIC_RAW of who stamped it */
+	int64_t node_ns; /* node time (docs/clock.md) of who stamped it */
 } __attribute__((packed));
 
 struct probe {

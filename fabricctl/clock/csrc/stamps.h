@@ -6,7 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* One instant on three clocks. */
+/* One instant on three clocks. raw_ns is CLOCK_MONOTONIC_RAW itself. */
 struct anchor {
 	int64_t raw_ns, real_ns, mono_ns;
 	int64_t width_ns; /* how long the readings took */
@@ -27,7 +27,7 @@ int64_t raw_now_ns(void);
 int64_t mono_now_ns(void);
 struct anchor anchor_read(void);
 int64_t virtual_error_ns(const struct virtual_clock *virtual, int64_t mono_ns);
-/* A kernel stamp that lies between two anchors (or just after the second), as raw time with the
+/* A kernel stamp that lies between two anchors (or just before the first), as raw time with the
  * virtual clock's error. False when CLOCK_REALTIME was stepped between them. */
 bool anchor_convert(
 	const struct anchor *before,
