@@ -2,6 +2,7 @@
 #include "fabric_spank.h"
 
 #include <dlfcn.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,14 +28,18 @@ static void refuse_submission(void)
  * is not known. */
 static char *slurm_own_option(const char *name)
 {
+	static const char *const programs[] = {"sbatch", "salloc", "srun"}; /* what `opt` is elsewhere? */
+	bool ours = false;
 	void *opt = dlsym(RTLD_DEFAULT, "opt");
 	bool (*is_set)(void *, const char *);
 	char *(*get)(void *, const char *);
 
+	for (size_t i = 0; i < sizeof programs / sizeof *programs; i++)
+		ours = ours || strcmp(program_invocation_short_name, programs[i]) == 0;
 	*(void **)&is_set = dlsym(RTLD_DEFAULT, "slurm_option_isset");
 	*(void **)&get = dlsym(RTLD_DEFAULT, "slurm_option_get");
 	/* What get returns is Slurm's xmalloc, which free() must not see: a few bytes, once. */
-	return opt && is_set && get && is_set(opt, name) ? get(opt, name) : NULL;
+	return ours && opt && is_set && get && is_set(opt, name) ? get(opt, name) : NULL;
 }
 
 /* The fewest nodes that the job may get; 0: not known. */

@@ -307,6 +307,15 @@ def test_a_default_that_is_not_allowed_becomes_off(
     assert "default" not in settings
 
 
+def test_the_documentation_has_every_plugstack_argument(runner: Runner) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "options.md").read_text()
+    documented = re.findall(r"^\| `(\w+)=` \|", text, re.MULTILINE)
+    assert KNOWN == "known are " + ", ".join(documented)
+    for key in documented:
+        reports, _ = plugstack(runner, f"{key}=\x01")
+        assert "unknown key" not in reports[0]
+
+
 def test_the_runner_itself_ends_badly_when_a_sanitizer_complains(tmp_path: Path) -> None:
     """Else none of this would mean anything."""
     source = tmp_path / "bad.c"
