@@ -310,7 +310,7 @@ def test_a_default_that_is_not_allowed_becomes_off(
 def test_the_documentation_has_every_plugstack_argument(runner: Runner) -> None:
     text = (Path(__file__).parents[2] / "docs" / "options.md").read_text()
     documented = re.findall(r"^\| `(\w+)=` \|", text, re.MULTILINE)
-    assert KNOWN == "known are " + ", ".join(documented)
+    assert "known are " + ", ".join(documented) == KNOWN
     for key in documented:
         reports, _ = plugstack(runner, f"{key}=\x01")
         assert "unknown key" not in reports[0]
