@@ -81,8 +81,8 @@ class AgentConfig:
     )
     realtime: bool = _key(
         True,
-        "Run agents ahead of the job's processes (SCHED_FIFO 1), which fill every core: else events "
-        "are seen tens of ms late on a busy node. One that computes for 1 s on end is killed.",
+        "Run agents ahead of the job's processes (SCHED_FIFO 1), which fill every core: else "
+        "events are seen tens of ms late on a busy node. One that computes for 1 s on end is killed.",
     )
     port_first: int = _key(20100, "First UDP port of the agents.", 1024, 65000)
     port_count: int = _key(400, "How many ports agents may use from port_first on.", 4, 40000)
@@ -98,6 +98,31 @@ class RailsConfig:
         "but for loopback and the one that carries the node's own name.",
         per_partition=True,
     )
+
+
+@dataclass(frozen=True)
+class PathsConfig:
+    """Link failover of what a job's ranks send over TCP (docs/paths.md)."""
+
+    enabled: bool = _key(True, "Give jobs of mode `on` fabric addresses and move their traffic.")
+    pool4: str = _key(
+        "100.64.0.0/10",
+        "IPv4 network, used nowhere else on site, from which nodes get their fabric addresses.",
+    )
+    pool6: str = _key("fd66:6162:7269::/48", "The same for IPv6, a /48; empty: none.")
+    device_prefix: str = _key("fab", "Name of the devices that hold them: fab0, fab1...")
+    interval_us: int = _key(2000, "Time between probes to a peer with traffic.", 500, 1000000)
+    budget_pps: int = _key(4000, "Probes a second of one job and node, at most.", 100, 1000000)
+    rto_min_ms: int = _key(
+        4, "Least retransmission time of the moved connections; 0: the kernel's.", 0, 1000
+    )
+    ready_wait_s: int = _key(
+        10, "Seconds after which a job begins without, when a node is not ready.", 1, 600
+    )
+    hold_s: float = _key(1.0, "Health that a path shows before it is used again.", 0.1, 600)
+    hold_max_s: float = _key(60.0, "The same for one that keeps failing.", 0.1, 3600)
+    port_first: int = _key(20500, "First UDP port of the probes.", 1024, 65000)
+    port_count: int = _key(400, "How many ports probes may use from port_first on.", 4, 40000)
 
 
 @dataclass(frozen=True)
@@ -122,6 +147,7 @@ SECTIONS: Mapping[str, type] = {
     "node": NodeConfig,
     "agent": AgentConfig,
     "rails": RailsConfig,
+    "paths": PathsConfig,
     "trace": TraceConfig,
 }
 
@@ -133,6 +159,7 @@ class Config:
     node: NodeConfig = field(default_factory=NodeConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     rails: RailsConfig = field(default_factory=RailsConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
     source: Path | None = None
     # Partition -> "section.key" -> checked value, as the file has them.

@@ -99,7 +99,7 @@ def test_the_environment_beats_a_partitions_value(tmp_path: Path) -> None:
 
 WRONG = {
     "[agnet]": "{file}: unknown section [agnet]; did you mean 'agent'?",
-    "[zzz]": "{file}: unknown section [zzz]; known are: node, agent, rails, trace, partition",
+    "[zzz]": "{file}: unknown section [zzz]; known are: node, agent, rails, paths, trace, partition",
     "agent = 3": "{file}: [agent] must be a section, not a value",
     "[agent]\nsample_rate = 1": (
         "{file}: unknown key agent.sample_rate; did you mean 'sample_hz'?"
@@ -224,7 +224,7 @@ def test_the_sample_file_is_what_the_code_prints() -> None:
 
 
 def test_the_sample_file_uncommented_loads_and_changes_nothing(tmp_path: Path) -> None:
-    text = re.sub(r"^#(?=\[|[a-z_.]+ = )", "", sample(), flags=re.MULTILINE)
+    text = re.sub(r"^#(?=\[|[a-z0-9_.]+ = )", "", sample(), flags=re.MULTILINE)
     loaded = config.load(write(tmp_path, text), NO_ENVIRONMENT)
     assert set(loaded.origins) == {key for key, _ in config.every_key()}
     for key, _ in config.every_key():

@@ -23,6 +23,18 @@ agent.sample_hz                5.0                          {file}
 agent.port_first               30000                        environment FABRICCTL_AGENT_PORT_FIRST
 agent.port_count               400                          default
 rails.interfaces               []                           default
+paths.enabled                  true                         default
+paths.pool4                    "100.64.0.0/10"              default
+paths.pool6                    "fd66:6162:7269::/48"        default
+paths.device_prefix            "fab"                        default
+paths.interval_us              2000                         default
+paths.budget_pps               4000                         default
+paths.rto_min_ms               4                            default
+paths.ready_wait_s             10                           default
+paths.hold_s                   1.0                          default
+paths.hold_max_s               60.0                         default
+paths.port_first               20500                        default
+paths.port_count               400                          default
 trace.dir                      "/var/lib/fabricctl/traces"  default
 trace.collect_wait_s           15.0                         default
 trace.keep_parts               false                        default

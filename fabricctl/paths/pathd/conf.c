@@ -191,6 +191,8 @@ static bool read_line(struct reader *reader)
 		return text_into(reader, 1, conf->dir, sizeof(conf->dir));
 	if (!strcmp(word, "leases"))
 		return text_into(reader, 1, conf->leases, sizeof(conf->leases));
+	if (!strcmp(word, "off"))
+		return text_into(reader, 1, conf->off, sizeof(conf->off));
 	if (!strcmp(word, "watch"))
 		return text_into(reader, 1, conf->watch, sizeof(conf->watch));
 	return wrong(reader, "is not known");
@@ -206,6 +208,8 @@ static bool complete(struct reader *reader)
 		return wrong(reader, "job, ports, dir or leases is missing");
 	if (!conf->manage.family || conf->self >= conf->nodes)
 		return wrong(reader, "manage is missing, or self is not one of the nodes");
+	if (conf->off[0])
+		return true;
 	if (conf->rails < 2 || (!conf->pool4.ip.family && !conf->pool6.ip.family))
 		return wrong(reader, "fewer than two rails, or no pool");
 	return true;

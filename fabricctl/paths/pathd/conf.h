@@ -37,6 +37,7 @@ struct conf {
 	unsigned rto_min_ms, interval_us, budget_pps, ready_wait_s, hold_ms, hold_max_ms;
 	char dir[CONF_PATH]; /* the job's: events, state, control, env */
 	char leases[CONF_PATH]; /* the node's: <slot>.lease, lock, sysctl.saved */
+	char off[CONF_NAME]; /* why this node cannot take part; "": it can. The others are told */
 	char watch[CONF_PATH]; /* the job is over when this is gone; "" for none */
 };
 

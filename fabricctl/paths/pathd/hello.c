@@ -14,7 +14,7 @@
 #define HELLO_MAX_NS (1 * S)
 #define ANSWER_GAP_NS (2 * MS) /* a peer that floods us is not helped to flood the network */
 
-static void send_hello(struct daemon *d, struct peer *peer)
+static void send_hello(struct daemon *d, struct peer *peer, const struct sockaddr_storage *back)
 {
 	uint8_t data[WIRE_MAX];
 	struct wire wire = {
@@ -35,7 +35,15 @@ static void send_hello(struct daemon *d, struct peer *peer)
 		wire.hello.rail[i].net4 = d->rail[i].conf->net4;
 		wire.hello.rail[i].ip6 = d->rail[i].conf->ip6;
 	}
+	wire.rails = wire.rails ? wire.rails : 1; /* one that is off may have none: zeros then */
 	size = wire_encode(&wire, d->conf.key, data);
+	if (back) {
+		struct target to = {*back, back->ss_family == AF_INET ? sizeof(struct sockaddr_in)
+								      : sizeof(struct sockaddr_in6)};
+
+		sockets_send(d->manage, &to, data, size, false, false);
+		return;
+	}
 	for (unsigned i = 0; i < CONF_PORTS; i++) {
 		uint16_t port = peer->port ? peer->port : d->conf.port[i];
 		struct target to = sockets_target(&peer->node->manage, port, 0);
@@ -57,6 +65,8 @@ static void set_phase(struct daemon *d, enum phase phase)
 {
 	d->phase = phase;
 	d->state_changed = true;
+	if (phase == PHASE_READY)
+		event_write(&d->events, "ready", ";after_ns=%" PRIu64, d->now_ns - d->started_ns);
 	for (unsigned i = 0; i < d->conf.nodes; i++)
 		say_again_soon(d, &d->peer[i]);
 }
@@ -97,6 +107,8 @@ static void take_addresses(struct daemon *d, struct peer *peer, const struct wir
 {
 	unsigned usable = 0;
 
+	if (d->phase == PHASE_OFF || wire->hello.phase == PHASE_OFF)
+		return;
 	memset(&peer->route.via, 0, sizeof(peer->route.via));
 	memset(&peer->route.fabric, 0, sizeof(peer->route.fabric));
 	for (unsigned i = 0; i < d->conf.rails && i < wire->rails; i++) {
@@ -144,7 +156,8 @@ static void believe(struct daemon *d, struct peer *peer, const struct wire *wire
 		take_addresses(d, peer, wire);
 		peer->port = wire->hello.port;
 		peer->known = true;
-		moving_peer_known(d, peer);
+		if (d->phase != PHASE_OFF && wire->hello.phase != PHASE_OFF)
+			moving_peer_known(d, peer);
 		say_again_soon(d, peer);
 		event_write(&d->events, first ? "met" : "met_again", ";peer=%s", peer->node->name);
 	}
@@ -171,7 +184,6 @@ void hello_received(struct daemon *d, const struct wire *wire, const struct sock
 {
 	struct peer *peer;
 
-	(void)from; /* the tag tells who it is; the node list tells where it is */
 	if (wire->from >= d->conf.nodes || wire->from == d->conf.self || wire->to != d->conf.self)
 		return;
 	peer = &d->peer[wire->from];
@@ -184,7 +196,7 @@ void hello_received(struct daemon *d, const struct wire *wire, const struct sock
 
 		peer->hello_answer_ns = d->now_ns;
 		peer->session = wire->session;
-		send_hello(d, peer);
+		send_hello(d, peer, from);
 		peer->session = session;
 	}
 }
@@ -223,7 +235,7 @@ void hello_turn(struct daemon *d)
 
 		if (i == d->conf.self || d->now_ns < peer->next_hello_ns)
 			continue;
-		send_hello(d, peer);
+		send_hello(d, peer, NULL);
 		peer->hello_wait_ns = 3 * peer->hello_wait_ns / 2;
 		if (peer->hello_wait_ns > HELLO_MAX_NS || settled)
 			peer->hello_wait_ns = settled ? 10 * HELLO_MAX_NS : HELLO_MAX_NS;

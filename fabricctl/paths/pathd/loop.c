@@ -122,9 +122,14 @@ static void start(struct daemon *d, bool adopted)
 		mover_load(&d->mover, load_group, d);
 	if (adopted && env_is_there(d))
 		d->phase = PHASE_READY;
+	for (char *at = d->conf.off; *at; at++)
+		if (*at == '_')
+			*at = ' '; /* a word of the configuration, a sentence for people */
 	event_write(&d->events, "begin", ";adopted=%d;port=%u;scheduler=%s", adopted, d->port,
 		    d->realtime ? "fifo" : "other");
-	if (!links_open(d, why, sizeof(why)) || !shared_setup(d, why, sizeof(why)))
+	if (d->conf.off[0])
+		hello_off(d, d->conf.off);
+	else if (!links_open(d, why, sizeof(why)) || !shared_setup(d, why, sizeof(why)))
 		hello_off(d, why);
 	if (!control_open(d))
 		event_write(&d->events, "trouble", ";what=control;why=%s", strerror(errno));

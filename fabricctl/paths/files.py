@@ -1,0 +1,90 @@
+"""What lies in ``run_dir/paths``: names, and the ``state`` file's content.
+
+::
+
+    run_dir/paths/                   root 0755
+      lock  <slot>.lease             locked while a fabric-pathd lives (pathd/shared.c)
+      sysctl.saved                   what to put back
+      <job>/                         root 0755
+        state                        fields: v, state (starting, ready, off), why, rail0, ...
+        env                          NAME=value lines for the job's tasks; there when `ready`
+        events                       one line of fields an event, joined by ;
+        control                      datagram socket, root alone
+"""
+
+import shutil
+from pathlib import Path
+
+from fabricctl import fields
+from fabricctl.errors import DataError, NotFoundError
+
+MAX_BYTES = 65_536
+
+
+class PathsFiles:
+    """Names below ``run_dir/paths``."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.leases = run_dir / "paths"
+
+    def job_dir(self, job: int) -> Path:
+        return self.leases / str(job)
+
+    def state(self, job: int) -> Path:
+        return self.job_dir(job) / "state"
+
+    def env(self, job: int) -> Path:
+        return self.job_dir(job) / "env"
+
+    def events(self, job: int) -> Path:
+        return self.job_dir(job) / "events"
+
+    def control(self, job: int) -> Path:
+        return self.job_dir(job) / "control"
+
+    def log(self, job: int) -> Path:
+        return self.job_dir(job) / "log"
+
+    def make(self, job: int) -> None:
+        """The job's directory; raises OSError."""
+        self.leases.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.leases.chmod(0o755)
+        self.job_dir(job).mkdir(mode=0o755, exist_ok=True)
+        self.job_dir(job).chmod(0o755)
+
+    def remove(self, job: int) -> None:
+        """What is left of a job; never raises."""
+        shutil.rmtree(self.job_dir(job), ignore_errors=True)
+
+    def jobs(self) -> list[int]:
+        """Jobs that have a directory, lowest first."""
+        try:
+            names = [path.name for path in self.leases.iterdir() if path.is_dir()]
+        except OSError:
+            return []
+        return sorted(int(name) for name in names if name.isdecimal())
+
+
+def read_state(path: Path) -> dict[str, str]:
+    """The ``state`` file; raises :class:`NotFoundError` or :class:`DataError`."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES)
+    except OSError as error:
+        raise NotFoundError(f"{path}: {error.strerror}") from None
+    try:
+        state = fields.decode(data.decode())
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: not UTF-8") from None
+    if state.get("v") != "1":
+        raise DataError(f"{path}: version {state.get('v')!r}, this side knows 1")
+    return state
+
+
+def write_off(path: Path, job: int, why: str) -> None:
+    """A ``state`` that says why there is no fabric-pathd; raises OSError."""
+    text = fields.encode({"v": "1", "state": "off", "job": str(job), "why": why})
+    fresh = path.with_name(".state.new")
+    fresh.write_text(text + "\n")
+    fresh.replace(path)

@@ -1,0 +1,116 @@
+"""From a start request to a running fabric-pathd: everything that may take its time, done in a
+process of its own, which becomes fabric-pathd at the end."""
+
+import concurrent.futures
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from fabricctl.config import Config
+from fabricctl.errors import FabricError
+from fabricctl.paths import addresses, binary, configure, steering
+from fabricctl.paths.addresses import Rail
+from fabricctl.paths.files import PathsFiles, write_off
+from fabricctl.records import JobStart
+from fabricctl.telemetry import interfaces
+
+RESOLVERS = 16
+RESOLVE_WAIT_S = 20.0  # for all names; a node that cannot be resolved is heard of otherwise
+CLEAN_WAIT_S = 20.0
+ONE_NODE = "the job has one node"
+RDMA_DEVICES = Path("/sys/class/infiniband")
+
+
+def resolve(nodes: Sequence[str], node: str) -> dict[str, str | None]:
+    """Each node's address on the management network, of the same family as our own."""
+    own = interfaces.lookup(node)
+    six = bool(own) and ":" in own[0]
+    found: dict[str, str | None] = dict.fromkeys(nodes)
+    pool = concurrent.futures.ThreadPoolExecutor(min(RESOLVERS, len(nodes)))
+    waiting = {pool.submit(interfaces.lookup, name): name for name in nodes}
+    with contextlib.suppress(TimeoutError):
+        for done in concurrent.futures.as_completed(waiting, RESOLVE_WAIT_S):
+            same = [text for text in done.result() if (":" in text) == six]
+            found[waiting[done]] = same[0] if same else None
+    pool.shutdown(wait=False, cancel_futures=True)
+    if own:
+        found[node] = own[0]
+    return found
+
+
+def has_rdma() -> bool:
+    """Whether this node has InfiniBand or RoCE devices, whose traffic is left alone."""
+    try:
+        return any(RDMA_DEVICES.iterdir())
+    except OSError:
+        return False
+
+
+def clean(files: PathsFiles, keep: Collection[int]) -> str:
+    """Removes what no living fabric-pathd holds, but for jobs in ``keep``; its output.
+
+    Raises :class:`~fabricctl.errors.FabricError` when the executable is missing.
+    """
+    if not files.leases.is_dir():
+        return ""
+    argv = [str(binary.find()), "clean", str(files.leases), *map(str, sorted(keep))]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=CLEAN_WAIT_S, check=False)
+    return (done.stdout + done.stderr).strip()
+
+
+def find_rails(config: Config, node: str) -> tuple[list[Rail], str]:
+    """The rails, and why they are not enough; empty: they are."""
+    try:
+        configure.check_pools(config.paths)
+        rails = addresses.find(config, node)
+    except FabricError as error:
+        return [], str(error)
+    if len(rails) < 2:
+        return [], f"{node} has {len(rails)} rail with an address, two are needed"
+    return rails, ""
+
+
+def become_pathd(start: JobStart, config: Config, keep: Collection[int]) -> None:
+    """Does not return: this process becomes fabric-pathd, or ends with the reason in ``state``."""
+    files = PathsFiles(config.node.run_dir)
+    why = ""
+    try:
+        files.make(start.job)
+        if len(start.nodes) == 1:
+            why = ONE_NODE
+        else:
+            _become(start, config, files, keep)
+    except (OSError, FabricError, subprocess.TimeoutExpired) as error:
+        why = str(error)
+        sys.stderr.write(f"fabric: paths: {error}\n")
+    with contextlib.suppress(OSError):
+        write_off(files.state(start.job), start.job, why[:200].replace("\n", " "))
+    os._exit(0 if why == ONE_NODE else 71)
+
+
+def _become(start: JobStart, config: Config, files: PathsFiles, keep: Collection[int]) -> None:
+    program = binary.find()
+    clean(files, {*keep, start.job})
+    rails, off = find_rails(config, start.node)
+    found = resolve(start.nodes, start.node)
+    if not found[start.node]:
+        raise OSError(0, f"{start.node}: this node's own name cannot be resolved")
+    if rails:
+        devices = configure.device_names(config.paths.device_prefix, len(rails))
+        variables = steering.environment(devices, has_rdma())
+        if not files.env(start.job).exists():
+            prepared = files.job_dir(start.job) / ".env"
+            prepared.write_text(steering.text(variables))
+            prepared.chmod(0o644)
+    places = configure.Places(
+        files.job_dir(start.job), files.leases, config.node.run_dir / "jobs" / str(start.job)
+    )
+    text = configure.text(start, config.paths, rails, found, places, off=off)
+    memory = os.memfd_create("fabric-pathd", 0)
+    os.write(memory, text.encode())
+    os.lseek(memory, 0, os.SEEK_SET)
+    os.dup2(memory, 0)
+    os.execv(program, [str(program), "run"])  # noqa: S606
