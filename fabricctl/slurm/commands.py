@@ -97,7 +97,7 @@ class CommandSlurm:
         return tuple(sorted(text.reservations(output), key=lambda each: each.name))
 
     def set_node_state(self, nodes: Iterable[str], action: NodeAction, reason: str = "") -> None:
-        names = hostlist.fold(nodes)
+        names = host_list(nodes)
         check_node_change(names, action, reason)
         argv = ["scontrol", "update", f"NodeName={names}", f"State={action.upper()}"]
         try:
@@ -154,6 +154,12 @@ def parse_version(output: str) -> Version:
     if match is None:
         raise SlurmError(f"scontrol --version: {output.strip()!r} has no version in it")
     return Version(int(match.group(1)), int(match.group(2)), match.group(0))
+
+
+def host_list(nodes: Iterable[str]) -> str:
+    """Names as Slurm of any version reads them: 22.05 does not read ``n[1-2]-ib``."""
+    folded = hostlist.fold(nodes)
+    return ",".join(hostlist.expand(folded)) if re.search(r"\][^,\[]", folded) else folded
 
 
 def check_node_change(names: str, action: NodeAction, reason: str) -> None:

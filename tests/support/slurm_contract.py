@@ -332,7 +332,8 @@ def test_the_configuration_is_slurms_own(slurm: Slurm) -> None:
 
 
 HOST_LISTS = (
-    "n1", "n[1-3]", "n[1-3,7]", "n[08-10]", "n[1-2]-ib[0-1]", "a,b[2-3],c", "x[1,3-4,009-011]y",
+    "n1", "n[1-3]", "n[1-3,7]", "n[08-10]", "n[1-2]-ib[0-1]", "a,b[2-3],c", "x[1,3-4]y",
+    "n[1,3-4,009-011]",
     "rack[0-1]node[00-02]", "n[9-11],m[1]", "n1-2",
 )  # fmt: skip
 
@@ -343,6 +344,9 @@ def test_host_lists_are_what_slurm_takes_them_for(text: str) -> None:
         ["scontrol", "show", "hostnames", text],
         capture_output=True, text=True, timeout=30, check=True,
     )  # fmt: skip
+    if "]y" in text and open_slurm("commands").version.series < (24, 11):
+        assert said.stdout == ""  # why commands.py never asks Slurm with such a list
+        return
     assert hostlist.expand(text) == said.stdout.split()
     again = subprocess.run(
         ["scontrol", "show", "hostnames", hostlist.fold(said.stdout.split())],

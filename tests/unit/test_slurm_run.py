@@ -249,6 +249,13 @@ def test_nodes_are_named_to_slurm_in_the_short_form() -> None:
     ]
 
 
+def test_a_list_that_old_slurm_does_not_read_is_written_out() -> None:
+    slurm, asked = changing()
+    slurm.set_node_state(["n2-ib", "n1-ib"], "resume")
+    slurm.set_node_state(["r1n2", "r1n1", "r2"], "resume")
+    assert [argv[2] for argv in asked] == ["NodeName=n1-ib,n2-ib", "NodeName=r1n[1-2],r2"]
+
+
 REFUSED = {
     ((), "drain", "x"): "drain: no node is named",
     (("n1",), "drain", ""): "drain n1: a reason is needed: say why",
