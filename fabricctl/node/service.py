@@ -28,6 +28,7 @@ from fabricctl.node.inotify import Inotify
 from fabricctl.node.orphans import OrphanWatch
 from fabricctl.node.requests import Request
 from fabricctl.node.sealing import SealQueue
+from fabricctl.paths.keeper import PathsKeeper
 from fabricctl.store.schema import Severity
 
 RESCAN_S = 5.0  # requests are looked for even when inotify told nothing
@@ -45,6 +46,7 @@ class Service:
         self._keeper = Keeper(config, spawn.agent_identity(config.agent.user), log)
         self._allocations: dict[int, Allocation] = {}
         self._seals = SealQueue(config, log)
+        self._paths = PathsKeeper(config, log)
         self._orphans = OrphanWatch(config.node.orphan_check_s, log)
         self._inotify: Inotify | None = None
         self._next_scan_s = 0.0
@@ -62,6 +64,7 @@ class Service:
             signal.signal(number, self._stop)
         self._watch_requests()
         self._adopt()
+        self._paths.begin([item.start for item in self._allocations.values()], time.monotonic())
         self._log.write("node", f"serving, {len(self._allocations)} allocations taken over")
         gc.collect()
         gc.freeze()  # agents share these pages as long as nobody writes to them
@@ -142,7 +145,8 @@ class Service:
         for allocation in self._allocations.values():
             dues += [due for due in (allocation.restart_s, allocation.kill_s) if due is not None]
         sealing = self._seals.next_due_s()
-        dues += [sealing] if sealing is not None else []
+        paths = self._paths.next_due_s()
+        dues += [due for due in (sealing, paths) if due is not None]
         dues += [self._orphans.next_due_s()] if self._allocations else []
         return min(dues)
 
@@ -155,6 +159,8 @@ class Service:
                 self._keeper.send(allocation, signal.SIGKILL)
             if allocation.restart_s is not None and allocation.restart_s <= now_s:
                 self._keeper.launch(allocation, now_s)
+            if allocation.ending:
+                self._paths.stop(allocation.job, now_s)
             if allocation.over:
                 self._close(allocation, now_s)
         if self._allocations:
@@ -164,6 +170,7 @@ class Service:
                 if not allocation.ending
             }
             self._orphans.run_due(running, now_s)
+        self._paths.turn(now_s)
         self._seals.run_due(now_s)
 
     # Requests
@@ -194,6 +201,7 @@ class Service:
             allocation = self._keeper.new(start, text, request.waited_s())
             self._allocations[start.job] = allocation
             self._keeper.launch(allocation, now_s)
+            self._paths.start(start, now_s)
             self._remove(request.path)
         elif known.ending:
             return  # a requeue: served when the attempt before it is over
@@ -242,6 +250,7 @@ class Service:
             self._keeper.remove(allocation.job)
         except OSError as error:
             self._log.write(f"node job={allocation.job}", f"not removed: {error}", Severity.ERROR)
+        self._paths.forget(allocation.job, now_s)
         del self._allocations[allocation.job]
         self._keeper.leave_notes(allocation)
         self._remove(self._files.request(allocation.job, "stop"))
