@@ -19,7 +19,6 @@ from typing import Protocol
 
 from fabricctl.config import Config
 from fabricctl.errors import FabricError
-from fabricctl.paths import launch
 from fabricctl.paths.files import PathsFiles, read_state
 from fabricctl.records import JobStart
 from fabricctl.store.schema import Severity
@@ -64,8 +63,9 @@ class PathsKeeper:
         self._sweep_s = now_s
 
     def start(self, start: JobStart, now_s: float) -> None:
-        """A job of mode ``on`` begins here; may be said twice."""
-        if start.job in self._running or not self._config.paths.enabled:
+        """A job begins here; may be said twice. Nothing is done for one that is only observed."""
+        wanted = start.envelope.mode == "on" and self._config.agent.max_mode == "on"
+        if start.job in self._running or not wanted or not self._config.paths.enabled:
             return
         running = self._running[start.job] = _Running(start)
         self._launch(running, now_s)
@@ -116,7 +116,7 @@ class PathsKeeper:
         running.attempts += 1
         keep = set(self._running)
         try:
-            running.pid = _fork(lambda: launch.become_pathd(running.start, self._config, keep))
+            running.pid = _fork(lambda: _become_pathd(running.start, self._config, keep))
         except OSError as error:
             self._say(running, f"not started: {error.strerror}", Severity.ERROR)
             running.restart_s = now_s + RESTART_S[-1]
@@ -162,7 +162,15 @@ class PathsKeeper:
         self._log.write(f"paths job={running.start.job}", text, severity)
 
 
+def _become_pathd(start: JobStart, config: Config, keep: Collection[int]) -> None:
+    from fabricctl.paths import launch  # what it imports, the node service need not carry
+
+    launch.become_pathd(start, config, keep)
+
+
 def _sweep(files: PathsFiles, keep: Collection[int]) -> None:
+    from fabricctl.paths import launch
+
     try:
         launch.clean(files, keep)
     except FabricError:
