@@ -61,6 +61,7 @@ class Sink(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         got = os.preadv(self._fd, [view], self._pos)
         if self._unwritten:
+            view[got:] = bytes(len(view) - got)
             got = max([got, *(self._patch(view, at, data) for at, data in self._unwritten)])
         self._pos += got
         return got
