@@ -1,12 +1,13 @@
 """Plots of CPU and memory: a line a node, or a band over many nodes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from bokeh.models import (
     AdaptiveTicker,
     ColumnDataSource,
+    CustomJSHover,
     DataRange1d,
     NumeralTickFormatter,
     TickFormatter,
@@ -14,8 +15,17 @@ from bokeh.models import (
 from bokeh.plotting import figure
 
 from fabricctl_analysis.model import NodeSummary, Report
-from fabricctl_analysis.plots import GRID, NODES, RECEIVED, Axis, bytes_ticks, hover, plot
-from fabricctl_analysis.series import Floats
+from fabricctl_analysis.plots import (
+    CLOCK,
+    GRID,
+    NODES,
+    RECEIVED,
+    Axis,
+    bytes_ticks,
+    hover,
+    hover_value,
+    plot,
+)
 from fabricctl_analysis.spark import binned
 
 BINS = 500
@@ -62,33 +72,28 @@ def _ticker(name: str) -> AdaptiveTicker:
     return AdaptiveTicker(desired_num_ticks=4)
 
 
-def _text(name: str) -> Callable[[float], str]:
-    from fabricctl.units import format_bytes
-
-    return format_bytes if "memory" in name else (lambda value: f"{value:.2f} cores")
+def _value(name: str) -> CustomJSHover:
+    return hover_value("bytes" if "memory" in name else "cores")
 
 
 def _lines(made: figure, nodes: Sequence[NodeSummary], name: str, axis: Axis) -> None:
-    text = _text(name)
+    value = _value(name)
     for node, colour in zip(nodes, NODES, strict=False):
         series = node.series[name]
-        source = ColumnDataSource(
-            {
-                "end": axis.all_ms(series.end_ns),
-                "value": series.mean.astype(np.float32),
-                "at": [axis.when.clock(int(at)) for at in series.end_ns],
-                "text": ["not measured" if np.isnan(v) else text(v) for v in series.mean],
-                "node": [node.name] * len(series.mean),
-            }
-        )
+        columns: dict[str, Any] = {
+            "end": axis.all_ms(series.end_ns),
+            "mean": series.mean.astype(np.float32),
+        }
+        source = ColumnDataSource(columns)
         look: dict[str, Any] = {"source": source, "line_color": colour, "line_width": 1.6}
         if "memory" in name:
-            made.line("end", "value", **look)
+            made.line("end", "mean", **look)
         else:  # a mean that holds from the sample before
-            made.step("end", "value", mode="before", **look)
-        drawn = made.scatter("end", "value", source=source, size=7, alpha=0, hover_alpha=1,
+            made.step("end", "mean", mode="before", **look)
+        drawn = made.scatter("end", "mean", source=source, size=7, alpha=0, hover_alpha=1,
                              color=colour)  # fmt: skip
-        made.add_tools(hover(drawn, [("node", "@node"), ("at", "@at"), ("", "@text")]))
+        rows = [("node", node.name), ("at", f"@end{{{CLOCK}}}"), ("", "@mean{custom}")]
+        made.add_tools(hover(drawn, rows, value))
 
 
 def _band(
@@ -98,30 +103,24 @@ def _band(
     values = np.stack([binned(node.series[name], report.whole, BINS) for node in nodes])
     edges = np.linspace(report.whole.begin_ns, report.whole.end_ns, BINS + 1).astype(np.int64)
     known = ~np.isnan(values).all(axis=0)
-    text = _text(name)
     low, median, high = (np.full(BINS, np.nan) for _ in range(3))
     low[known], high[known] = np.nanmin(values[:, known], 0), np.nanmax(values[:, known], 0)
     median[known] = np.nanmedian(values[:, known], 0)
     source = ColumnDataSource({
         "begin": axis.all_ms(edges[:-1]), "end": axis.all_ms(edges[1:]),
-        "low": low.astype(np.float32), "median": median.astype(np.float32),
-        "high": high.astype(np.float32),
-        "at": [axis.when.clock(int(at)) for at in edges[:-1]],
-        "text": _band_texts(low, median, high, text),
-        "nodes": (~np.isnan(values)).sum(axis=0),
+        "low": low.astype(np.float32), "mean": median.astype(np.float32),
+        "high": high.astype(np.float32), "nodes": (~np.isnan(values)).sum(axis=0),
     })  # fmt: skip
     made.varea("end", "low", "high", source=source, fill_color=RECEIVED, fill_alpha=0.3)
-    made.line("end", "median", source=source, line_color=RECEIVED, line_width=1.6)
+    made.line("end", "mean", source=source, line_color=RECEIVED, line_width=1.6)
     top = float(np.nanmax(high))
     area = made.quad(left="begin", right="end", bottom=0, top=top, source=source, fill_alpha=0,
                      line_color=None, hover_fill_color=GRID, hover_fill_alpha=0.25)  # fmt: skip
-    made.add_tools(hover(area, [("from", "@at"), ("", "@text"), ("nodes measured", "@nodes")]))
-
-
-def _band_texts(
-    low: Floats, median: Floats, high: Floats, text: Callable[[float], str]
-) -> list[str]:
-    return [
-        "not measured" if np.isnan(m) else f"{text(lo)} to {text(hi)}, median {text(m)}"
-        for lo, m, hi in zip(low, median, high, strict=True)
+    rows = [
+        ("from", f"@begin{{{CLOCK}}}"),
+        ("lowest", "@low{custom}"),
+        ("median", "@mean{custom}"),
+        ("highest", "@high{custom}"),
+        ("nodes", "@nodes"),
     ]
+    made.add_tools(hover(area, rows, _value(name)))

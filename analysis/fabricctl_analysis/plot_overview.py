@@ -10,7 +10,7 @@ from bokeh.plotting import figure
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.model import RailSummary, Report
 from fabricctl_analysis.plot_rails import down_spans
-from fabricctl_analysis.plots import DOWN, GAP, RECEIVED, STEP, UNSEEN, Axis, hover, plot
+from fabricctl_analysis.plots import DOWN, GAP, RECEIVED, STEP, UNSEEN, Axis, hover, plot, thinned
 
 MAX_MARKS = 2000  # events drawn; a rail that flaps for days has more, the tables count all
 MAX_STEPS = 50
@@ -82,9 +82,13 @@ def _measured(
         (rows[rail.node, rail.index], span, f"{rail.node} r{rail.index}: measured")
         for rail in rails
         if rail.link.measured
-        for span in spans.get(rail.node, ())
+        for span in _shown(spans.get(rail.node, ()))
     ]
     _bars(made, bars, axis, 0.3, fill_color=STEP, fill_alpha=0.55, line_color=None)
+
+
+def _shown(spans: Sequence[Span]) -> list[Span]:
+    return [span for span, _ in thinned([(span, "") for span in spans])]
 
 
 def _unmeasured(
@@ -98,11 +102,12 @@ def _unmeasured(
         elif (name, index) in silent:
             bars.append((row, report.whole, f"{name} r{index}: carrier not measured"))
         else:
-            bars += [
-                (row, one.span, f"{name}: not measured, {one.why}")
+            gaps = [
+                (one.span, f"{name}: not measured, {one.why}")
                 for one in report.unmeasured
                 if one.span is not None and name in one.nodes
             ]
+            bars += [(row, span, text) for span, text in thinned(gaps)]
     _bars(made, bars, axis, 0.5, fill_alpha=0, line_color=None, hatch_pattern="right_diagonal_line",
           hatch_color=GAP, hatch_alpha=0.8, hatch_scale=6)  # fmt: skip
 
@@ -113,8 +118,8 @@ def _downs(made: figure, rails: Sequence[RailSummary], rows: _Rows, axis: Axis) 
     for rail in rails:
         row, name = rows[rail.node, rail.index], f"{rail.node} r{rail.index}"
         sure, perhaps = down_spans(rail, axis)
-        sure_bars += [(row, span, f"{name}: {text}") for span, text in sure]
-        perhaps_bars += [(row, span, f"{name}: {text}") for span, text in perhaps]
+        sure_bars += [(row, span, f"{name}: {text}") for span, text in thinned(sure)]
+        perhaps_bars += [(row, span, f"{name}: {text}") for span, text in thinned(perhaps)]
     _bars(made, perhaps_bars, axis, 0.7, fill_color=UNSEEN, fill_alpha=0.6, line_color=UNSEEN)
     # The line keeps an outage of milliseconds visible in a job of days.
     _bars(made, sure_bars, axis, 0.7, fill_color=DOWN, line_color=DOWN, line_width=1.5)

@@ -1,6 +1,6 @@
 """Each rail's traffic over time."""
 
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from bokeh.models import BasicTicker, ColumnDataSource
@@ -8,11 +8,11 @@ from bokeh.models.annotations import Span as Line
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
-from fabricctl.units import format_rate
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.findings import interval
 from fabricctl_analysis.model import RailSummary, Report
 from fabricctl_analysis.plots import (
+    CLOCK,
     DOWN,
     GAP,
     GRID,
@@ -20,14 +20,13 @@ from fabricctl_analysis.plots import (
     SENT,
     UNSEEN,
     Axis,
+    Told,
     hover,
     plot,
     rate_ticks,
+    thinned,
 )
-from fabricctl_analysis.series import Floats
-
-Told = tuple[Span, str]  # an interval and what to say of it
-_Number = TypeVar("_Number", np.int64, np.float64)
+from fabricctl_analysis.series import Floats, Series
 
 
 def traffic(report: Report, rail: RailSummary, axis: Axis, highest: float, last: bool) -> figure:
@@ -37,60 +36,53 @@ def traffic(report: Report, rail: RailSummary, axis: Axis, highest: float, last:
     made.yaxis.formatter = rate_ticks()
     made.yaxis.ticker = BasicTicker(desired_num_ticks=4)
     _strips(made, report, rail, axis, limit)
-    source = ColumnDataSource(_columns(rail, axis))
-    for column, colour in (("rx", RECEIVED), ("tx", SENT)):
-        look: dict[str, Any] = {"fill_color": colour, "source": source, "step_mode": "before"}
-        if rail.series[column].high is not rail.series[column].mean:  # points were put together
-            made.varea_step(x="end", y1=0, y2=f"{column}_high", fill_alpha=0.3, **look)
-        made.varea_step(x="end", y1=0, y2=column, fill_alpha=0.85, **look)
-    area = made.quad(
-        left="begin", right="end", bottom=-limit, top=limit, source=source, fill_alpha=0,
-        line_color=None, hover_fill_color=GRID, hover_fill_alpha=0.25,
-    )  # fmt: skip
-    made.add_tools(hover(area, [("from", "@at"), ("received", "@rx_text"), ("sent", "@tx_text")]))
+    _way(made, rail.series["rx"], axis, ("received", RECEIVED, limit))
+    _way(made, rail.series["tx"], axis, ("sent", SENT, -limit))
     made.add_layout(Line(location=0, dimension="width", line_color=GRID, line_alpha=0.6))
     return made
 
 
-def _columns(rail: RailSummary, axis: Axis) -> dict[str, Any]:
-    """Both directions; the first point is there twice, as the left end of the first step."""
-    columns: dict[str, Any] = {}
-    received, sent = rail.series["rx"], rail.series["tx"]
-    if len(received.end_ns) != len(sent.end_ns):  # one way was not measured
-        sent = received if len(received.end_ns) else sent
-    begin, end = axis.all_ms(received.begin_ns), axis.all_ms(received.end_ns)
-    columns["begin"] = _twice(begin, begin)
-    columns["end"] = _twice(end, begin)
-    columns["at"] = [
-        axis.when.clock(int(at), 3) for at in _twice(received.begin_ns, received.begin_ns)
-    ]
-    for name, series, sign in (("rx", received, 8.0), ("tx", sent, -8.0)):
-        columns[name] = _drawn(series.mean * sign)
-        columns[f"{name}_high"] = _drawn(series.high * sign)
-        columns[f"{name}_text"] = [
-            _rate_text(mean, top)
-            for mean, top in zip(
-                _twice(series.mean, series.mean), _twice(series.high, series.high), strict=True
-            )
-        ]
-    return columns
+def _way(made: figure, series: Series, axis: Axis, words: tuple[str, str, float]) -> None:
+    """One direction: ``words`` are its name, its colour and the end of the axis on its side."""
+    name, colour, limit = words
+    if not len(series.mean):
+        return
+    begin, end = axis.all_ms(series.begin_ns), axis.all_ms(series.end_ns)
+    bits = np.float32(8 * np.sign(limit))
+    columns: dict[str, Any] = {
+        # The first point is there twice, as the left end of the first step.
+        "begin": _after(begin[:1], begin),
+        "end": _after(begin[:1], end),
+        "drawn": _drawn(series.mean * bits),
+        "mean": _after(series.mean[:1], series.mean * 8).astype(np.float32),
+    }
+    rows = [("from", f"@begin{{{CLOCK}}}"), ("to", f"@end{{{CLOCK}}}"), (name, "@mean{custom}")]
+    put_together = series.high is not series.mean
+    if put_together:
+        columns["drawn_high"] = _drawn(series.high * bits)
+        columns["high"] = _after(series.high[:1], series.high * 8).astype(np.float32)
+        rows.append(("up to", "@high{custom}"))
+    source = ColumnDataSource(columns)
+    look: dict[str, Any] = {"fill_color": colour, "source": source, "step_mode": "before"}
+    if put_together:
+        made.varea_step(x="end", y1=0, y2="drawn_high", fill_alpha=0.3, **look)
+    made.varea_step(x="end", y1=0, y2="drawn", fill_alpha=0.85, **look)
+    area = made.quad(
+        left="begin", right="end", bottom=min(0.0, limit), top=max(0.0, limit), source=source,
+        fill_alpha=0, line_color=None, hover_fill_color=GRID, hover_fill_alpha=0.25,
+    )  # fmt: skip
+    made.add_tools(hover(area, rows, axis.rate))
 
 
 def _drawn(values: Floats) -> NDArray[np.float32]:
     """Heights of areas without an outline: of height 0 nothing is seen. NaN, for which Bokeh
     would join the neighbours, becomes 0; the gap's hatching and its words say what it is."""
-    return _twice(np.nan_to_num(values), np.nan_to_num(values)).astype(np.float32)
+    heights = np.nan_to_num(values)
+    return _after(heights[:1], heights).astype(np.float32)
 
 
-def _twice(values: NDArray[_Number], first: NDArray[_Number]) -> NDArray[_Number]:
-    return np.concatenate([first[:1], values])
-
-
-def _rate_text(mean: float, top: float) -> str:
-    if np.isnan(mean):
-        return "not measured"
-    more = f" (up to {format_rate(top)})" if top > mean * 1.005 else ""
-    return format_rate(mean) + more
+def _after(first: Floats, values: Floats) -> Floats:
+    return np.concatenate([first, values])
 
 
 def _strips(made: figure, report: Report, rail: RailSummary, axis: Axis, limit: float) -> None:
@@ -103,15 +95,19 @@ def _strips(made: figure, report: Report, rail: RailSummary, axis: Axis, limit: 
         for one in report.unmeasured
         if one.span is not None and rail.node in one.nodes
     ]
+    gaps += [
+        (report.whole, f"{name} traffic not measured")
+        for way, name in (("rx", "received"), ("tx", "sent"))
+        if not len(rail.series[way].mean)
+    ]
     _strip(made, gaps, axis, limit, fill_alpha=0, line_color=None, hatch_color=GAP,
            hatch_pattern="right_diagonal_line", hatch_alpha=0.6, hatch_scale=8)  # fmt: skip
 
 
-def _strip(
-    made: figure, spans: list[tuple[Span, str]], axis: Axis, limit: float, **look: Any
-) -> None:
+def _strip(made: figure, spans: list[Told], axis: Axis, limit: float, **look: Any) -> None:
     if not spans:
         return
+    spans = thinned(spans)
     source = ColumnDataSource(
         {
             "left": [axis.ms(span.begin_ns) for span, _ in spans],

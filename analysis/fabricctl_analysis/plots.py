@@ -4,12 +4,16 @@ Colours are such that they read on white and on near-black, and all backgrounds 
 one drawing serves light, dark and paper.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
 
 import numpy as np
 from bokeh.models import (
     BoxZoomTool,
     CrosshairTool,
+    CustomJSHover,
     CustomJSTickFormatter,
     DatetimeTickFormatter,
     HoverTool,
@@ -22,6 +26,7 @@ from bokeh.models.renderers import DataRenderer
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
+from fabricctl_analysis.coverage import Span as Interval
 from fabricctl_analysis.model import Report
 from fabricctl_analysis.when import When
 
@@ -49,6 +54,7 @@ class Axis:
     cursor: Span
     ticks: DatetimeTickFormatter
     spaced: NoOverlap
+    rate: CustomJSHover
 
     @property
     def shift_ms(self) -> float:
@@ -63,6 +69,28 @@ class Axis:
         return at_ns / 1e6 + self.shift_ms
 
 
+Told = tuple[Interval, str]  # an interval and what to say of it
+MAX_BARS = 400  # of one kind in one row: a rail that flaps for days has 100,000
+
+
+def thinned(told: Sequence[Told]) -> list[Told]:
+    """At most ``MAX_BARS`` of them: the ones that lie closest to each other become one."""
+    told = sorted(told, key=lambda one: one[0].begin_ns)
+    if len(told) <= MAX_BARS:
+        return told
+    apart = np.array([b[0].begin_ns - a[0].end_ns for a, b in pairwise(told)])
+    cuts = np.sort(np.argsort(apart)[-(MAX_BARS - 1) :]) + 1
+    groups = np.split(np.arange(len(told)), cuts)
+    return [_one_of(told[group[0] : group[-1] + 1]) for group in groups]
+
+
+def _one_of(told: Sequence[Told]) -> Told:
+    if len(told) == 1:
+        return told[0]
+    whole = Interval(told[0][0].begin_ns, max(span.end_ns for span, _ in told))
+    return whole, f"{len(told)} times within: zoom does not part them, --json does"
+
+
 def time_axis(report: Report, when: When) -> Axis:
     """The axis over the whole job."""
     shift_ms = when.offset.total_seconds() * 1e3
@@ -72,7 +100,7 @@ def time_axis(report: Report, when: When) -> Axis:
     low, high = begin - edge, end + edge
     common = Range1d(start=low, end=high, bounds=(low, high), name=TIME)
     cursor = Span(dimension="height", line_color=GRID, line_dash="dotted")
-    return Axis(when, common, cursor, _ticks(), NoOverlap(min_distance=10))
+    return Axis(when, common, cursor, _ticks(), NoOverlap(min_distance=10), hover_value("rate"))
 
 
 def plot(
@@ -127,9 +155,41 @@ def _ticks() -> DatetimeTickFormatter:
     )
 
 
-def hover(drawn: DataRenderer, rows: list[tuple[str, str]]) -> HoverTool:
-    """A box of label and value; ``@{column}`` texts are escaped by Bokeh."""
-    return HoverTool(renderers=[drawn], tooltips=rows, point_policy="follow_mouse")
+def hover(
+    drawn: DataRenderer, rows: list[tuple[str, str]], value: CustomJSHover | None = None
+) -> HoverTool:
+    """A box of label and value; texts of columns (``@text``) are escaped by Bokeh.
+
+    A value written ``@{name}{custom}`` is formatted by ``value``, ``@begin{...}`` as a time.
+    """
+    formatters: dict[str, Any] = {"@begin": "datetime", "@end": "datetime"}
+    if value is not None:
+        formatters |= dict.fromkeys(("@mean", "@high", "@low"), value)
+    return HoverTool(
+        renderers=[drawn], tooltips=rows, formatters=formatters, point_policy="follow_mouse"
+    )
+
+
+CLOCK = "%H:%M:%S.%3N"  # of instants under the pointer
+
+
+def hover_value(unit: Literal["rate", "bytes", "cores"]) -> CustomJSHover:
+    """Numbers under the pointer; NaN is what was not measured."""
+    write = {
+        "rate": "scaled(value, 1000, ['bit/s', 'kbit/s', 'Mbit/s', 'Gbit/s', 'Tbit/s', 'Pbit/s'])",
+        "bytes": "scaled(value, 1024, ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'])",
+        "cores": "value.toFixed(2) + ' cores'",
+    }[unit]
+    return CustomJSHover(
+        code=f"""
+        function scaled(value, base, units) {{
+          let step = 0
+          for (; value >= base && step < units.length - 1; step++) value /= base
+          return +value.toPrecision(3) + ' ' + units[step]
+        }}
+        return Number.isNaN(value) ? 'not measured' : {write}
+        """
+    )
 
 
 def rate_ticks() -> CustomJSTickFormatter:

@@ -14,17 +14,18 @@ from fabricctl.units import format_duration
 from fabricctl_analysis import phrases
 from fabricctl_analysis.choose import most_telling, most_telling_nodes
 from fabricctl_analysis.findings import folded
-from fabricctl_analysis.model import Finding, NodeSummary, RailSummary, Report
+from fabricctl_analysis.model import Finding, NodeSummary, RailSummary, Report, Unmeasured
 from fabricctl_analysis.plot_hosts import CHARTS, colours, host_chart
 from fabricctl_analysis.plot_overview import overview
 from fabricctl_analysis.plot_rails import traffic
 from fabricctl_analysis.plots import DOWN, GAP, RECEIVED, SENT, STEP, UNSEEN, Axis, time_axis
 from fabricctl_analysis.when import When
 
-# A page stays below 5 MB, of which Bokeh is 1.3: 24 plots of 800 points are 3 MB at most.
-MAX_TRAFFIC = 24
+# All rails are drawn when there are at most so many, few when there are more: a page of plots
+# that look alike hides the ones that do not. 24 plots of 800 points are 1.5 MB, Bokeh is 1.3.
+MAX_TRAFFIC, FEW_TRAFFIC = 24, 12
 TIMES_EVERY = 6  # plots: that many fit on a screen, and each screen shows the times once
-MAX_OVERVIEW = 48
+MAX_OVERVIEW, FEW_OVERVIEW = 48, 24
 MAX_ROWS = 200
 MAX_FINDINGS = 50
 
@@ -89,13 +90,23 @@ def _embedded(plots: dict[str, Model]) -> tuple[str, dict[str, str]]:
     return script, places
 
 
+def _in_overview(report: Report) -> list[RailSummary]:
+    many = len(report.rails) > MAX_OVERVIEW
+    return most_telling(report.rails, FEW_OVERVIEW if many else MAX_OVERVIEW)
+
+
+def _in_traffic(report: Report) -> list[RailSummary]:
+    many = len(report.rails) > MAX_TRAFFIC
+    return most_telling(report.rails, FEW_TRAFFIC if many else MAX_TRAFFIC)
+
+
 def _plots(report: Report, axis: Axis) -> dict[str, Model]:
     plots: dict[str, Model] = {}
     if report.whole.length_ns == 0:
         return plots
     if report.nodes:
-        plots["overview"] = overview(report, most_telling(report.rails, MAX_OVERVIEW), axis)
-    rails = most_telling(report.rails, MAX_TRAFFIC)
+        plots["overview"] = overview(report, _in_overview(report), axis)
+    rails = _in_traffic(report)
     peaks = [rail.peaks[way].value or 0.0 for rail in rails for way in ("rx", "tx")]
     for nth, rail in enumerate(rails):
         last = nth % TIMES_EVERY == TIMES_EVERY - 1 or nth == len(rails) - 1
@@ -180,7 +191,7 @@ def _time_line(report: Report, places: dict[str, str]) -> Iterator[str]:
         '<button data-time="right" aria-label="Later">&rarr;</button>'
         '<span class="soft">Drag over any plot, or Ctrl and wheel: all zoom together.</span></div>'
     )
-    shown = min(len(report.rails), MAX_OVERVIEW)
+    shown = len(_in_overview(report))
     if shown < len(report.rails):
         yield _of_many(shown, len(report.rails), "rails")
     yield _legend([
@@ -197,7 +208,7 @@ def _of_many(shown: int, count: int, what: str) -> str:
 
 
 def _traffic(report: Report, places: dict[str, str]) -> Iterator[str]:
-    rails = most_telling(report.rails, MAX_TRAFFIC)
+    rails = _in_traffic(report)
     if "rail0" not in places:
         return
     yield "<h2>Traffic of each rail</h2>"
@@ -249,8 +260,9 @@ def _tables(report: Report, when: When) -> Iterator[str]:
     yield from _table(head, [_node_cells(node, report) for node in nodes])
     yield "<h2>Not measured</h2>"
     if report.unmeasured:
-        rows = [_unmeasured_cells(report, nth, when) for nth in range(len(report.unmeasured))]
-        yield from _table(("nodes", "what", "when", "why"), rows[:MAX_ROWS], text=(1, 2, 3))
+        rows = [_unmeasured_cells(one, when) for one in report.unmeasured[:MAX_ROWS]]
+        yield from _table(("nodes", "what", "when", "why"), rows, text=(1, 2, 3))
+        yield from _more(len(report.unmeasured))
     else:
         yield "<p>Every source gave every reading that it was asked for.</p>"
     if report.remarks:
@@ -260,6 +272,7 @@ def _tables(report: Report, when: When) -> Iterator[str]:
             for note in report.remarks[:MAX_ROWS]
         ]
         yield from _table(("at", "node", "weight", "from", "note"), notes, text=(1, 2, 3, 4))
+        yield from _more(len(report.remarks))
 
 
 def _rail_cells(rail: RailSummary) -> tuple[str, ...]:
@@ -298,8 +311,12 @@ def _node_cells(node: NodeSummary, report: Report) -> tuple[str, ...]:
     )
 
 
-def _unmeasured_cells(report: Report, nth: int, when: When) -> tuple[str, ...]:
-    one = report.unmeasured[nth]
+def _more(count: int) -> Iterator[str]:
+    if count > MAX_ROWS:
+        yield f'<p class="soft small">and {count - MAX_ROWS} more: see --json</p>'
+
+
+def _unmeasured_cells(one: Unmeasured, when: When) -> tuple[str, ...]:
     times = "whole job"
     if one.span is not None:
         length = format_duration(one.span.length_ns / 1e9)

@@ -1,10 +1,14 @@
 """The page in a real browser: it draws, it zooms, nothing is fetched and nothing complains."""
 
-import re
+import json
+import os
 import shutil
 import subprocess
+import time
+from collections.abc import Callable, Iterator
 from datetime import UTC
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,61 +21,144 @@ from tests.support.traces import Cut, Plan, write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+WAIT_S = 30
 
-# Runs in the page and says what it finds on the console: canvases in Bokeh's shadow roots that
-# have ink on them, the time range before and after "Show", and whether the page is too wide.
-PROBE = """
-<script>
-function canvases(root) {
-  let found = [...root.querySelectorAll("canvas")];
+# Everything below a root, through the shadow roots in which Bokeh draws.
+EVERYTHING = """
+function everything(root, selector) {
+  let found = [...root.querySelectorAll(selector)];
   for (const item of root.querySelectorAll("*")) {
-    if (item.shadowRoot) found = found.concat(canvases(item.shadowRoot));
+    if (item.shadowRoot) found = found.concat(everything(item.shadowRoot, selector));
   }
   return found;
 }
 function inked(canvas) {
   if (!canvas.width || !canvas.height) return false;
-  const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  const copy = document.createElement("canvas");
+  copy.width = canvas.width;
+  copy.height = canvas.height;
+  const context = copy.getContext("2d", { willReadFrequently: true });
+  context.drawImage(canvas, 0, 0);
+  const data = context.getImageData(0, 0, canvas.width, canvas.height).data;
   return data.some(function (value) { return value !== 0; });
 }
-window.addEventListener("load", function () {
-  setTimeout(function () {
-    const time = Bokeh.documents[0].get_model_by_name("time");
-    const before = time.end - time.start;
-    console.log("PROBE plots " + document.querySelectorAll("figure").length);
-    console.log("PROBE inked " + canvases(document).filter(inked).length);
-    console.log("PROBE wide " + (document.documentElement.scrollWidth - window.innerWidth));
-    document.querySelector("button[data-begin]").click();
-    console.log("PROBE zoomed " + Math.round(time.end - time.start));
-    document.querySelector("button[data-time=all]").click();
-    console.log("PROBE back " + (time.end - time.start === before));
-    console.log("PROBE dark " + getComputedStyle(document.body).backgroundColor);
-    console.log("PROBE done");
-  }, 1500);
-});
-</script>
+function time() { return Bokeh.documents[0].get_model_by_name("time"); }
+function shown() { const range = time(); return range.end - range.start; }
 """
 
 
-def console(page: Path, *options: str, width: int = 1200) -> list[tuple[str, str]]:
-    """What the page wrote to the console: level and words."""
-    assert CHROMIUM is not None
-    line = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-        "--no-first-run", "--enable-logging=stderr", "--virtual-time-budget=6000",
-        "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={page.parent / 'profile'}",
-        f"--window-size={width},900", "--dump-dom", *options, page.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
-    # [pid:tid:date:LEVEL:CONSOLE:12] "words", source: file (12)
-    found = re.findall(r":(\w+):CONSOLE.*?\] (.*)", done.stderr)
-    return [line for line in found if "setting log level" not in line[1]]  # Bokeh's greeting
+class Browser:
+    """Chromium, spoken to over a pipe (Chrome DevTools protocol, messages end with NUL)."""
+
+    def __init__(self, profile: Path) -> None:
+        assert CHROMIUM is not None
+        theirs_in, self._out = os.pipe()
+        self._in, theirs_out = os.pipe()
+        # The protocol wants descriptors 3 and 4; the shell puts the pipes there.
+        shell = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'
+        line = [
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+            "--remote-debugging-pipe", "--host-resolver-rules=MAP * ~NOTFOUND",
+            f"--user-data-dir={profile}", "about:blank",
+        ]  # fmt: skip
+        self._process = subprocess.Popen(
+            ["bash", "-c", shell, "bash", *line],
+            pass_fds=(theirs_in, theirs_out),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(theirs_in)
+        os.close(theirs_out)
+        os.set_blocking(self._in, False)
+        self._got, self._number, self._session = b"", 0, ""
+        self.complaints: list[str] = []
+        (target,) = [
+            one for one in self("Target.getTargets")["targetInfos"] if one["type"] == "page"
+        ]
+        attached = self("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Runtime", "Page", "Log", "Network"):
+            self(f"{domain}.enable")
+
+    def __call__(self, method: str, **params: Any) -> dict[str, Any]:
+        self._number += 1
+        message: dict[str, Any] = {"id": self._number, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._out, json.dumps(message).encode() + b"\0")
+        end = time.monotonic() + WAIT_S
+        while time.monotonic() < end:
+            for got in self._messages():
+                if got.get("id") == self._number:
+                    assert "error" not in got, got
+                    return got["result"]
+                self._note(got)
+        raise AssertionError(f"the browser did not answer {method}")
+
+    def _messages(self) -> Iterator[dict[str, Any]]:
+        try:
+            self._got += os.read(self._in, 1 << 20)
+        except BlockingIOError:
+            time.sleep(0.01)
+        while b"\0" in self._got:
+            message, self._got = self._got.split(b"\0", 1)
+            yield json.loads(message)
+
+    def _note(self, event: dict[str, Any]) -> None:
+        """Errors, warnings, log lines and anything fetched, all but Bokeh's greeting."""
+        params = event.get("params", {})
+        if event.get("method") == "Runtime.exceptionThrown":
+            self.complaints.append(str(params["exceptionDetails"]))
+        elif event.get("method") == "Log.entryAdded":
+            self.complaints.append(str(params["entry"]))
+        elif event.get("method") == "Runtime.consoleAPICalled":
+            words = " ".join(str(one.get("value")) for one in params["args"])
+            if "setting log level" not in words:
+                self.complaints.append(words)
+        elif event.get("method") == "Network.requestWillBeSent":
+            url = params["request"]["url"]
+            if not url.startswith(("file:", "data:", "blob:", "about:")):
+                self.complaints.append(f"fetches {url}")
+
+    def js(self, expression: str) -> Any:
+        result = self(
+            "Runtime.evaluate", expression=f"{EVERYTHING};{expression}", returnByValue=True
+        )
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    def wait(self, expression: str) -> None:
+        end = time.monotonic() + WAIT_S
+        while not self.js(expression):
+            assert time.monotonic() < end, f"never true: {expression}"
+            time.sleep(0.05)
+
+    def open(
+        self, page: Path, width: int = 1200, scheme: str = "light", phone: bool = False
+    ) -> None:
+        self.complaints = []
+        self("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1,
+             mobile=phone)  # fmt: skip
+        self("Emulation.setTouchEmulationEnabled", enabled=phone)
+        self("Emulation.setEmulatedMedia",
+             features=[{"name": "prefers-color-scheme", "value": scheme}])  # fmt: skip
+        self("Page.navigate", url=page.as_uri())
+        self.wait(
+            "document.readyState === 'complete' && everything(document, 'canvas').some(inked)"
+        )
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(WAIT_S)
+        os.close(self._in)
+        os.close(self._out)
 
 
-def told(lines: list[tuple[str, str]], what: str) -> str:
-    words = [re.search(rf"PROBE {what} ([^\"]*)\"", line) for _, line in lines]
-    (found,) = [match.group(1) for match in words if match]
-    return found
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    made = Browser(tmp_path_factory.mktemp("profile"))
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")
@@ -85,37 +172,109 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     report = report_of(write(plan, folder / "alice"))
     when = When(report.whole, UTC)
-    html = render_html(report, findings(report, when), when)
     made = folder / "report.html"
-    made.write_text(html.replace("</body>", PROBE + "</body>"))
+    made.write_text(render_html(report, findings(report, when), when))
     return made
 
 
-def test_the_browser_would_tell_of_an_error(tmp_path: Path) -> None:
+def test_the_browser_tells_of_errors_and_of_what_is_fetched(
+    browser: Browser, tmp_path: Path
+) -> None:
     bad = tmp_path / "bad.html"
-    bad.write_text("<script>nothing.here()</script>")
-    assert any("ReferenceError" in words for _, words in console(bad))
+    bad.write_text(
+        "<canvas></canvas><img src=http://x.invalid/y><script>"
+        "document.querySelector('canvas').getContext('2d').fillRect(0, 0, 9, 9); nothing.here()"
+        "</script>"
+    )
+    browser.open(bad)
+    told = " ".join(browser.complaints)
+    assert "nothing is not defined" in told and "fetches http://x.invalid/y" in told
 
 
-def test_the_page_draws_and_zooms_without_complaint(page: Path) -> None:
-    lines = console(page)
-    assert [line for line in lines if "PROBE" not in line[1]] == []
-    plots = int(told(lines, "plots"))
-    assert plots == 1 + 6 + 4
-    assert int(told(lines, "inked")) >= plots
-    assert abs(int(told(lines, "zoomed")) - 5 * 3016) <= 1  # ms: the outage, twice on each side
-    assert told(lines, "back") == "true"
-    assert any("PROBE done" in words for _, words in lines)
+def test_every_plot_is_drawn_without_complaint(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    assert browser.js("document.querySelectorAll('figure').length") == 1 + 6 + 4
+    browser.wait("everything(document, 'canvas').filter(inked).length >= 11")
+    assert browser.complaints == []
 
 
-def test_the_page_follows_the_reader_s_choice_of_light_or_dark(page: Path) -> None:
-    assert told(console(page), "dark") == "rgb(255, 255, 255)"
-    dark = console(page, "--blink-settings=preferredColorScheme=0")
-    assert told(dark, "dark") == "rgb(16, 18, 22)"
+def test_a_finding_s_button_zooms_all_plots_to_it_and_back(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    whole_ms = browser.js("shown()")
+    browser.js("document.querySelector('button[data-begin]').click()")
+    # The outage of 3.016 s with twice its length on either side.
+    assert browser.js("shown()") == pytest.approx(5 * 3016, abs=1)
+    browser.js("document.querySelector('button[data-time=all]').click()")
+    assert browser.js("shown()") == pytest.approx(whole_ms)
+    assert browser.complaints == []
 
 
-def test_at_phone_width_nothing_sticks_out(page: Path) -> None:
-    frame = page.with_name("phone.html")
-    frame.write_text(f'<iframe src="{page.name}" style="width:390px;height:800px"></iframe>')
-    lines = console(frame, "--allow-file-access-from-files")
-    assert int(told(lines, "wide")) <= 0
+def test_dragging_over_a_plot_zooms(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    whole_ms = browser.js("shown()")
+    point = pointer(browser, figure=1)
+    point(0.3, "mousePressed")
+    for step in range(31, 50):
+        point(step / 100, "mouseMoved")
+    point(0.5, "mouseReleased")
+    browser.wait(f"shown() < {whole_ms} / 3")
+    assert browser.complaints == []
+
+
+def test_the_pointer_tells_time_and_rate(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    point = pointer(browser, figure=1)
+    for step in range(30, 33):
+        point(step / 100, "mouseMoved", 0.3)
+    browser.wait("everything(document, '.bk-Tooltip').length > 0")
+    told = browser.js(
+        "everything(document, '.bk-Tooltip').map(x => x.shadowRoot.textContent).join(' ')"
+    )
+    assert "received" in told and "Mbit/s" in told and "14:13:3" in told
+    assert browser.complaints == []
+
+
+def pointer(browser: Browser, figure: int) -> Callable[..., None]:
+    """Moves the mouse over a plot, by shares of its width and height."""
+    browser.js(f"document.querySelectorAll('figure')[{figure}].scrollIntoView({{block: 'center'}})")
+    box = browser.js(
+        f"everything(document.querySelectorAll('figure')[{figure}], '.bk-events')[0]"
+        ".getBoundingClientRect().toJSON()"
+    )
+
+    def point(x: float, kind: str, y: float = 0.4) -> None:
+        browser("Input.dispatchMouseEvent", type=kind, x=box["left"] + box["width"] * x,
+                y=box["top"] + box["height"] * y, clickCount=1,
+                button="none" if kind == "mouseMoved" else "left",
+                buttons=1 if kind != "mouseReleased" else 0)  # fmt: skip
+
+    return point
+
+
+@pytest.mark.parametrize(
+    ("scheme", "colour"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(16, 18, 22)")]
+)
+def test_the_page_follows_the_reader_s_choice_of_light_or_dark(
+    browser: Browser, page: Path, scheme: str, colour: str
+) -> None:
+    browser.open(page, scheme=scheme)
+    assert browser.js("getComputedStyle(document.body).backgroundColor") == colour
+
+
+def test_at_phone_width_nothing_sticks_out_and_a_finger_scrolls(
+    browser: Browser, page: Path
+) -> None:
+    browser.open(page, width=390, phone=True)
+    assert browser.js("document.documentElement.scrollWidth") <= 390
+    toolbars = "[...Bokeh.documents[0]._all_models.values()].filter(x => x.type === 'Toolbar')"
+    browser.wait(f"{toolbars}.every(x => x.active_drag === null)")
+    assert browser.complaints == []
+
+
+def test_on_paper_no_plot_is_cut_off(browser: Browser, page: Path) -> None:
+    browser.open(page, width=1400)
+    browser("Emulation.setEmulatedMedia", media="print")
+    widest = browser.js("Math.max(...[...document.querySelectorAll('figure > div')].map("
+                        "x => x.getBoundingClientRect().width))")  # fmt: skip
+    assert widest <= 702  # CSS pixels between the margins of A4
+    browser("Emulation.setEmulatedMedia", media="")

@@ -137,8 +137,8 @@ def test_the_page_fetches_nothing_and_is_small(troubled: Report, wide: Report) -
 
 def test_a_wide_job_has_a_bounded_number_of_plots(wide: Report) -> None:
     page = html(wide)
-    assert page.count("<figure>") <= 1 + 24 + 4
-    assert "The 24 of 80 rails that tell most" in page
+    assert page.count("<figure>") <= 1 + 12 + 4
+    assert "The 12 of 80 rails that tell most" in page
 
 
 def test_json_holds_to_its_documented_shape(troubled: Report) -> None:
