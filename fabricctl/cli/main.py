@@ -17,6 +17,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "config": ("fabricctl.cli.config", "Show and check the site's configuration."),
     "lab": ("fabricctl.cli.lab", "A real multi-node Slurm on this machine, with faults."),
     "node": ("fabricctl.cli.node", "The service that runs on every compute node."),
+    "path": ("fabricctl.cli.path", "Link failover of the jobs on this node."),
     "report": ("fabricctl.cli.report", "What happened to a job, and where its time went."),
     "site": ("fabricctl.cli.site", "Check what this machine needs and has."),
 }

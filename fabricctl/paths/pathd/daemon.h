@@ -64,6 +64,13 @@ struct rail {
 	uint8_t hears; /* percent of the peers that are heard here; 255: no peers */
 };
 
+/* Whose fabric address it is; sorted by address. */
+struct owner {
+	struct ip ip;
+	uint32_t peer;
+	uint8_t rail;
+};
+
 struct daemon {
 	struct conf conf;
 	struct mover mover;
@@ -71,6 +78,8 @@ struct daemon {
 	struct events events;
 	struct rail rail[MAX_RAILS];
 	struct peer *peer; /* conf.nodes of them; the one of ourselves is unused */
+	struct owner *owner; /* of every fabric address of the others; owners of them */
+	size_t owners;
 	int manage, control;
 	uint16_t port;
 	uint64_t session, started_ns, now_ns;
@@ -116,6 +125,7 @@ void moving_classify(struct daemon *d);
 void traffic_poll(struct daemon *d);
 void traffic_watch(struct daemon *d, struct peer *peer, unsigned rail, uint64_t begin_ns);
 void traffic_turn(struct daemon *d);
+void traffic_index(struct daemon *d); /* after a peer's addresses became known */
 
 /* links.c */
 bool links_open(struct daemon *d, char *problem, size_t size);

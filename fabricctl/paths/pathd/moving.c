@@ -54,6 +54,7 @@ static void inherit(struct daemon *d, struct peer *peer)
 void moving_peer_known(struct daemon *d, struct peer *peer)
 {
 	inherit(d, peer);
+	traffic_index(d);
 	for (unsigned i = 0; i < d->conf.rails; i++)
 		if (!d->rail[i].carrier)
 			pair_carrier(&peer->pair, i, false, d->now_ns);

@@ -418,8 +418,20 @@ enum reason pair_reason(const struct pair *pair, unsigned rail)
 	return path->drained && path->listening == HEARD ? REASON_DRAINED : path->reason;
 }
 
+/* Our own choice by hand before the peer's. */
+static int pinned_rail(const struct pair *pair)
+{
+	if (pair->pin >= 0)
+		return pair->pin;
+	for (unsigned rail = 0; rail < pair->rails; rail++)
+		if (pair->path[rail].peer_pinned)
+			return (int)rail;
+	return -1;
+}
+
 uint8_t pair_members(const struct pair *pair, unsigned rail)
 {
+	int pin = pinned_rail(pair);
 	enum level best = LEVELS;
 	uint8_t members = 0;
 
@@ -433,8 +445,8 @@ uint8_t pair_members(const struct pair *pair, unsigned rail)
 		if (level == best)
 			members |= (uint8_t)(1u << other);
 	}
-	if (pair->pin >= 0 && pair_level(pair, (unsigned)pair->pin) < LEVEL_DEAD)
-		return (uint8_t)(1u << pair->pin);
+	if (pin >= 0 && pair_level(pair, (unsigned)pin) < LEVEL_DEAD)
+		return (uint8_t)(1u << pin);
 	return members >> rail & 1 ? (uint8_t)(1u << rail) : members;
 }
 

@@ -61,6 +61,7 @@ struct path {
 	uint64_t flap_ns;
 	/* What the peer says of this rail, from its newest probe on any rail. */
 	uint8_t peer_level, peer_reason, peer_hears;
+	bool peer_pinned;
 };
 
 struct pair {

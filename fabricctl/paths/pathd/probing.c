@@ -35,6 +35,7 @@ static void fill_view(const struct daemon *d, const struct peer *peer, struct wi
 		wire->probe.view[i].reason =
 			(uint8_t)(own == LEVEL_GOOD ? REASON_NONE : pair_reason(&peer->pair, i));
 		wire->probe.view[i].hears = d->rail[i].hears;
+		wire->probe.view[i].pinned = peer->pair.pin == (int)i;
 	}
 }
 
@@ -112,11 +113,12 @@ static void take_views(struct daemon *d, struct peer *peer, const struct wire *w
 
 		if (view->level >= LEVELS || view->reason >= REASONS)
 			continue;
-		if (path->peer_level != view->level)
+		if (path->peer_level != view->level || path->peer_pinned != (view->pinned == 1))
 			peer->next_look_ns = d->now_ns;
 		path->peer_level = view->level;
 		path->peer_reason = view->reason;
 		path->peer_hears = view->hears;
+		path->peer_pinned = view->pinned == 1;
 	}
 }
 

@@ -3,6 +3,7 @@
 #include "diag.h"
 
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define POLL_NS (100 * MS)
@@ -17,17 +18,38 @@ struct watching {
 	bool first;
 };
 
+static int order_owners(const void *a, const void *b)
+{
+	return ip_order(&((const struct owner *)a)->ip, &((const struct owner *)b)->ip);
+}
+
+void traffic_index(struct daemon *d)
+{
+	size_t room = (size_t)d->conf.nodes * d->conf.rails * FAMILIES;
+
+	if (!d->owner)
+		d->owner = calloc(room, sizeof(*d->owner));
+	d->owners = 0;
+	for (unsigned i = 0; d->owner && i < d->conf.nodes; i++)
+		for (unsigned k = 0; k < d->conf.rails && d->peer[i].known; k++)
+			for (int family = 0; family < FAMILIES; family++)
+				if (d->peer[i].route.fabric[family][k].family)
+					d->owner[d->owners++] = (struct owner){
+						d->peer[i].route.fabric[family][k], i, (uint8_t)k};
+	if (d->owners)
+		qsort(d->owner, d->owners, sizeof(*d->owner), order_owners);
+}
+
 static struct peer *find_peer(struct daemon *d, const struct ip *to, unsigned *rail)
 {
-	int family = to->family == AF_INET ? FAMILY4 : FAMILY6;
+	struct owner wanted = {.ip = *to}, *found = NULL;
 
-	for (unsigned i = 0; i < d->conf.nodes; i++)
-		for (unsigned k = 0; k < d->conf.rails && d->peer[i].known; k++)
-			if (ip_equal(&d->peer[i].route.fabric[family][k], to)) {
-				*rail = k;
-				return &d->peer[i];
-			}
-	return NULL;
+	if (d->owners)
+		found = bsearch(&wanted, d->owner, d->owners, sizeof(*d->owner), order_owners);
+	if (!found)
+		return NULL;
+	*rail = found->rail;
+	return &d->peer[found->peer];
 }
 
 static void see_active(const struct diag_socket *socket, void *arg)
@@ -111,12 +133,14 @@ static void look_again(struct daemon *d, struct peer *peer, unsigned rail)
 	recovery->next_look_ns = now + LOOK_NS;
 	if (recovery->stuck && now - recovery->moved_ns < WATCH_NS)
 		return;
-	event_write(&d->events, "recovered",
-		    ";peer=%s;rail=%u;begin_mono_ns=%" PRIu64 ";moved_mono_ns=%" PRIu64
-		    ";recovered_mono_ns=%" PRIu64 ";streams=%u;stuck=%u;waiting_bytes=%" PRIu64,
-		    peer->node->name, rail, recovery->begin_ns, recovery->moved_ns,
-		    recovery->stuck ? 0 : now, recovery->count, recovery->stuck,
-		    recovery->waiting_bytes);
+	if (recovery->count)
+		event_write(
+			&d->events, "recovered",
+			";peer=%s;rail=%u;begin_mono_ns=%" PRIu64 ";moved_mono_ns=%" PRIu64
+			";recovered_mono_ns=%" PRIu64 ";streams=%u;stuck=%u;waiting_bytes=%" PRIu64,
+			peer->node->name, rail, recovery->begin_ns, recovery->moved_ns,
+			recovery->stuck ? 0 : now, recovery->count, recovery->stuck,
+			recovery->waiting_bytes);
 	recovery->moved_ns = 0;
 }
 

@@ -72,7 +72,7 @@ static void put_probe(const struct wire *wire, uint8_t *at)
 		view[0] = wire->probe.view[i].level;
 		view[1] = wire->probe.view[i].reason;
 		view[2] = wire->probe.view[i].hears;
-		view[3] = 0;
+		view[3] = wire->probe.view[i].pinned;
 	}
 }
 
@@ -84,7 +84,7 @@ static void get_probe(struct wire *wire, const uint8_t *at)
 	for (unsigned i = 0; i < wire->rails; i++) {
 		const uint8_t *view = at + PROBE_BYTES + (size_t)i * VIEW_BYTES;
 
-		wire->probe.view[i] = (struct wire_view){view[0], view[1], view[2]};
+		wire->probe.view[i] = (struct wire_view){view[0], view[1], view[2], view[3]};
 	}
 }
 

@@ -15,7 +15,7 @@
  *  56  echo_hold_ns (u32): between its arrival and this sending
  *  60  next_us (u32): the next probe on this rail comes within that time
  *  64  per rail: level, reason, hears (percent of its peers that the sender hears there; 255: no
- *      peers), 0
+ *      peers), pinned (1: an administrator sends all traffic of this pair there)
  * hello:
  *  48  phase, 49  0, 50  port of the sender's probes (u16), 52  0 (u32)
  *  56  per rail: IPv4 address (4), its prefix length (1), 0 (3), IPv6 address (16) */
@@ -33,7 +33,7 @@ enum wire_flag { WIRE_QUERY = 1, WIRE_LARGE = 2 }; /* QUERY: please answer on al
 enum phase { PHASE_STARTING, PHASE_HAVE, PHASE_READY, PHASE_OFF };
 
 struct wire_view {
-	uint8_t level, reason, hears;
+	uint8_t level, reason, hears, pinned;
 };
 
 struct wire_rail {
