@@ -1,0 +1,87 @@
+"""Builds fabric-pathd without a warning and runs its C tests."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def make(*args: str, out: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", "-s", "-C", str(ROOT / "fabricctl" / "paths"), f"OUT={out}", *args],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("paths")
+    done = make("all", "test", out=out)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    return out
+
+
+def test_the_c_tests_pass(built: Path) -> None:
+    ran = sorted(path.name for path in built.glob("test_*"))
+    assert ran == ["test_pair", "test_wire"]
+
+
+CONFIGURATION = """job 7
+self 0
+key 000102030405060708090a0b0c0d0e0f
+ports 20501 20502 20503 20504
+manage 127.0.0.1
+pool4 100.64.0.0/10
+rail lo fab0 10.0.0.1/8 -
+rail lo fab1 10.1.0.1/8 -
+node n1 127.0.0.1
+node n2 127.0.0.2
+dir {dir}
+leases {dir}
+end
+"""
+
+WRONG = {
+    "job 7": ("job 0", "configuration: job: number out of range"),
+    "self 0": ("self 2", "configuration: end: manage is missing, or self is not one of the nodes"),
+    "key 000102030405060708090a0b0c0d0e0f": (
+        "key 00",
+        "configuration: key: needs 32 hexadecimal digits",
+    ),
+    "ports 20501 20502 20503 20504": ("ports 1 2 3", "configuration: ports: needs a number"),
+    "manage 127.0.0.1": ("manage here", "configuration: manage: is not an address"),
+    "pool4 100.64.0.0/10": (
+        "pool4 100.64.0.0/24",
+        "configuration: pool4: needs a network of its family and of a possible size",
+    ),
+    "rail lo fab1 10.1.0.1/8 -": ("", "configuration: end: fewer than two rails, or no pool"),
+    "node n2 127.0.0.2": (
+        "node n2",
+        "configuration: node: needs name and address, and at most 8000 of it",
+    ),
+    "leases {dir}": ("nonsense 1", "configuration: nonsense: is not known"),
+    "end\n": ("", "configuration: ended without `end`"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_wrong_configuration_is_refused_with_this_very_message(
+    line: str, built: Path, tmp_path: Path
+) -> None:
+    wrong, message = WRONG[line]
+    text = CONFIGURATION.replace(line, wrong).replace("{dir}", str(tmp_path))
+    done = subprocess.run(
+        [built / "fabric-pathd", "run"],
+        input=text, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, f"fabric: paths: {message}\n")
+
+
+def test_usage_is_told(built: Path) -> None:
+    done = subprocess.run(
+        [built / "fabric-pathd", "walk"], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: fabric-pathd run")

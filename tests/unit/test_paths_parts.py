@@ -1,0 +1,256 @@
+"""Link failover's pure parts in Python: configuration, addresses, steering, events."""
+
+import ipaddress
+import os
+import socket
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fabricctl.config import PathsConfig
+from fabricctl.errors import ConfigError, DataError, NotFoundError, UsageError
+from fabricctl.paths import addresses, configure, control, steering
+from fabricctl.paths.addresses import Address, Rail
+from fabricctl.paths.events import Follower, row
+from fabricctl.paths.files import PathsFiles, read_state, write_off
+from fabricctl.records import Envelope, JobStart
+from fabricctl.store import schema
+
+KEY = bytes(range(32))
+START = JobStart(
+    job=7,
+    uid=1000,
+    user="alice",
+    nodes=("n1", "n2"),
+    node="n2",
+    cluster="c",
+    envelope=Envelope(mode="on", key=KEY),
+)
+RAILS = [
+    Rail("r0", ipaddress.IPv4Interface("10.78.0.12/16"), ipaddress.IPv6Address("fe80::1")),
+    Rail("r1", ipaddress.IPv4Interface("10.79.0.12/16"), None),
+]
+PLACES = configure.Places(Path("/run/f/paths/7"), Path("/run/f/paths"), Path("/run/f/jobs/7"))
+
+
+def lines(**changes: str) -> list[str]:
+    given = {"n1": "10.77.0.11", "n2": "10.77.0.12"}
+    return configure.text(START, PathsConfig(), RAILS, given, PLACES, **changes).splitlines()
+
+
+def test_the_configuration_names_everything_that_pathd_needs() -> None:
+    text = lines()
+    assert text[0] == "job 7" and text[-1] == "end"
+    assert "self 1" in text and "manage 10.77.0.12" in text
+    assert "node n1 10.77.0.11" in text and "node n2 10.77.0.12" in text
+    assert "rail r0 fab0 10.78.0.12/16 fe80::1" in text
+    assert "rail r1 fab1 10.79.0.12/16 -" in text
+    assert "hold_ms 1000" in text and "hold_max_ms 60000" in text
+
+
+def test_the_jobs_key_itself_is_not_in_the_configuration() -> None:
+    text = "\n".join(lines())
+    assert KEY.hex() not in text
+    assert f"key {configure.probe_key(KEY).hex()}" in text
+
+
+def test_different_jobs_keys_give_different_probe_keys() -> None:
+    assert configure.probe_key(KEY) != configure.probe_key(KEY[:-1] + b"\0")
+    assert len(configure.probe_key(KEY)) == 16
+
+
+def test_a_node_that_cannot_take_part_says_why_in_one_word() -> None:
+    assert "off no_rails_here" in lines(off="no rails here")
+
+
+def test_a_node_without_an_address_is_marked() -> None:
+    text = configure.text(START, PathsConfig(), RAILS, {"n1": None, "n2": "1.2.3.4"}, PLACES)
+    assert "node n1 -" in text
+
+
+@pytest.mark.parametrize("job", [1, 7, 400, 4_294_967_295])
+def test_candidate_ports_are_four_different_ones_of_the_range(job: int) -> None:
+    for count in (4, 5, 400):
+        found = configure.ports(job, 20500, count)
+        assert len(set(found)) == 4
+        assert all(20500 <= port < 20500 + count for port in found)
+    assert configure.ports(job, 20500, 400) == configure.ports(job, 20500, 400)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pool4": "10.0.0.0"}, "paths.pool4: 10.0.0.0: the prefix length must be /4 to /20"),
+        ({"pool4": "10.0.0.1/8"}, "paths.pool4: 10.0.0.1/8 has host bits set"),
+        ({"pool4": "10.0.0.0/24"}, "paths.pool4: 10.0.0.0/24: the prefix length must be /4 to /20"),
+        ({"pool6": "fd00::/64"}, "paths.pool6: fd00::/64: the prefix length must be /48"),
+        (
+            {"pool4": "", "pool6": ""},
+            "paths.pool4 and paths.pool6 are both empty: give one of them",
+        ),
+    ],
+)
+def test_a_pool_that_cannot_hold_addresses_is_refused(
+    changes: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configure.check_pools(replace(PathsConfig(), **changes))
+    assert str(caught.value) == message
+
+
+def test_the_defaults_are_possible() -> None:
+    configure.check_pools(PathsConfig())
+
+
+def newaddr(family: int, bits: int, flags: int, index: int, ip: str) -> memoryview:
+    raw = ipaddress.ip_address(ip).packed
+    body = struct.pack("=BBBBI", family, bits, flags, 0, index)
+    return memoryview(body + struct.pack("=HH", 4 + len(raw), 2) + raw)
+
+
+def test_addresses_are_read_with_their_prefix_length() -> None:
+    found = addresses.parse(newaddr(socket.AF_INET, 16, 0, 3, "10.78.0.12"))
+    assert found == [Address(3, ipaddress.IPv4Interface("10.78.0.12/16"))]
+
+
+def test_a_tentative_address_is_not_used() -> None:
+    assert addresses.parse(newaddr(socket.AF_INET6, 64, 0x40, 3, "fd00::1")) == []
+
+
+def test_a_cut_message_has_no_address() -> None:
+    assert addresses.parse(memoryview(b"\x02")) == []
+
+
+def test_a_sites_ipv6_address_comes_before_a_link_local_one() -> None:
+    index = socket.if_nametoindex("lo")
+    found = [
+        Address(index, ipaddress.IPv6Interface("fe80::1/64")),
+        Address(index, ipaddress.IPv6Interface("fd00::1/64")),
+    ]
+    rails = addresses.of_rails(["lo", "no-such-interface"], found)
+    assert rails == [Rail("lo", None, ipaddress.IPv6Address("fd00::1"))]
+
+
+def test_an_interface_without_address_is_no_rail() -> None:
+    assert addresses.of_rails(["lo"], []) == []
+
+
+def test_every_library_gets_its_devices() -> None:
+    env = steering.environment(["fab0", "fab1"], rdma=False)
+    assert env["OMPI_MCA_btl_tcp_if_include"] == "fab0,fab1"
+    assert env["UCX_NET_DEVICES"] == "fab0,fab1"
+    assert env["FI_TCP_IFACE"] == "fab0"
+    assert env["NCCL_SOCKET_IFNAME"] == "=fab0,fab1"
+    assert env["GLOO_SOCKET_IFNAME"] == "fab0,fab1"
+
+
+def test_rdma_is_never_taken_from_a_library() -> None:
+    assert "UCX_NET_DEVICES" not in steering.environment(["fab0", "fab1"], rdma=True)
+
+
+def test_the_env_file_is_one_assignment_a_line() -> None:
+    assert steering.text({"A": "b,c", "D": "=e"}) == "A=b,c\nD==e\n"
+
+
+EVENT = (
+    "event=path;time_mono_ns=30;time_real_ns=40;peer=n2;rail=1;level=dead;reason=silent;"
+    "peer_reason=none;begin_mono_ns=20;moved_mono_ns=25;moved=2;lost=0;seen=9"
+)
+
+
+def test_an_event_becomes_a_row_of_the_schema() -> None:
+    names = [column.name for column in schema.PATH_EVENT.columns]
+    found = dict(zip(names, row(EVENT), strict=True))
+    assert found["peer"] == b"n2" and found["rail"] == 1
+    assert found["event"] == schema.PathEvent.PATH
+    assert found["level"] == schema.PathLevel.DEAD
+    assert found["reason"] == schema.PathReason.SILENT
+    assert (found["begin_mono_ns"], found["moved_mono_ns"]) == (20, 25)
+    schema.PATH_EVENT.packer.pack(*row(EVENT))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "x",
+        "event=nothing;time_mono_ns=1",
+        "event=path;time_mono_ns=-1",
+        "event=path;event=path",
+    ],
+)
+def test_what_is_no_event_is_refused(line: str) -> None:
+    with pytest.raises(DataError):
+        row(line)
+
+
+def test_every_event_and_reason_of_the_c_side_is_in_the_schema() -> None:
+    source = Path(__file__).parents[2] / "fabricctl" / "paths" / "pathd"
+    import re
+
+    text = "".join(path.read_text() for path in sorted(source.glob("*.c")))
+    events = set(re.findall(r'event_write\(\s*&?\w+(?:->\w+)*(?:\.\w+)?,\s*"(\w+)"', text))
+    events |= {"stalled", "back", "met", "met_again"}  # chosen by a condition there
+    assert events == {item.name.lower() for item in schema.PathEvent}
+    names = re.search(r"REASON_NAMES\[REASONS\] = \{(.*?)\};", text, re.DOTALL)
+    assert names is not None
+    reasons = re.findall(r'"(\w+)"', names.group(1))
+    assert reasons == [item.name.lower() for item in schema.PathReason]
+
+
+def test_a_follower_reads_each_line_once_and_waits_for_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    follower = Follower(path)
+    assert follower.rows() == []
+    path.write_text(EVENT + "\n" + EVENT[:20])
+    assert len(follower.rows()) == 1
+    with path.open("a") as stream:
+        stream.write(EVENT[20:] + "\nnonsense\n")
+    assert len(follower.rows()) == 1
+    assert follower.broken_lines == 1
+    assert follower.rows() == []
+
+
+def test_a_follower_does_not_go_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text(EVENT + "\n")
+    (tmp_path / "events").symlink_to(tmp_path / "secret")
+    assert Follower(tmp_path / "events").rows() == []
+
+
+def test_the_state_of_a_job_without_pathd_says_why(tmp_path: Path) -> None:
+    files = PathsFiles(tmp_path)
+    files.make(7)
+    write_off(files.state(7), 7, "no rails")
+    assert read_state(files.state(7))["why"] == "no rails"
+    assert files.jobs() == [7]
+    files.remove(7)
+    assert files.jobs() == []
+    with pytest.raises(NotFoundError):
+        read_state(files.state(7))
+
+
+def test_a_request_to_nobody_says_so(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no fabric-pathd listens there"):
+        control.ask(tmp_path / "control", {"do": "show"})
+
+
+def test_a_reason_that_would_break_the_record_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="at most 200 characters"):
+        control.ask(tmp_path / "control", {"do": "drain", "why": "a;event=x"})
+
+
+def test_an_answer_is_read_line_by_line(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+        server.bind(str(tmp_path / "control"))
+        server.settimeout(5)
+        if os.fork() == 0:
+            data, sender = server.recvfrom(1000)
+            server.sendto(b"a=1;b=2\nc=3\n" if data == b"do=show" else b"error=no", sender)
+            os._exit(0)
+        assert control.ask(tmp_path / "control", {"do": "show"}) == [
+            {"a": "1", "b": "2"},
+            {"c": "3"},
+        ]
+        os.wait()
