@@ -83,6 +83,7 @@ class JobStart:
     node: str  # this node's NodeName
     cluster: str
     envelope: Envelope
+    partition: str = ""  # whose own values of the configuration hold for the job
 
     @classmethod
     def parse(cls, text: str) -> "JobStart":
@@ -111,6 +112,7 @@ class JobStart:
             nodes=tuple(nodes),
             node=given["node"],
             cluster=given.get("cluster", ""),
+            partition=given.get("partition", ""),
             envelope=Envelope.parse(given["envelope"]),
         )
 
@@ -124,6 +126,7 @@ class JobStart:
                 "nodes": hostlist.fold(self.nodes),
                 "node": self.node,
                 "cluster": self.cluster,
+                "partition": self.partition,
                 "envelope": self.envelope.text(),
             }
         )

@@ -114,7 +114,8 @@ class Keeper:
         try:
             self.prepare(allocation)
             given = self._assignment(allocation)
-            pid = spawn.fork_agent(given, self._config, self._identity, self._log)
+            config = self._config.for_partition(given.start.partition)
+            pid = spawn.fork_agent(given, config, self._identity, self._log)
             self._watch(allocation, pid, now_s, is_child=True)
         except (OSError, FabricError) as error:
             self._not_started(allocation, error, now_s)

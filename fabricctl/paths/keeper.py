@@ -64,8 +64,9 @@ class PathsKeeper:
 
     def start(self, start: JobStart, now_s: float) -> None:
         """A job begins here; may be said twice. Nothing is done for one that is only observed."""
-        wanted = start.envelope.mode == "on" and self._config.agent.max_mode == "on"
-        if start.job in self._running or not wanted or not self._config.paths.enabled:
+        config = self._config.for_partition(start.partition)
+        wanted = start.envelope.mode == "on" and config.agent.max_mode == "on"
+        if start.job in self._running or not wanted or not config.paths.enabled:
             return
         running = self._running[start.job] = _Running(start)
         self._launch(running, now_s)
@@ -115,8 +116,9 @@ class PathsKeeper:
         running.restart_s = None
         running.attempts += 1
         keep = set(self._running)
+        config = self._config.for_partition(running.start.partition)
         try:
-            running.pid = _fork(lambda: _become_pathd(running.start, self._config, keep))
+            running.pid = _fork(lambda: _become_pathd(running.start, config, keep))
         except OSError as error:
             self._say(running, f"not started: {error.strerror}", Severity.ERROR)
             running.restart_s = now_s + RESTART_S[-1]

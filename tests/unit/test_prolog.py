@@ -23,6 +23,7 @@ SLURM = {
     "SLURMD_NODENAME": "n3",
     "SLURM_CLUSTER_NAME": "lab",
     "SLURM_JOB_ID": "17",
+    "SLURM_JOB_PARTITION": "gpu",
     "SLURM_JOB_UID": "6001",
     "SLURM_JOB_USER": "alice",
     "SLURM_NODELIST": "n[1-4]",
@@ -62,6 +63,7 @@ def test_the_prolog_announces_the_job(requests: Path) -> None:
     start = JobStart.parse(file.read_text())
     assert (start.job, start.uid, start.user, start.node) == (17, 6001, "alice", "n3")
     assert (start.nodes, start.cluster) == (("n1", "n2", "n3", "n4"), "lab")
+    assert start.partition == "gpu"
     assert (start.envelope.key.hex(), start.envelope.spares) == (KEY, 1)
 
 
@@ -113,7 +115,7 @@ def test_without_an_envelope_nothing_happens(script: Path, requests: Path) -> No
 def test_a_hostile_envelope_is_no_more_than_a_bad_value(requests: Path, envelope: str) -> None:
     run(PROLOG, requests, SPANK_FABRIC_ENVELOPE=envelope)
     text = (requests / "17.start").read_text()
-    assert text.count("\n") == 7
+    assert text.count("\n") == 8
     with pytest.raises((EnvelopeError, DataError)):
         JobStart.parse(text)
     assert not Path("/tmp/fabric-prolog-ran").exists()
@@ -124,8 +126,8 @@ def test_an_absent_variable_makes_a_request_that_is_refused(requests: Path, name
     run(PROLOG, requests, **{name: ""})
     files = [path.read_text() for path in requests.iterdir()]
     for text in files:
-        if name == "SLURM_CLUSTER_NAME":
-            JobStart.parse(text)  # its name is for people only
+        if name in ("SLURM_CLUSTER_NAME", "SLURM_JOB_PARTITION"):
+            JobStart.parse(text)  # without them a job is protected none the less
         else:
             with pytest.raises(FabricError):
                 JobStart.parse(text)
