@@ -83,6 +83,27 @@ static enum mode decide(spank_t spank, int run, const struct args *args)
 	return mode;
 }
 
+/* What the prolog is not told: of which array or heterogeneous job this job is a part. The name of
+ * an empty file beside the marks of the steps says it. */
+static void mark_family(spank_t spank, int run)
+{
+	uint32_t array = 0, task = 0;
+	char name[32], het[12], offset[12];
+
+	if (spank_get_item(spank, S_JOB_ARRAY_ID, &array) == ESPANK_SUCCESS && array &&
+	    spank_get_item(spank, S_JOB_ARRAY_TASK_ID, &task) == ESPANK_SUCCESS &&
+	    task < NO_VAL) {
+		snprintf(name, sizeof name, "array:%u_%u", array, task);
+		rundir_mark_step(run, step.job, name);
+	}
+	if (spank_getenv(spank, "SLURM_HET_JOB_ID", het, sizeof het) == ESPANK_SUCCESS &&
+	    het[strspn(het, "0123456789")] == '\0' && (uint32_t)atol(het) <= step.job) {
+		snprintf(offset, sizeof offset, "%u", step.job - (uint32_t)atol(het));
+		snprintf(name, sizeof name, "het:%s+%s", het, offset);
+		rundir_mark_step(run, step.job, name);
+	}
+}
+
 static void set_environment(spank_t spank, enum mode mode, const char *run_dir)
 {
 	char job_dir[RUN_DIR_SIZE + 24];
@@ -119,6 +140,8 @@ void remote_begin(spank_t spank, const struct args *args)
 	if (run >= 0 && rundir_announced_s(run, step.job) &&
 	    rundir_mark_step(run, step.job, name))
 		slurm_error("fabric: step: %s/steps/%u/%s: %m", args->run_dir, step.job, name);
+	if (run >= 0 && rundir_announced_s(run, step.job))
+		mark_family(spank, run);
 	mode = decide(spank, run, args);
 	set_environment(spank, mode, args->run_dir);
 	step.asked = mode != MODE_OFF && step_id != SLURM_EXTERN_CONT;

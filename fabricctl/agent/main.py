@@ -4,11 +4,13 @@ It runs in a process that the node service forked for it, already without privil
 """
 
 import contextlib
+import gc
 import os
 import random
 import select
 import signal
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fabricctl import layout
@@ -18,8 +20,9 @@ from fabricctl.agent.pace import Pace
 from fabricctl.agent.peers import Peers, View
 from fabricctl.agent.record import Assignment, Record, mono_ns
 from fabricctl.agent.samplers import Samplers
-from fabricctl.agent.steps import StepTracker
+from fabricctl.agent.steps import StepTracker, family
 from fabricctl.agent.survival import Survival
+from fabricctl.agent.ticker import Ticker
 from fabricctl.config import Config
 from fabricctl.errors import SystemRefusedError
 from fabricctl.store import schema
@@ -32,6 +35,7 @@ STATUS_S = 4.0  # docs/envelope.md promises 5
 SCAN_S = 2.0  # step daemons and the plugin's marks
 FIRST_SCANS_S = 0.5  # at the beginning: jobs of a second have steps, too
 FIRST_SCANS = 10
+EARLY_NS = 2_000_000
 SPOOL_RETRY_S = 4.0
 END_REASONS = {
     signal.SIGTERM: "stopped",
@@ -42,18 +46,22 @@ EPILOG_REASON = "the job's epilog ran"
 
 
 class Ending:
-    """Signals that end the agent; ``fd`` becomes readable when one came.
+    """Signals that end the agent.
 
     They are blocked when the agent is forked, so that none is lost before it can take them.
     """
 
     def __init__(self) -> None:
         self.reason = ""
-        self.fd, tell_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._fd, tell_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(tell_fd, warn_on_full_buffer=False)
         for number in END_REASONS:
             signal.signal(number, self._take)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, END_REASONS)
+
+    def fileno(self) -> int:
+        """Readable once a signal came; nobody has to read it."""
+        return self._fd
 
     def _take(self, number: int, _frame: object) -> None:
         self.reason = self.reason or END_REASONS[signal.Signals(number)]
@@ -73,6 +81,7 @@ class Agent:
         self._scan = StepdScan()
         self._stepds: list[Stepd] = []
         self._steps = StepTracker()
+        self._family: dict[str, str] = {}
         alone = len(self._start.nodes) == 1
         self._view = View(1, frozenset(), frozenset(), alone)
         self._missed_samples = 0
@@ -80,6 +89,7 @@ class Agent:
 
     def run(self) -> None:
         """Until the allocation ends."""
+        gc.disable()
         write_pid(self._given.files, self._start.job)
         self._write_status("starting")
         rails, complaint = samplers.choose_rails(self._config, self._start.node)
@@ -100,6 +110,12 @@ class Agent:
             rng=random.Random(os.urandom(8)),  # noqa: S311 - jitter
         )
         self._mesh = self._open_mesh()
+        self._ticker = Ticker(int(1e9 / self._rate_hz))
+        self._ticker_fd = self._ticker.fileno()
+        self._poll = select.epoll()
+        for source in (self._ticker, self._ending, self._samplers.watch, self._mesh):
+            if source is not None:
+                self._poll.register(source.fileno(), select.EPOLLIN)
         try:
             self._loop()
         except Exception as error:
@@ -121,7 +137,7 @@ class Agent:
                     return None
                 self._log.write(f"agent job={self._start.job}", str(error), Severity.ERROR)
                 self._write_status("starting", str(error))
-                select.select([self._ending.fd], [], [], SPOOL_RETRY_S)
+                select.select([self._ending], [], [], SPOOL_RETRY_S)
                 self._ending.reason = self._ending.reason or self._survival.reason(True)
 
     def _open_mesh(self) -> mesh.Mesh | None:
@@ -149,44 +165,53 @@ class Agent:
         self._scan_pace = Pace.every(FIRST_SCANS_S, begin_mono_ns)
         work = [
             (self._scan_pace, self._scan_steps),
-            (Pace.every(1 / self._rate_hz, begin_mono_ns), self._sample),
-            (Pace.every(CLOCKS_S, begin_mono_ns), self._read_clocks),
+            (Pace.every(CLOCKS_S, begin_mono_ns), self._take_clocks),
             (Pace.every(1, begin_mono_ns), self._each_second),
             (Pace.every(STATUS_S, begin_mono_ns), self._show),
         ]
+        due_mono_ns = begin_mono_ns
         while not self._ending.reason:
-            now_mono_ns = mono_ns()
-            for pace, do in work:
-                missed = pace.take(now_mono_ns)
-                if missed is not None:
-                    do(missed)
-            due_mono_ns = min(pace.due_mono_ns for pace, _ in work)
-            if self._mesh is not None:
-                self._mesh.run_due()
-                due_mono_ns = min(due_mono_ns, int(self._peers.next_due_s() * 1e9))
-            self._wait(max(0, due_mono_ns - mono_ns()) / 1e9)
+            ready = self._poll.poll(max(0, due_mono_ns - mono_ns()) / 1e9)
+            for fd, _ in ready:
+                if fd == self._ticker_fd:
+                    self._sample()
+                else:
+                    self._take_in(fd)
+            # What is nearly due is done now: another wake-up would cost more than it does.
+            now_mono_ns = mono_ns() + EARLY_NS
+            if now_mono_ns >= due_mono_ns:
+                due_mono_ns = self._work(work, now_mono_ns)
 
-    def _wait(self, wait_s: float) -> None:
-        """For the time to pass, or for something to come in."""
+    def _work(self, work: Sequence[tuple[Pace, Callable[[], None]]], now_mono_ns: int) -> int:
+        """What is due beside the samples; when the next of it will be."""
+        for pace, do in work:
+            if pace.take(now_mono_ns) is not None:
+                do()
+        due_mono_ns = min(pace.due_mono_ns for pace, _ in work)
+        if self._mesh is None:
+            return due_mono_ns
+        self._mesh.run_due()
+        return min(due_mono_ns, int(self._peers.next_due_s() * 1e9))
+
+    def _take_in(self, fd: int) -> None:
+        """What came by itself: link events, and other agents' messages."""
         watch, network = self._samplers.watch, self._mesh
-        waiting = [self._ending.fd]
-        waiting += [item.fileno() for item in (watch, network) if item is not None]
-        ready, _, _ = select.select(waiting, [], [], wait_s)
-        if watch is not None and watch.fileno() in ready:
+        if watch is not None and watch.fileno() == fd:
             self._samplers.take_events()
-        if network is not None and network.fileno() in ready:
+        elif network is not None and network.fileno() == fd:
             network.receive()
             if not self._view.settled:
                 self._look_at_peers()
 
-    def _sample(self, missed: int) -> None:
-        self._missed_samples += missed
-        self._samplers.sample()
+    def _sample(self) -> None:
+        self._missed_samples += max(0, self._ticker.take() - 1)
+        self._samplers.take()
 
-    def _read_clocks(self, _missed: int) -> None:
-        self._samplers.read_clocks()
+    def _take_clocks(self) -> None:
+        self._samplers.take_clocks()
+        gc.collect()  # here, and not whenever a sample happens to be due
 
-    def _show(self, _missed: int) -> None:
+    def _show(self) -> None:
         self._write_status("running")
 
     def _look_at_peers(self) -> None:
@@ -194,15 +219,16 @@ class Agent:
         if before != self._view:
             self._write_status("running")
 
-    def _each_second(self, _missed: int) -> None:
+    def _each_second(self) -> None:
         self._look_at_peers()
         self._ending.reason = self._ending.reason or self._survival.reason(not self._stepds)
         if self._missed_samples:
             self._record.tell("agent", f"{self._missed_samples} samples not taken in time")
             self._missed_samples = 0
+        self._samplers.put()
         self._record.flush()
 
-    def _scan_steps(self, _missed: int) -> None:
+    def _scan_steps(self) -> None:
         self._scans += 1
         if self._scans == FIRST_SCANS:
             self._scan_pace.period_ns = int(SCAN_S * 1e9)
@@ -212,6 +238,9 @@ class Agent:
         except OSError as error:
             self._record.tell("steps", f"step daemons not seen: {error.strerror}")
         marks = _names_in(self._given.files.steps(job))
+        if not self._family and (found := family(marks)):
+            self._family = found
+            self._record.describe(found)
         self._put_steps(self._steps.update(marks, [s.step for s in self._stepds], time.monotonic()))
         if self._steps.unplugged and not self._peers.unplugged:
             names = ", ".join(sorted(self._steps.unplugged))
@@ -224,15 +253,17 @@ class Agent:
 
     def _finish(self) -> None:
         """What an orderly end adds; everything before it is in the journal already."""
+        self._samplers.put()
         self._record.flush()
         if self._mesh is not None:
             self._mesh.bye()
             self._mesh.close()
         self._write_status("ending")
-        self._samplers.sample()
-        self._samplers.read_clocks()
+        self._samplers.take()
+        self._samplers.take_clocks()
+        self._samplers.put()
         self._samplers.close()
-        self._scan_steps(0)
+        self._scan_steps()
         self._put_steps(self._steps.finish())
         reason = self._ending.reason
         if self._given.files.request(self._start.job, "stop").exists():

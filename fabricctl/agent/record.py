@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,10 @@ class Record:
     def put(self, table: schema.Table, rows: Sequence[Row | tuple[int | str, ...]]) -> None:
         for row in rows:
             self._journal.append(table, *row)
+
+    def describe(self, attributes: Mapping[str, str]) -> None:
+        """Attributes of the job that came to light after the journal was begun."""
+        self._journal.describe(attributes)
 
     def note(self, severity: Severity, source: str, text: str) -> None:
         """Into the job's record and the node's log."""

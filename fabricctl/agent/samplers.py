@@ -52,21 +52,26 @@ class Samplers:
         except OSError as error:
             record.tell("links", f"link events not caught as they happen: {error.strerror}")
 
-    def sample(self) -> None:
+    def take(self) -> None:
         """One sample of everything."""
-        if self.watch is not None:
-            self.take_events()
         for source in self._sources:
-            self._record.put(source.table, source.sample())
-        self._record.put(schema.LINK_EVENT, self._rails.events)
+            source.take()
 
     def take_events(self) -> None:
         """Link events that wait on :attr:`watch`."""
         assert self.watch is not None
-        self._record.put(schema.LINK_EVENT, self.watch.receive())
+        rows = self.watch.receive()
+        if rows:
+            self._record.put(schema.LINK_EVENT, rows)
 
-    def read_clocks(self) -> None:
-        self._record.put(schema.CLOCK, self._clock.sample())
+    def take_clocks(self) -> None:
+        self._clock.take()
+
+    def put(self) -> None:
+        """Everything taken so far, into the record."""
+        for source in (*self._sources, self._clock):
+            self._record.put(source.table, source.rows())
+        self._record.put(schema.LINK_EVENT, self._rails.events())
 
     def close(self) -> None:
         for source in self._sources:

@@ -13,6 +13,20 @@ MARK_WAIT_S = 3.0
 UNMARKED = ("extern",)
 
 
+_FAMILY = re.compile(r"(array|het):([1-9][0-9]{0,9})[_+]([0-9]{1,10})")
+
+
+def family(marks: Iterable[str]) -> dict[str, str]:
+    """Attributes of the trace from the plugin's marks ``array:<job>_<task>``,
+    ``het:<job>+<offset>``; others are passed over."""
+    found: dict[str, str] = {}
+    for match in filter(None, map(_FAMILY.fullmatch, sorted(marks))):
+        kind, job, number = match.groups()
+        member = "array_task" if kind == "array" else "het_offset"
+        found.update({f"{kind}_job": job, member: number})
+    return found
+
+
 @dataclass
 class StepTracker:
     """Marks of the plugin and step daemons of the process table, turned into events.

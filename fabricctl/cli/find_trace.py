@@ -50,8 +50,12 @@ def find(name: str, attempt: int | None = None) -> Path:
 def _file(path: Path, attempt: int | None) -> Path:
     if attempt is not None:
         raise UsageError("--attempt goes with a job id: a file is one attempt already")
-    if not path.exists():
-        raise NotFoundError(f"trace {path}: no such file")
+    try:
+        path.stat()
+    except FileNotFoundError:
+        raise NotFoundError(f"trace {path}: no such file") from None
+    except OSError as error:
+        raise SystemRefusedError(f"trace {path}: {error.strerror}: ask its owner") from None
     return path
 
 

@@ -63,6 +63,10 @@ class JournalWriter:
         self._pending = bytearray(frame(HEADER_TABLE, 1, text))
         self.flush()
 
+    def describe(self, attributes: Mapping[str, str]) -> None:
+        """Adds to the header's attributes what was not known when the journal was begun."""
+        self._pending += frame(HEADER_TABLE, 1, fields.encode(attributes).encode())
+
     def append(self, table: Table, *values: int | str | bytes | None) -> None:
         """One row, in the order of the table's columns. Text is cut to fit, None is "not
         measured" (unsigned columns only)."""

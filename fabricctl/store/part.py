@@ -122,7 +122,10 @@ def _write_node(
 
 def _rows(lives: Sequence[Journal], table: str) -> dtypes.Rows:
     """Of all lives, in time order."""
-    rows = np.concatenate([dtypes.empty(schema.BY_NAME[table]), *(j.tables[table] for j in lives)])
+    found = [journal.tables[table] for journal in lives]
+    if not found:
+        return dtypes.empty(schema.BY_NAME[table])
+    rows = found[0] if len(found) == 1 else np.concatenate(found)
     times = rows["time_mono_ns"]
     if np.all(times[1:] >= times[:-1]):
         return rows

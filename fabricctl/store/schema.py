@@ -244,7 +244,9 @@ PATH_EVENT = Table(
         _RAIL,
         Column("level", "B", "1", "How good the rail to the peer is now.", values=PathLevel),
         Column("reason", "B", "1", "Why.", values=PathReason),
-        Column("begin_mono_ns", "q", "ns", "When it truly began, at the latest; 0: not said.", MONO),
+        Column(
+            "begin_mono_ns", "q", "ns", "When it truly began, at the latest; 0: not said.", MONO
+        ),
         Column("moved_mono_ns", "q", "ns", "When the routes were changed; 0: no move.", MONO),
         Column("recovered_mono_ns", "q", "ns", "When all streams ran again; 0: not seen.", MONO),
         Column("streams", "I", "1", "Streams that had unacknowledged data at the move."),

@@ -15,8 +15,15 @@ class ClockSource:
 
     table = schema.CLOCK
 
-    def sample(self) -> Sequence[Row]:
-        return [min((_read() for _ in range(TRIES)), key=lambda row: row[-1] or 0)]
+    def __init__(self) -> None:
+        self._rows: list[Row] = []
+
+    def take(self) -> None:
+        self._rows.append(min((_read() for _ in range(TRIES)), key=lambda row: row[-1] or 0))
+
+    def rows(self) -> Sequence[Row]:
+        taken, self._rows = self._rows, []
+        return taken
 
     def close(self) -> None:
         """Nothing is held."""

@@ -1,16 +1,17 @@
 """The whole node: CPU time, memory and pressure from /proc."""
 
 import os
-import time
 from collections.abc import Sequence
+from os import pread
 from pathlib import Path
+from time import CLOCK_MONOTONIC, clock_gettime_ns
 
 from fabricctl.store import schema
 from fabricctl.telemetry.source import Complaints, Row, Tell
 
 PROC = Path("/proc")
 NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
-PRESSURES = ("cpu", "memory", "io")
+FILES = ("stat", "meminfo", "pressure/cpu", "pressure/memory", "pressure/io")
 # proc(5): the lines that are wanted stand at the beginning of each file.
 ENOUGH_BYTES = 512
 
@@ -22,49 +23,60 @@ class HostSource:
 
     def __init__(self, tell: Tell, proc: Path = PROC) -> None:
         self._complaints = Complaints("host", tell)
-        names = ("stat", "meminfo", *(f"pressure/{name}" for name in PRESSURES))
-        self._fds = {name: self._open(proc, name) for name in names}
+        self._fds = [self._open(proc, name) for name in FILES]
+        self._taken: list[tuple[int, list[bytes]]] = []
 
-    def _open(self, proc: Path, name: str) -> int | None:
+    def _open(self, proc: Path, name: str) -> int:
         try:
             return os.open(proc / name, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             self._complaints.failed(f"/proc/{name}", error)
-            return None
+            return -1
 
-    def _read(self, name: str) -> bytes | None:
-        fd = self._fds[name]
-        if fd is None:
-            return None
+    def take(self) -> None:
+        time_mono_ns = clock_gettime_ns(CLOCK_MONOTONIC)
         try:
-            return os.pread(fd, ENOUGH_BYTES, 0)
+            texts = [pread(fd, ENOUGH_BYTES, 0) if fd >= 0 else b"" for fd in self._fds]
+        except OSError:
+            texts = [self._read_or_close(at) for at in range(len(FILES))]
+        self._taken.append((time_mono_ns, texts))
+
+    def _read_or_close(self, at: int) -> bytes:
+        if self._fds[at] < 0:
+            return b""
+        try:
+            return pread(self._fds[at], ENOUGH_BYTES, 0)
         except OSError as error:
             # PSI that is compiled in but switched off opens and then refuses to be read.
-            self._complaints.failed(f"/proc/{name}", error)
-            os.close(fd)
-            self._fds[name] = None
-            return None
+            self._complaints.failed(f"/proc/{FILES[at]}", error)
+            os.close(self._fds[at])
+            self._fds[at] = -1
+            return b""
 
-    def sample(self) -> Sequence[Row]:
-        time_mono_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        cpu = parse_cpu_ns(self._read("stat"))
-        memory = parse_memory_bytes(self._read("meminfo"))
-        some_cpu, _ = parse_pressure_us(self._read("pressure/cpu"))
-        some_memory, full_memory = parse_pressure_us(self._read("pressure/memory"))
-        some_io, full_io = parse_pressure_us(self._read("pressure/io"))
-        stalls = (some_cpu, some_memory, full_memory, some_io, full_io)
-        return [(time_mono_ns, *cpu, *memory, *stalls)]
+    def rows(self) -> Sequence[Row]:
+        taken, self._taken = self._taken, []
+        return [(time_mono_ns, *parse(texts)) for time_mono_ns, texts in taken]
 
     def close(self) -> None:
-        for fd in self._fds.values():
-            if fd is not None:
+        for fd in self._fds:
+            if fd >= 0:
                 os.close(fd)
-        self._fds = dict.fromkeys(self._fds)
+        self._fds = [-1] * len(FILES)
 
 
-def parse_cpu_ns(stat: bytes | None) -> Sequence[int | None]:
+def parse(texts: Sequence[bytes]) -> Sequence[int | None]:
+    """The row's figures from the texts of :data:`FILES`; empty texts are not measured."""
+    stat, meminfo, *pressures = texts
+    (some_cpu, _), (some_memory, full_memory), (some_io, full_io) = map(
+        parse_pressure_us, pressures
+    )
+    stalls = (some_cpu, some_memory, full_memory, some_io, full_io)
+    return (*parse_cpu_ns(stat), *parse_memory_bytes(meminfo), *stalls)
+
+
+def parse_cpu_ns(stat: bytes) -> Sequence[int | None]:
     """user, nice, system, idle, iowait, irq, softirq, steal of /proc/stat's first line."""
-    if stat is None or not stat.startswith(b"cpu "):
+    if not stat.startswith(b"cpu "):
         return (None,) * 8
     try:
         ticks = [int(word) * NS_PER_TICK for word in stat.split(b"\n", 1)[0].split()[1:9]]
@@ -73,10 +85,8 @@ def parse_cpu_ns(stat: bytes | None) -> Sequence[int | None]:
     return ticks if len(ticks) == 8 else (None,) * 8
 
 
-def parse_memory_bytes(meminfo: bytes | None) -> tuple[int | None, int | None]:
+def parse_memory_bytes(meminfo: bytes) -> tuple[int | None, int | None]:
     """MemTotal and MemAvailable."""
-    if meminfo is None:
-        return None, None
     return _kib(meminfo, b"MemTotal:"), _kib(meminfo, b"MemAvailable:")
 
 
@@ -88,10 +98,8 @@ def _kib(meminfo: bytes, label: bytes) -> int | None:
     return int(words[0]) * 1024 if words and words[0].isdigit() else None
 
 
-def parse_pressure_us(text: bytes | None) -> tuple[int | None, int | None]:
+def parse_pressure_us(text: bytes) -> tuple[int | None, int | None]:
     """Total stall times, some and full, of a pressure file (Documentation/accounting/psi.rst)."""
-    if text is None:
-        return None, None
     return _total(text, b"some"), _total(text, b"full")
 
 

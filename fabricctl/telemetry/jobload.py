@@ -36,8 +36,13 @@ class JobSource:
         self._next_scan_mono_ns = 0
         self._processes: int | None = None
         self._told_how = ""
+        self._rows: list[Row] = []
 
-    def sample(self) -> Sequence[Row]:
+    def rows(self) -> Sequence[Row]:
+        taken, self._rows = self._rows, []
+        return taken
+
+    def take(self) -> None:
         now_mono_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         scanned = now_mono_ns >= self._next_scan_mono_ns
         if scanned:
@@ -45,12 +50,13 @@ class JobSource:
         cpu_ns = self._cpu.read() if self._cpu else None
         memory_bytes = self._memory.read() if self._memory else None
         if cpu_ns is not None and memory_bytes is not None:
-            return [(now_mono_ns, cpu_ns, memory_bytes, self._processes)]
+            self._rows.append((now_mono_ns, cpu_ns, memory_bytes, self._processes))
+            return
         if not scanned or self._sums.cpu_ns is None:
-            return []
+            return
         cpu_ns = self._sums.cpu_ns if cpu_ns is None else cpu_ns
         memory_bytes = self._sums.memory_bytes if memory_bytes is None else memory_bytes
-        return [(now_mono_ns, cpu_ns, memory_bytes, self._processes)]
+        self._rows.append((now_mono_ns, cpu_ns, memory_bytes, self._processes))
 
     def _scan(self, now_mono_ns: int) -> None:
         """Counts the job's processes and finds its cgroup."""

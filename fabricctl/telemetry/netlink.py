@@ -27,10 +27,11 @@ RTEXT_FILTER_SKIP_STATS = 8  # leaves out per-family statistics, not IFLA_STATS6
 RECEIVE_BYTES = 65_536  # NLMSG_GOODSIZE is at most 32 KiB
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+HEADER_BYTES = _HEADER.size
 _LINK = struct.Struct("=BxHiII")  # family, type, index, flags, change mask
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
-_STATS = struct.Struct("=8Q")  # rtnl_link_stats64, the first eight
+COUNTERS = struct.Struct("=8Q")  # rtnl_link_stats64, the first eight
 _U32 = struct.Struct("=I")
 _ERRNO = struct.Struct("=i")
 
@@ -139,7 +140,7 @@ def _number(body: memoryview, at: dict[int, tuple[int, int]], kind: int, size: i
 
 def _counters(body: memoryview, at: dict[int, tuple[int, int]]) -> tuple[int, ...] | None:
     begin, length = at.get(IFLA_STATS64, (0, 0))
-    return _STATS.unpack_from(body, begin) if length >= _STATS.size else None
+    return COUNTERS.unpack_from(body, begin) if length >= COUNTERS.size else None
 
 
 _LITTLE = struct.pack("=H", 1) == b"\1\0"

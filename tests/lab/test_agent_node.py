@@ -419,15 +419,11 @@ def test_kills_at_random_points_cost_at_most_two_seconds(box: NodeBox) -> None:
     box.wait_clean(60)
     for job in jobs:
         with box.trace(job) as trace:
-            times = trace.table("n1", schema.HOST)["time_mono_ns"]
-            ends = trace.table("n1", schema.LIFE)["end_mono_ns"]
-        assert len(ends) >= 1
-        first_ns = int(times[0])
+            lives = trace.table("n1", schema.LIFE)
+        assert len(lives) >= 1
         for at_ns in killed_ns[job]:
-            if at_ns - first_ns > 2e9:
-                assert times[times <= at_ns].size
-                last_ns = int(times[times <= at_ns][-1])
-                restarting = any(
-                    0 <= at_ns - other < 6e9 for other in killed_ns[job] if other != at_ns
-                )
-                assert at_ns - last_ns < 2e9 or restarting
+            before = lives[lives["time_mono_ns"] <= at_ns]["end_mono_ns"]
+            last_ns = int(before.max()) if len(before) else 0
+            # An agent that was killed before its first row left nothing to lose.
+            newer = any(last_ns <= other < at_ns for other in killed_ns[job])
+            assert at_ns - last_ns < 2e9 or newer or not last_ns

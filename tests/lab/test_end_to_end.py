@@ -201,18 +201,9 @@ def test_a_requeued_job_has_a_trace_per_attempt(lab: Lab) -> None:
 
 
 def test_both_halves_of_a_heterogeneous_job_are_traced(lab: Lab) -> None:
-    script = "#!/bin/bash\n#SBATCH hetjob\nsrun --het-group=0,1 sleep 1\n"
+    script = "#!/bin/bash\nsrun --het-group=0,1 sleep 1\n"
     argv = ["sbatch", "--parsable", "--fabric-resilience", "-N1", ":", "-N1"]
-    leader = int(
-        lab.exec(
-            "ctl",
-            [*argv[:4], ":", "-N1"],
-            user="alice",
-            input=script.replace("#SBATCH hetjob\n", ""),
-        )
-        .stdout.split(";")[0]
-        .strip()
-    )
+    leader = int(lab.exec("ctl", argv, user="alice", input=script).stdout.split(";")[0])
     wait_for(lab, leader, "COMPLETED")
-    for job in (leader, leader + 1):
-        wait_for_file(lab, f"/shared/traces/alice/job-{job}.h5")
+    for offset in (0, 1):
+        assert report(lab, leader + offset)["job"]["het"] == f"{leader}+{offset}"

@@ -42,7 +42,9 @@ def make_proc(root: Path) -> Path:
 
 def test_the_host_row_has_the_kernels_figures_in_our_units(tmp_path: Path) -> None:
     source = host.HostSource(Told(), make_proc(tmp_path))
-    ((_, *values),) = source.sample()
+    source.take()
+    ((_, *values),) = source.rows()
+    assert source.rows() == []
     ticks = [10, 1, 5, 900, 3, 0, 2, 4]
     assert values[:8] == [tick * TICK for tick in ticks]
     assert values[8:] == [16000 * 1024, 9000 * 1024, 11, 22, 33, 44, 55]
@@ -55,7 +57,9 @@ def test_what_is_absent_is_not_measured_and_told_once(tmp_path: Path) -> None:
     (proc / "pressure/io").unlink()
     told = Told()
     source = host.HostSource(told, proc)
-    rows = [source.sample()[0] for _ in range(3)]
+    for _ in range(3):
+        source.take()
+    rows = source.rows()
     assert [row[-2:] for row in rows] == [(None, None)] * 3
     assert rows[0][1] == 10 * TICK
     assert told == [("host", "/proc/pressure/io not measured: No such file or directory")]
@@ -75,7 +79,9 @@ def test_a_strange_pressure_file_is_not_measured(text: bytes) -> None:
 
 
 def test_clock_readings_belong_together() -> None:
-    ((mono_ns, real_ns, raw_ns, boot_ns, width_ns),) = ClockSource().sample()
+    source = ClockSource()
+    source.take()
+    ((mono_ns, real_ns, raw_ns, boot_ns, width_ns),) = source.rows()
     assert None not in (mono_ns, real_ns, raw_ns, boot_ns, width_ns)
     assert boot_ns is not None and mono_ns is not None and width_ns is not None
     assert boot_ns >= mono_ns - width_ns
