@@ -12,6 +12,4 @@ def report_of(path: Path) -> Report:
     """Raises :class:`~fabricctl.errors.TraceError`."""
     with open_trace(path) as trace:
         job = trace.job
-        return summarise(
-            job_facts(trace), node_rows(trace), job.begin_real_ns or None, job.end_real_ns or None
-        )
+        return summarise(job_facts(trace), node_rows(trace), job.begin_real_ns, job.end_real_ns)

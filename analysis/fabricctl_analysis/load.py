@@ -9,6 +9,7 @@ import pandas as pd
 
 from fabricctl.store import schema
 from fabricctl.store.trace import JobInfo, Trace, open_trace
+from fabricctl_analysis.align import instants
 from fabricctl_analysis.model import JobFacts
 from fabricctl_analysis.rows import Boot, NodeRows, clean, place
 
@@ -22,7 +23,10 @@ def load(path: Path | str) -> dict[str, pd.DataFrame]:
     """
     with open_trace(Path(path)) as trace:
         nodes = list(node_rows(trace))
-        begin_ns = trace.job.begin_real_ns
+        first_ns = [
+            int(times[0]) for rows in nodes for times in rows.real_ns.values() if len(times)
+        ]
+        begin_ns = (instants(trace.job.begin_real_ns) or [min(first_ns, default=0)])[0]
         return {table.name: _frame(table, nodes, begin_ns) for table in schema.TABLES}
 
 
@@ -56,13 +60,9 @@ def node_rows(trace: Trace) -> Iterator[NodeRows]:
             max((info.rails for info in infos), key=len),
             boots,
             sample_hz=infos[-1].sample_hz,
-            begin_ns=min(_known([info.begin_real_ns for info in infos]), default=None),
-            end_ns=max(_known([info.end_real_ns for info in infos]), default=None),
+            begin_ns=min(instants(*(info.begin_real_ns for info in infos)), default=None),
+            end_ns=max(instants(*(info.end_real_ns for info in infos)), default=None),
         )
-
-
-def _known(times_ns: list[int]) -> list[int]:
-    return [at for at in times_ns if at > 0]
 
 
 def _pair(first: int | None, sign: str, second: int | None) -> str | None:

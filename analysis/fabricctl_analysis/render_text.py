@@ -84,8 +84,8 @@ def _rails(report: Report, screen: Screen) -> Iterator[str]:
     rails = most_telling(report.rails, _limit(report.rails))
     if not rails:
         return
-    head = ("RAIL", "received", "sent", "peak rx", "down", "errors", "drops")
-    cells = _named([head, *(_rail_cells(rail) for rail in rails)], WIDTH - 2 - SPARK[0])[1:]
+    head: tuple[str, ...] = ("RAIL", "received", "sent", "peak rx", "down", "errors", "drops")
+    head, *cells = _named([head, *(_rail_cells(rail) for rail in rails)], WIDTH - 2 - SPARK[0])
     bins = min(WIDTH - _width([head, *cells]) - 2, SPARK[1])
     traffic = [spark.traffic(rail, report.whole, bins) for rail in rails]
     known = [float(np.nanmax(values)) for values in traffic if not np.isnan(values).all()]
@@ -96,7 +96,7 @@ def _rails(report: Report, screen: Screen) -> Iterator[str]:
         for row, values, rail in zip(cells, traffic, rails, strict=True)
     ]
     yield ""
-    yield from _table((*head, "traffic"), rows, "lrrrrrrl", screen)
+    yield from _table((*head, "traffic"), rows, "l" + "r" * (len(head) - 1) + "l", screen)
     yield from _wrap(_legend(rows, highest, blocks))
     if len(rails) < len(report.rails):
         yield f"The {len(rails)} most telling of {len(report.rails)} rails; --json has all."

@@ -11,7 +11,7 @@ import numpy as np
 
 from fabricctl.store import schema
 from fabricctl_analysis import coverage
-from fabricctl_analysis.align import ClockStep, Ns
+from fabricctl_analysis.align import ClockStep, Ns, instants
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.host import host_figures
 from fabricctl_analysis.model import (
@@ -59,7 +59,7 @@ def summarise(
     """The report; ``begin_ns`` and ``end_ns`` of the job on CLOCK_REALTIME, as far as known."""
     parts = [node_part(rows) for rows in nodes]
     ends = [at for part in parts for at in part.ends_ns]
-    ends += [at for at in (begin_ns, end_ns) if at is not None]
+    ends += instants(begin_ns, end_ns)
     whole = Span(min(ends), max(ends)) if ends else Span(0, 0)
     present = [part.summary for part in parts]
     missing = missing_nodes(job.nodes, (node.name for node in present))
@@ -96,8 +96,8 @@ def node_part(rows: NodeRows) -> NodePart:
         figures=figures,
         series=series,
     )
-    ends = [at for at in (rows.begin_ns, rows.end_ns) if at is not None]
-    ends += [int(t) for t in (times[0], times[-1])] if len(times) else []
+    ends = instants(rows.begin_ns, rows.end_ns)
+    ends += [int(times[0]), int(times[-1])] if len(times) else []
     return NodePart(
         summary=summary,
         ends_ns=tuple(ends),
