@@ -74,6 +74,19 @@ def test_the_writer_needs_the_standard_library_alone() -> None:
     assert answer.stdout == "set()\n"
 
 
+def test_what_is_known_later_is_added_to_the_header(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path / "j", {"job": "7"})
+    writer.append(schema.JOB, 1, 2, 3, 4)
+    writer.describe({"rails": "r0 r1"})
+    with pytest.raises(FieldsError):
+        writer.describe({"Rails": "r0"})
+    writer.append(schema.JOB, 2, 2, 3, 4)
+    writer.close()
+    found = journal.read(tmp_path / "j")
+    assert found.attributes == {"job": "7", "rails": "r0 r1"}
+    assert len(found.tables["job"]) == 2
+
+
 def test_appended_rows_are_not_in_the_file_before_the_flush_and_all_after_it(
     tmp_path: Path,
 ) -> None:
