@@ -86,6 +86,11 @@ def possible(time_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
     return (time_ns >= 0) & (time_ns < MAX_TIME_NS)
 
 
+def instants(*times_ns: int | None) -> list[int]:
+    """Those that are known and can be of a clock; 0 stands for "not known" in a trace."""
+    return [at for at in times_ns if at is not None and 0 < at < MAX_TIME_NS]
+
+
 def _steps(mono: Ns, offset: Ns, slack_ns: int) -> tuple[tuple[ClockStep, ...], NDArray[np.bool_]]:
     moved, passed = np.diff(offset), np.diff(mono)
     is_step = np.abs(moved) > MAX_SLEW * passed + slack_ns
