@@ -6,9 +6,10 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 #include <time.h>
 
-/* --- mode.c: what a job can ask for, in rising order ------------------------------------------ */
+/* --- mode.c: what a job can ask for, in rising order ---------------------------------------- */
 
 enum mode { MODE_OFF, MODE_OBSERVE, MODE_ON, MODE_COUNT };
 
@@ -21,7 +22,7 @@ int mode_parse(const char *text, enum mode *mode); /* 0, or -1 when it is none o
 int spares_parse(const char *text, uint32_t *spares);
 bool hz_valid(const char *text); /* 0.1 to 100, at most three decimals */
 
-/* --- fields.c: the codec of fabricctl/fields.py ------------------------------------------------ */
+/* --- fields.c: the codec of fabricctl/fields.py --------------------------------------------- */
 
 #define FIELDS_MAX 64
 #define FIELDS_MAX_BYTES 65536
@@ -43,7 +44,7 @@ const char *fields_get(const struct fields *fields, const char *key); /* NULL: n
 int fields_append(char *text, size_t size, char separator, const char *key, const char *value);
 void fields_harmless(char *to, size_t size, const char *from, size_t length); /* for messages */
 
-/* --- envelope.c -------------------------------------------------------------------------------- */
+/* --- envelope.c ----------------------------------------------------------------------------- */
 
 #define ENVELOPE_SIZE 512 /* the longest that we make has 137 bytes */
 #define ENVELOPE_KEY_BYTES 32
@@ -62,7 +63,7 @@ int envelope_text(const struct envelope *envelope, char text[ENVELOPE_SIZE]);
 int envelope_parse(struct envelope *envelope, char *text, size_t length, char separator,
 		   char why[FIELDS_WHY_SIZE]);
 
-/* --- args.c: plugstack.conf --------------------------------------------------------------------- */
+/* --- args.c: plugstack.conf ----------------------------------------------------------------- */
 
 #define RUN_DIR_SIZE 256
 
@@ -80,7 +81,7 @@ void args_parse(struct args *args, int ac, char *const av[], void (*report)(cons
 /* "off, observe": what users of this site may ask for. */
 const char *args_allowed(const struct args *args);
 
-/* --- rundir.c: the node's run_dir, by descriptor; every int is -1 with errno when it fails -------- */
+/* --- rundir.c: the node's run_dir, by descriptor; every int is -1 with errno when it fails -- */
 
 int rundir_open(const char *run_dir);
 int rundir_open_job(int run, uint32_t job);
@@ -90,9 +91,11 @@ char *rundir_read(int at, const char *name, size_t *length);
 bool rundir_service_lives(int run);
 /* When prolog or service made this job known here, seconds of CLOCK_REALTIME; 0: they did not. */
 time_t rundir_announced_s(int run, uint32_t job);
+/* Whether the job is here and its envelope was given to that user. */
+bool rundir_is_of(int run, uint32_t job, uid_t uid);
 int rundir_mark_step(int run, uint32_t job, const char *step);
 
-/* --- protect.c: is this node, are the others protected? ------------------------------------------ */
+/* --- protect.c: is this node, are the others protected? ------------------------------------- */
 
 #define PROTECT_LIST_SIZE 200 /* of a host list, what fits in a message */
 

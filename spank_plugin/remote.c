@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#define HET_GROUPS_MAX 128 /* MAX_HET_JOB_COMPS of Slurm */
 #define REFUSED 78 /* EX_CONFIG, docs/envelope.md */
 
 static struct {
@@ -83,12 +84,48 @@ static enum mode decide(spank_t spank, int run, const struct args *args)
 	return mode;
 }
 
+/* A job id from the user's environment, 0 for none. */
+static uint32_t job_of_variable(spank_t spank, const char *name)
+{
+	char text[12];
+
+	if (spank_getenv(spank, name, text, sizeof text) != ESPANK_SUCCESS || !*text ||
+	    text[strspn(text, "0123456789")])
+		return 0;
+	return (uint32_t)strtoul(text, NULL, 10);
+}
+
+/* Steps of a heterogeneous job carry its leader's id on the nodes of every component, but the
+ * prolog announced the component's own. The environment says which there are; whose they are is
+ * read from the node. */
+static void find_component(spank_t spank, int run)
+{
+	uid_t uid = (uid_t)-1;
+	char name[40];
+
+	if (rundir_announced_s(run, step.job) ||
+	    spank_get_item(spank, S_JOB_UID, &uid) != ESPANK_SUCCESS)
+		return;
+	for (int group = 0; group < HET_GROUPS_MAX; group++) {
+		uint32_t job;
+
+		snprintf(name, sizeof name, "SLURM_JOB_ID_HET_GROUP_%d", group);
+		job = job_of_variable(spank, name);
+		if (!job)
+			return;
+		if (rundir_is_of(run, job, uid)) {
+			step.job = job;
+			return;
+		}
+	}
+}
+
 /* What the prolog is not told: of which array or heterogeneous job this job is a part. The name of
  * an empty file beside the marks of the steps says it. */
 static void mark_family(spank_t spank, int run)
 {
-	uint32_t array = 0, task = 0;
-	char name[32], het[12], offset[12];
+	uint32_t array = 0, task = 0, leader = job_of_variable(spank, "SLURM_JOB_ID_HET_GROUP_0");
+	char name[40];
 
 	if (spank_get_item(spank, S_JOB_ARRAY_ID, &array) == ESPANK_SUCCESS && array &&
 	    spank_get_item(spank, S_JOB_ARRAY_TASK_ID, &task) == ESPANK_SUCCESS &&
@@ -96,10 +133,9 @@ static void mark_family(spank_t spank, int run)
 		snprintf(name, sizeof name, "array:%u_%u", array, task);
 		rundir_mark_step(run, step.job, name);
 	}
-	if (spank_getenv(spank, "SLURM_HET_JOB_ID", het, sizeof het) == ESPANK_SUCCESS &&
-	    het[strspn(het, "0123456789")] == '\0' && (uint32_t)atol(het) <= step.job) {
-		snprintf(offset, sizeof offset, "%u", step.job - (uint32_t)atol(het));
-		snprintf(name, sizeof name, "het:%s+%s", het, offset);
+	/* Slurm numbers the components' jobs in sequence (heterogeneous_jobs.html). */
+	if (leader && leader <= step.job && step.job - leader < HET_GROUPS_MAX) {
+		snprintf(name, sizeof name, "het:%u+%u", leader, step.job - leader);
 		rundir_mark_step(run, step.job, name);
 	}
 }
@@ -134,6 +170,8 @@ void remote_begin(spank_t spank, const struct args *args)
 	if (gethostname(step.node, sizeof step.node - 1))
 		snprintf(step.node, sizeof step.node, "this node");
 	step.node[strcspn(step.node, ".")] = '\0';
+	if (run >= 0)
+		find_component(spank, run);
 	name = step_name(step_id, number);
 	/* Whatever the environment says: a job that the prolog did not announce has no agent that
 	 * would look for marks. */
@@ -162,11 +200,12 @@ static void tell(void)
 		slurm_spank_log("fabric: step: %s is not protected: %s", step.node, view->why);
 	if (step.node_id <= view->others) {
 		if (*view->missing && strcmp(view->missing, step.told.missing))
-			slurm_spank_log("fabric: step: %s not protected: no agent was heard from there",
+			slurm_spank_log("fabric: step: %s not protected: no agent was heard from "
+					"there",
 					view->missing);
 		if (*view->unplugged && strcmp(view->unplugged, step.told.unplugged))
-			slurm_spank_log("fabric: step: %s not protected: steps ran there without the "
-					"plugin (absent, or built for another Slurm)",
+			slurm_spank_log("fabric: step: %s not protected: steps ran there without "
+					"the plugin (absent, or built for another Slurm)",
 					view->unplugged);
 	}
 	step.told = *view;
@@ -184,8 +223,8 @@ void remote_tell_begin(void)
 		return;
 	tell();
 	if (refused())
-		slurm_spank_log("fabric: step: %s: no task is started, because this site wants none "
-				"without protection (on_missing=refuse)",
+		slurm_spank_log("fabric: step: %s: no task is started, because this site wants "
+				"none without protection (on_missing=refuse)",
 				step.node);
 }
 

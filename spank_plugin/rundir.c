@@ -103,6 +103,20 @@ bool rundir_service_lives(int run)
 	return lives;
 }
 
+bool rundir_is_of(int run, uint32_t job, uid_t uid)
+{
+	int job_dir = rundir_open_job(run, job);
+	struct stat st;
+	bool is_of;
+
+	if (job_dir < 0)
+		return false;
+	/* Root gave the envelope to the job's user; the directory is the agent's. */
+	is_of = fstatat(job_dir, "envelope", &st, AT_SYMLINK_NOFOLLOW) == 0 && st.st_uid == uid;
+	close(job_dir);
+	return is_of;
+}
+
 time_t rundir_announced_s(int run, uint32_t job)
 {
 	int requests = open_roots(run, "requests"), job_dir = rundir_open_job(run, job);

@@ -234,7 +234,9 @@ class Agent:
             self._scan_pace.period_ns = int(SCAN_S * 1e9)
         job = self._start.job
         try:
-            self._stepds = [found for found in self._scan.scan() if found.job == job]
+            # Steps of a heterogeneous job carry its leader's id on every component's nodes.
+            jobs = (job, int(self._family.get("het_job", job)))
+            self._stepds = [found for found in self._scan.scan() if found.job in jobs]
         except OSError as error:
             self._record.tell("steps", f"step daemons not seen: {error.strerror}")
         marks = _names_in(self._given.files.steps(job))
