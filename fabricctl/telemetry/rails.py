@@ -221,6 +221,7 @@ class RailSource:
             counters = netlink.COUNTERS.unpack_from(answer, len(shape.begin))
             state = (shape.carrier, shape.carrier_changes)
             rows.append((time_mono_ns, rail, *state, *in_order(counters)))
+        rows.sort(key=lambda row: row[0] or 0)
         return rows
 
     def events(self) -> Sequence[Row]:

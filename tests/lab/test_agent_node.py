@@ -59,6 +59,7 @@ def test_the_key_is_nowhere_but_where_it_belongs(box: NodeBox) -> None:
     for pid in [*box.agents(), box.service_pid()]:
         for name in ("cmdline", "environ"):
             assert b"abababab" not in (box.root / f"proc/{pid}/{name}").read_bytes()
+    wait_for(lambda: not list(box.files.requests.iterdir()), "the request is removed")
     found = box.run("grep", "-rls", "abababababababab", "/run", "/var/spool")
     assert sorted(Path(line).name for line in found.split()) == ["envelope", "start"]
 

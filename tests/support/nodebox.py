@@ -169,10 +169,15 @@ class NodeBox:
 
     def wait_running(self, job: int) -> int:
         """The agent's pid, once it runs."""
-        wait_for(lambda: self.status(job).get("state") == "running", f"job {job} runs")
-        pid = self.agent_pid(job)
-        assert pid is not None
-        return pid
+        found: list[int] = []
+
+        def runs() -> bool:
+            pid = self.agent_pid(job)
+            found[:] = [pid] if pid is not None else []
+            return pid is not None and self.status(job).get("state") == "running"
+
+        wait_for(runs, f"job {job} runs", 40)  # an agent that keeps dying waits up to 30 s
+        return found[0]
 
     def wait_clean(self, timeout_s: float = 30) -> None:
         """Until nothing of any job is left on the node."""

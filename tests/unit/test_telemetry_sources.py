@@ -339,3 +339,39 @@ def test_a_path_without_a_step_is_no_jobs(path: str) -> None:
 def test_a_strange_cpu_stat_is_refused(text: bytes) -> None:
     with pytest.raises(ValueError):
         jobload.parse_usage_ns(text)
+
+
+def test_the_quick_way_and_the_slow_way_read_the_same() -> None:
+    told = Told()
+    source = rails.RailSource(["lo"], told, rails.LinkTracker(["lo"]))
+    source.take()  # slowly
+    source.take()  # quickly
+    source._shapes = [None]
+    source.take()  # slowly
+    first, quick, slow = source.rows()
+    assert [len(row) for row in (first, quick, slow)] == [len(schema.RAIL.columns)] * 3
+    assert first[1:4] == quick[1:4] == slow[1:4]
+    for before, after in ((first, quick), (quick, slow)):
+        assert all((b or 0) <= (a or 0) for b, a in zip(before[4:], after[4:], strict=True))
+        assert (before[0] or 0) < (after[0] or 0)
+    assert source.events() == []
+    assert told == []
+    source.close()
+
+
+def test_a_rail_that_is_not_there_is_not_measured_and_told_once() -> None:
+    told = Told()
+    source = rails.RailSource(["none0"], told, rails.LinkTracker(["none0"]))
+    for _ in range(3):
+        source.take()
+    assert [row[1:] for row in source.rows()] == [(0, *(None,) * 10)] * 3
+    assert told == [("rails", "none0 not measured: no such interface")]
+    source.close()
+
+
+def test_an_interface_that_was_renamed_is_no_rail_any_more() -> None:
+    tracker = rails.LinkTracker(["r0"])
+    tracker.update(0, link("r0"))
+    assert tracker.rail_of(link("other")) == (0, False)
+    assert tracker.rail_of(link("other", index=99)) == (None, False)
+    assert tracker.rail_of(link("r0", index=99)) == (0, True)

@@ -1,0 +1,100 @@
+"""What one agent costs: CPU share and memory at 1, 10 and 100 samples a second.
+
+Runs a real node service with real agents in namespaces of their own (root needed), a job with
+three running processes beside it, and prints beside each figure the floor: the same system calls
+without an agent around them.
+
+    python -m bench.agent_cost [--seconds 20]
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from fabricctl.telemetry import netlink
+from tests.support.nodebox import NodeBox
+
+RATES_HZ = (1, 10, 100)
+GOAL_PERCENT = {1: 0.2, 10: 1.0, 100: 1.0}
+GOAL_MIB = 48
+FILES = ("stat", "meminfo", "pressure/cpu", "pressure/memory", "pressure/io")
+
+
+def cpu_ns(proc: Path) -> int:
+    """CPU time of all threads, from the scheduler: exact, where stat counts in 10 ms."""
+    files = proc.glob("task/*/schedstat")
+    return sum(int(file.read_text().split()[0]) for file in files)
+
+
+def memory_mib(proc: Path) -> tuple[float, float]:
+    """Resident, and what is this process's alone (proportional set size)."""
+    fields = dict(
+        line.split(":", 1) for line in (proc / "smaps_rollup").read_text().splitlines()[1:]
+    )
+    return tuple(int(fields[name].split()[0]) / 1024 for name in ("Rss", "Pss"))  # type: ignore[return-value]
+
+
+def floor_percent(rate_hz: float, rails: int = 2) -> float:
+    """The share of a core that the kernel needs for one agent's reads."""
+    fds = [os.open(f"/proc/{name}", os.O_RDONLY) for name in FILES]
+    asked, request = netlink.open_socket(), netlink.request(index=1)
+    rounds = 2000
+    begin_ns = time.process_time_ns()
+    for _ in range(rounds):
+        for fd in fds:
+            os.pread(fd, 512, 0)
+        for _ in range(rails):
+            asked.send(request)
+            asked.recv(65_536)
+    return (time.process_time_ns() - begin_ns) / rounds * rate_hz / 1e7
+
+
+def measure(box: NodeBox, job: int, rate_hz: float, seconds: float) -> tuple[float, float, float]:
+    """CPU percent, resident and proportional MiB of an agent at a rate."""
+    box.start(job, extra=f";sample_hz={rate_hz:g}")
+    pid = box.wait_running(job)
+    proc = box.root / f"proc/{pid}"
+    time.sleep(6)  # past its beginning, when it looks for steps more often
+    begin_s, begin_ns = time.monotonic(), cpu_ns(proc)
+    time.sleep(seconds)
+    share = (cpu_ns(proc) - begin_ns) / ((time.monotonic() - begin_s) * 1e9)
+    resident, proportional = memory_mib(proc)
+    box.stop(job)
+    return share * 100, resident, proportional
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=20)
+    seconds = parser.parse_args().seconds
+    met = True
+    print(f"{'rate':>7} {'CPU of a core':>14} {'floor':>8} {'ratio':>6} {'goal':>6}  memory")
+    with tempfile.TemporaryDirectory() as work, NodeBox(Path(work)) as box:
+        box.serve()
+        for job, rate_hz in enumerate(RATES_HZ, start=100):
+            percent, resident, proportional = measure(box, job, rate_hz, seconds)
+            floor = floor_percent(rate_hz)
+            met &= percent <= GOAL_PERCENT[rate_hz] and resident <= GOAL_MIB
+            print(
+                f"{rate_hz:4} Hz {percent:12.3f} % {floor:6.3f} % {percent / floor:6.1f} "
+                f"{GOAL_PERCENT[rate_hz]:4.1f} %  {resident:.1f} MiB resident, "
+                f"{proportional:.1f} MiB proportional (goal {GOAL_MIB})"
+            )
+        service = box.root / f"proc/{box.service_pid()}"
+        resident, proportional = memory_mib(service)
+        begin_ns = cpu_ns(service)
+        time.sleep(10)
+        share = (cpu_ns(service) - begin_ns) / 1e8
+        print(
+            f"node service, idle: {share:.4f} % of a core, {resident:.1f} MiB resident, "
+            f"{proportional:.1f} MiB proportional (goal 20)"
+        )
+    print("goals met" if met else "goals missed")
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
