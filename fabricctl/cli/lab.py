@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import click
 
 from fabricctl import units
 from fabricctl.errors import UsageError
-from fabricctl.lab import kinds, plan
+from fabricctl.lab import kinds, plan, rootless
 from fabricctl.lab.cluster import Lab
 from fabricctl.lab.kinds import KINDS, Fault, Kind
 from fabricctl.lab.registry import describe
@@ -27,9 +28,25 @@ _name = click.option(
 )
 
 
-@click.group()
-def command() -> None:
+class _LabGroup(click.Group):
+    """Keeps the words as they were given, for whoever has to run the same command elsewhere."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["words"] = list(args)
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_LabGroup)
+@click.pass_context
+def command(ctx: click.Context) -> None:
     """A real multi-node Slurm on this machine, with faults to order (docs/lab.md)."""
+    words, called = ctx.meta["words"], ctx.invoked_subcommand
+    if not rootless.required() or "--help" in words:
+        return
+    if called == "up":
+        click.echo(f"lab: {rootless.LACKS}", err=True)
+    # Not ctx.exit(): without click's standalone mode that is only a return value.
+    sys.exit(rootless.run(words, create=called == "up", finish=called == "down"))
 
 
 # Up, down, use -----------------------------------------------------------------------------------
@@ -185,7 +202,7 @@ def _kind_command(name: str, kind: Kind, healing: bool) -> click.Command:
     parameters.append(click.Option(["--name"], help="Which lab."))
     if not healing:
         parameters += [
-            click.Option([f"--{key}", key], type=option.kind, help=option.doc)
+            click.Option([f"--{key}"], type=option.kind, help=option.doc)
             for key, option in kind.options.items()
         ]
         parameters.append(
@@ -247,8 +264,8 @@ def fault(
             return
         plan.carry_out(lab.faults, steps, say=lambda text: click.echo(text, err=True))
     elif ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help())
-        ctx.exit(2)
+        click.echo(ctx.get_help(), err=True)
+        sys.exit(2)
 
 
 @command.group(cls=_HealGroup, invoke_without_command=True)
@@ -262,8 +279,8 @@ def heal(ctx: click.Context, name: str, everything: bool) -> None:
         for fault_id in Lab(name=name).heal_all():
             click.echo(f"healed {fault_id}", err=True)
     elif ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help())
-        ctx.exit(2)
+        click.echo(ctx.get_help(), err=True)
+        sys.exit(2)
 
 
 @command.command()

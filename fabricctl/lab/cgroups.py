@@ -105,18 +105,18 @@ def groups(lab: str) -> list[Path]:
     return [top for top in tops if top.is_dir()]
 
 
-def freeze(lab: str, node: str, frozen: bool) -> None:
-    """Stops or continues every process of a node. Raises :class:`LabError` where nothing can."""
+def freeze(lab: str, node: str, frozen: bool) -> bool:
+    """Stops or continues every process of a node; False where no control group can."""
     for top in groups(lab):
         v1, v2 = top / node / "freezer.state", top / node / "cgroup.freeze"
         if v1.exists():
             v1.write_text("FROZEN" if frozen else "THAWED")
             _wait_for(v1, "FROZEN" if frozen else "THAWED")
-            return
+            return True
         if v2.exists():
             v2.write_text("1" if frozen else "0")
-            return
-    raise LabError(f"lab {lab}: this machine has no freezer control group")
+            return True
+    return False
 
 
 def is_frozen(lab: str, node: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fabricctl.errors import LabError, SystemRefusedError
-from fabricctl.lab import accounting, cgroups, kernel
+from fabricctl.lab import accounting, cgroups, freezer, kernel
 from fabricctl.lab.diskfull import mount_tmpfs
 from fabricctl.lab.etc import make_disk, make_etc, make_shared
 from fabricctl.lab.faults import Faults
@@ -135,8 +135,8 @@ class Lab:
     def _thaw(self) -> None:
         """Also a node that was frozen by hand."""
         for name in self.spec.all_nodes:
-            if cgroups.is_frozen(self.name, name):
-                cgroups.freeze(self.name, name, False)
+            if freezer.is_frozen(self.paths, name):
+                freezer.thaw(self.paths, name)
 
     def _wait_idle(self) -> None:
         deadline = time.monotonic() + _IDLE_S

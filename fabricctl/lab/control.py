@@ -51,6 +51,17 @@ def init_pid(control: Path) -> int | None:
     return pid or None
 
 
+def listen(path: Path) -> socket.socket:
+    """A socket by which :func:`init_pid` finds this very process."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    path.chmod(0o600)
+    # Whoever asks a frozen node leaves a connection behind in its queue.
+    listener.listen(4096)
+    return listener
+
+
 def ask(control: Path, request: Mapping[str, Any], timeout_s: float = _ANSWER_S) -> dict[str, Any]:
     """One request to a node's init (see :mod:`fabricctl.lab.init`).
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from fabricctl.errors import LabError
 from fabricctl.lab import accounting, cgroups
 from fabricctl.lab.site import Site
 from fabricctl.lab.slurmconf import cgroup_conf, has_cgroup_v1_plugin, installed_version, slurm_conf
@@ -46,7 +47,11 @@ def _copy(etc: Path) -> None:
     """From nothing, or from what a copy that was cut short left."""
     if etc.exists():
         shutil.rmtree(etc)
-    subprocess.run(["cp", "-a", "/etc", str(etc)], check=True, timeout=60)
+    # Files that only root can read stay behind when this is not really root's.
+    copy = ["cp", "-a", "--no-preserve=ownership", "/etc", str(etc)]
+    subprocess.run(copy, check=False, stderr=subprocess.DEVNULL, timeout=60)
+    if not (etc / "passwd").exists():
+        raise LabError(f"{etc}: /etc could not be copied there")
     for name in _FOREIGN:
         _remove(etc / name)
     _make_munge_key(etc / "munge" / "munge.key")

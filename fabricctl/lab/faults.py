@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fabricctl.errors import FabricError, LabError, UsageError
-from fabricctl.lab import cgroups, diskfull, ports
+from fabricctl.lab import diskfull, freezer, ports
 from fabricctl.lab.control import NodeDownError
 from fabricctl.lab.kinds import Fault
 from fabricctl.lab.lock import locked
@@ -209,15 +209,13 @@ class Faults:
         return stamp, {}
 
     def _freeze(self, fault: Fault) -> tuple[Stamp, dict[str, Any]]:
-        if self._nodes.pid(fault.target[0]) is None:
-            raise NodeDownError(f"node {fault.target[0]} is down")
         watch = Stopwatch()
-        cgroups.freeze(self._spec.name, fault.target[0], True)
+        freezer.freeze(self._paths, fault.target[0])
         return watch.stop(), {}
 
     def _thaw(self, fault: Fault) -> tuple[Stamp, dict[str, Any]]:
         watch = Stopwatch()
-        cgroups.freeze(self._spec.name, fault.target[0], False)
+        freezer.thaw(self._paths, fault.target[0])
         return watch.stop(), {}
 
     def _kill_service(self, fault: Fault) -> tuple[Stamp, dict[str, Any]]:

@@ -30,12 +30,10 @@ from pathlib import Path
 from typing import Any
 
 from fabricctl.errors import FabricError, LabError
-from fabricctl.lab import kernel, nodefs
+from fabricctl.lab import control, kernel, nodefs
 from fabricctl.lab.boot import Boot, Service
 from fabricctl.lab.stamp import Stopwatch
 
-_CLONE_NEWCGROUP, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x0200_0000, 0x0400_0000, 0x0800_0000
-_CLONE_NEWPID = 0x2000_0000
 _RESTART_DELAY_S = 0.5  # "restarted within 1 s"; systemd's own default is 0.1 s
 _ENVIRONMENT = {"LANG": "C.UTF-8", "HOME": "/root", "USER": "root", "SHELL": "/bin/bash"}
 
@@ -252,17 +250,12 @@ def _enter_namespaces(boot: Boot) -> None:
     kernel.setns(fd, kernel.CLONE_NEWNET)
     os.close(fd)
     kernel.unshare(
-        _CLONE_NEWCGROUP | _CLONE_NEWUTS | _CLONE_NEWIPC | _CLONE_NEWPID | kernel.CLONE_NEWNS
+        kernel.CLONE_NEWCGROUP
+        | kernel.CLONE_NEWUTS
+        | kernel.CLONE_NEWIPC
+        | kernel.CLONE_NEWPID
+        | kernel.CLONE_NEWNS
     )
-
-
-def _listen(path: Path) -> socket.socket:
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
-    path.chmod(0o600)
-    listener.listen(16)
-    return listener
 
 
 def _be_init(boot: Boot, ready: int) -> None:
@@ -274,7 +267,7 @@ def _be_init(boot: Boot, ready: int) -> None:
     signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     # The socket's owner tells everybody which process init is (SO_PEERCRED): no pid file.
-    listener = _listen(boot.state / "nodes" / boot.node / "control")
+    listener = control.listen(boot.state / "nodes" / boot.node / "control")
     libc = ctypes.CDLL(None, use_errno=True)
     libc.sethostname(boot.node.encode(), len(boot.node))
     nodefs.enter(boot.state, boot.node, list(boot.code), dict(boot.cgroup_mounts))

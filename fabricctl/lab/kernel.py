@@ -10,7 +10,8 @@ from fabricctl.errors import SystemRefusedError
 
 # linux/sched.h
 CLONE_NEWNS = 0x0002_0000
-CLONE_NEWNET = 0x4000_0000
+CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x0200_0000, 0x0400_0000, 0x0800_0000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x1000_0000, 0x2000_0000, 0x4000_0000
 
 # linux/mount.h
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 2, 4, 8, 32
@@ -32,12 +33,12 @@ def _check(result: int, what: str) -> None:
 
 def unshare(flags: int) -> None:
     """unshare(2) of the calling thread."""
-    _check(_libc.unshare(flags), f"unshare {flags:#x}")
+    _check(_libc.unshare(flags), "unshare")
 
 
 def setns(fd: int, kind: int) -> None:
     """setns(2) of the calling thread."""
-    _check(_libc.setns(fd, kind), f"setns {kind:#x}")
+    _check(_libc.setns(fd, kind), "setns")
 
 
 def mount(source: str, target: str | Path, kind: str, flags: int = 0, data: str = "") -> None:

@@ -1,17 +1,16 @@
 """The nodes of a lab: starting them, asking them, running commands on them, ending them."""
 
-import contextlib
 import os
+import select
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fabricctl.errors import LabError
-from fabricctl.lab import accounting, cgroups, control
+from fabricctl.lab import accounting, cgroups, control, freezer
 from fabricctl.lab.boot import Boot, Service
 from fabricctl.lab.site import Site, code_root
 from fabricctl.lab.spec import CONTROLLER, JOB_USERS, SHARED, LabPaths, LabSpec
@@ -111,7 +110,7 @@ class Nodes:
             os.kill(pid, 9)
             # A frozen process dies when it is thawed, before it runs a line (freezer v1).
             if cgroups.is_frozen(self.spec.name, name):
-                cgroups.freeze(self.spec.name, name, False)
+                freezer.thaw(self.paths, name)
             _await_end(fd, name)
             return watch.stop()
         finally:
@@ -127,7 +126,7 @@ class Nodes:
 
     def status(self, name: str) -> NodeStatus:
         """What lives on one node."""
-        if cgroups.is_frozen(self.spec.name, name):
+        if freezer.is_frozen(self.paths, name):
             return NodeStatus(name, "frozen", self.pid(name), {})
         try:
             answer = self.ask(name, {"do": "status"}, timeout_s=5)
@@ -223,11 +222,5 @@ def _await_ready(name: str, ready: int, console: Path) -> None:
 
 def _await_end(fd: int, name: str) -> None:
     """Until a process that is not our child is gone, its whole pid namespace with it."""
-    import select
-
-    with contextlib.closing(select.epoll()) as poll:
-        poll.register(fd, select.EPOLLIN)
-        begin_s = time.monotonic()
-        while not poll.poll(_DIE_S):
-            if time.monotonic() - begin_s > _DIE_S:
-                raise LabError(f"node {name}: its processes do not end")
+    if not select.select([fd], [], [], _DIE_S)[0]:
+        raise LabError(f"node {name}: its processes do not end")

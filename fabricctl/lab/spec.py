@@ -130,6 +130,7 @@ class LabPaths:
     """A lab's files, seen from outside."""
 
     def __init__(self, name: str) -> None:
+        self.name = name
         self.state = BASE / name
         self.lock = BASE / f"{name}.lock"
         self.spec = self.state / "spec.json"

@@ -276,17 +276,6 @@ def test_nodes_cannot_write_what_is_the_machines(small: Lab) -> None:
     assert not Path("/etc/written-by-a-node").exists()
 
 
-def test_only_root_can_bring_a_lab_up() -> None:
-    done = subprocess.run(
-        ["setpriv", "--reuid", "65534", "--clear-groups", *cli("up", "--name", NAME)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 71
-    assert done.stderr == ("fabricctl: lab: needs root: it makes namespaces, mounts and bridges\n")
-
-
 def test_missing_programs_are_named_with_their_packages(
     monkeypatch: pytest.MonkeyPatch, small: Lab
 ) -> None:
