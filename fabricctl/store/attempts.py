@@ -44,6 +44,7 @@ class Attempt:
     stays: set[tuple[str, int]] = field(default_factory=set)  # node, begin_real_ns
     identity: tuple[int, int, int] | None = None
     array: tuple[int, int] | None = None  # job and task, for a task of an array
+    nodes: tuple[str, ...] = ()  # of the allocation, as the trace has them
 
     @classmethod
     def read(cls, path: Path, number: int) -> "Attempt":
@@ -62,6 +63,7 @@ class Attempt:
                 stays,
                 identity_of(path),
                 array,
+                job.nodes,
             )
 
     def overlap_ns(self, part: Part) -> int:

@@ -7,6 +7,7 @@ import contextlib
 import glob
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -55,19 +56,25 @@ class NewFile:
 
 
 @contextlib.contextmanager
-def new_file(out: Path, check: Callable[[], None] = lambda: None) -> Iterator["NewFile"]:
+def new_file(
+    out: Path, check: Callable[[], None] = lambda: None, base: Path | None = None
+) -> Iterator["NewFile"]:
     """A new HDF5 file that appears under its name when it is whole and on the disk.
 
-    Mode 0600, whatever the umask; one writer at a time for each name. ``check`` is called before
-    the file appears and may raise. Raises :class:`SystemRefusedError`; then nothing is left.
+    It begins empty, or as a copy of ``base``. Mode 0600, whatever the umask; one writer at a time
+    for each name. ``check`` is called before the file appears and may raise. Raises
+    :class:`SystemRefusedError`; then nothing is left.
     """
     temporary = out.with_name(f".{out.name}.{os.uname().nodename}.{os.getpid()}.tmp")
     try:
         _remove_abandoned(out)
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
+            if base:
+                with base.open("rb") as source, open(fd, "wb", closefd=False) as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
             sink = Sink(fd)
-            with h5py.File(sink, "w", libver=LIBVER) as file:
+            with h5py.File(sink, "r+" if base else "w", libver=LIBVER) as file:
                 yield NewFile(file, sink)
             if sink.error:
                 raise sink.error
@@ -174,13 +181,14 @@ def create_table(
     )
 
 
-def _committed(file: h5py.File, table: schema.Table) -> h5py.Datatype:
-    """The table's named datatype, which carries the columns' documentation once per file."""
-    path = f"{SCHEMA}/{table.name}"
+def _committed(file: h5py.File, table: schema.Table) -> h5py.Datatype | np.dtype[np.void]:
+    """The table's named datatype, which carries the columns' documentation once per file. Plain
+    where an older version made the file and its type lacks columns."""
+    path, kind = f"{SCHEMA}/{table.name}", dtypes.dtype(table)
     if path not in file:
-        file[path] = dtypes.dtype(table)
+        file[path] = kind
         set_attributes(file[path], documentation(table))
-    return file[path]
+    return file[path] if file[path].dtype == kind else kind
 
 
 def documentation(table: schema.Table) -> dict[str, Attribute]:

@@ -1,4 +1,4 @@
-"""Writes one job trace from the one that is there and the parts to add."""
+"""Writes one job trace: a copy of the one that is there, and the parts added to it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ class ChangedError(Exception):
 
 
 class SourceError(Exception):
-    """A part or the trace itself is damaged; nothing was done."""
+    """A part is damaged; nothing was done."""
 
     def __init__(self, path: Path, error: TraceError) -> None:
         super().__init__(str(error))
@@ -40,22 +40,22 @@ def write(
         if identity_of(attempt.path) != attempt.identity:
             raise ChangedError
 
-    sources = [attempt.path] if attempt.identity else []
-    sources += [part.path for part in parts]
-    with hdf5.new_file(attempt.path, check) as new:
-        nodes: dict[str, None] = {}
-        present: set[str] = set()
-        for source in sources:
+    base = attempt.path if attempt.identity else None
+    with hdf5.new_file(attempt.path, check, base) as new:
+        nodes = dict.fromkeys(attempt.nodes)
+        for part in parts:
             try:
-                with open_trace(source) as trace, damage_of(source):
+                with open_trace(part.path) as trace, damage_of(part.path):
                     nodes.update(dict.fromkeys(trace.job.nodes))
-                    present.update(node.node for node in trace.nodes.values())
                     _copy(trace, new)
             except TraceError as error:
-                if not source.exists():
+                if not part.path.exists():
                     raise ChangedError
-                raise SourceError(source, error) if isinstance(error, DamagedTraceError) else error
+                if isinstance(error, DamagedTraceError):
+                    raise SourceError(part.path, error)
+                raise
             new.check()
+        present = {name.partition("@")[0] for name in new.file[hdf5.NODES]}
         of_file: dict[str, hdf5.Value] = {
             "format": hdf5.FORMAT,
             "schema_version": schema.SCHEMA_VERSION,

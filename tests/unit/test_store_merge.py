@@ -254,6 +254,57 @@ def test_a_part_of_another_layout_is_merged_by_its_values(user_dir: Path) -> Non
     assert content(merged) == {"n1": [0]}
 
 
+def test_many_parts_are_merged_in_batches_each_of_which_is_kept(
+    user_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect, "_BATCH", 2)
+    nodes = [f"n{nth}" for nth in range(1, 8)]
+    for node in nodes:
+        put(user_dir, node)
+    renamed = []
+
+    def die(name: str) -> None:
+        renamed.append(name == "renamed")
+        if sum(renamed) == 2:
+            os._exit(99)
+
+    assert in_child(lambda: merge(user_dir, step=die) and None) == 99
+    assert len(content(user_dir / "job-7.h5")) == 4
+    assert len(list((user_dir / ".parts" / "job-7").glob("n*.h5"))) == 5
+    assert merge(user_dir) == user_dir / "job-7.h5"
+    assert content(user_dir / "job-7.h5") == all_begin(nodes, 0)
+    with open_trace(user_dir / "job-7.h5") as trace:
+        assert set(trace.job.nodes) == set(NODES)
+
+
+def test_what_a_user_added_to_a_trace_outlives_a_late_part(user_dir: Path) -> None:
+    put(user_dir, "n1")
+    path = merge(user_dir)
+    assert path is not None
+    with h5py.File(path, "r+") as file:
+        file["mine"] = np.arange(5)
+    put(user_dir, "n2")
+    merge(user_dir)
+    with h5py.File(path) as file:
+        assert file["mine"][:].tolist() == [0, 1, 2, 3, 4]
+    assert content(path) == {"n1": [0], "n2": [0]}
+
+
+def test_a_late_part_joins_a_trace_that_an_older_version_made(user_dir: Path) -> None:
+    put(user_dir, "n1")
+    path = merge(user_dir)
+    assert path is not None
+    with h5py.File(path, "r+") as file:  # as if tables had fewer columns then
+        rows = file["nodes/n1/job"][()][["time_mono_ns", "cpu_ns"]]
+        del file["nodes/n1/job"], file["schema/job"]
+        older = np.dtype([("time_mono_ns", "<i8"), ("cpu_ns", "<u8")])
+        file["schema/job"] = older
+        file["nodes/n1"].create_dataset("job", data=rows.astype(older), chunks=(20,))
+    put(user_dir, "n2", 1)
+    merge(user_dir)
+    assert content(path) == {"n1": [0], "n2": [1]}
+
+
 # --- crashes ---------------------------------------------------------------------------------
 
 
