@@ -96,6 +96,12 @@ def trace_file(user_dir: Path, job: int, requeue: int = 0) -> Path:
     return user_dir / (f"job-{job}.r{requeue}.h5" if requeue else f"job-{job}.h5")
 
 
+def parse_trace_file(path: Path) -> tuple[int, int] | None:
+    """``(job, requeue)`` of a job's trace, None for a foreign name."""
+    match = re.fullmatch(r"job-([1-9][0-9]{0,9})(?:\.r([1-9][0-9]{0,5}))?\.h5", path.name)
+    return (int(match.group(1)), int(match.group(2) or 0)) if match else None
+
+
 def array_link(user_dir: Path, array_job: int, array_task: int) -> Path:
     """The link to the newest trace of an array's task."""
     return user_dir / f"job-{array_job}_{array_task}.h5"

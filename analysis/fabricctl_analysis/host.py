@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fabricctl_analysis.align import Rows
+from fabricctl_analysis.align import Ns, Rows
 from fabricctl_analysis.counters import Increments, increments, measured_floats
 from fabricctl_analysis.model import Figure
 from fabricctl_analysis.rows import NodeRows
@@ -69,7 +69,7 @@ def _memory(
 def _job(
     rows: NodeRows, longest_ns: int, figures: dict[str, Figure], series: dict[str, Series]
 ) -> None:
-    times, job = rows.real_ns["job"], rows.tables["job"]
+    times, job = _while_it_lived(rows.real_ns["job"], rows.tables["job"])
     cpu = increments(times, job["cpu_ns"])
     figures["job_cpu"] = _so_far(job["cpu_ns"], cpu)
     figures["job_cpu_mean"] = _mean(cpu, "cores")
@@ -78,6 +78,13 @@ def _job(
     figures["job_memory_max"] = gauge(memory, "B")
     figures["job_processes_max"] = gauge(measured_floats(job["processes"]), "processes")
     series["job_memory"] = reduce_series(*as_intervals(times, memory), longest_ns)
+
+
+def _while_it_lived(times: Ns, job: Rows) -> tuple[Ns, Rows]:
+    """Without the rows after the job's last process: its counter is gone, not reset."""
+    counted = np.where(job["cpu_ns"] == _NM, 0, job["cpu_ns"])
+    over = (job["processes"] == 0) & (counted < np.maximum.accumulate(counted))
+    return times[~over], job[~over]
 
 
 def _pressure(rows: NodeRows, figures: dict[str, Figure]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fabricctl import layout
 from fabricctl.store import schema
 from fabricctl.store.trace import JobInfo, Trace, open_trace
 from fabricctl_analysis.align import instants
@@ -37,6 +38,7 @@ def job_facts(trace: Trace) -> JobFacts:
         job=job.job,
         array=_pair(job.array_job, "_", job.array_task),
         het=_pair(job.het_job, "+", job.het_offset),
+        requeue=(layout.parse_trace_file(trace.path.resolve()) or (0, 0))[1],
         user=clean(job.user) or None,
         cluster=clean(job.cluster) or None,
         mode=clean(job.mode) or None,

@@ -38,6 +38,7 @@ class JobFacts:
     job: int
     array: str | None  # "12_3" for an array task
     het: str | None  # "12+1" for a component of a heterogeneous job
+    requeue: int  # which run: how many requeues came before, by the file's name
     user: str | None
     cluster: str | None
     mode: str | None
@@ -48,9 +49,11 @@ class JobFacts:
 
     @property
     def title(self) -> str:
-        """``4711``, ``12_3 (job 15)``."""
+        """``4711``, ``12_3 (job 15)``, ``4711 (requeue 1)``."""
         other = self.array or self.het
-        return f"{other} (job {self.job})" if other else str(self.job)
+        more = [f"job {self.job}"] if other else []
+        more += [f"requeue {self.requeue}"] if self.requeue else []
+        return (other or str(self.job)) + (f" ({', '.join(more)})" if more else "")
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def nothing(report: Report) -> str:
         return "Nothing was measured."
     return (
         "Nothing stands out in what was measured: no rail went down, no errors were counted, "
-        "no note was written."
+        "no warning was noted."
     )
 
 

@@ -71,6 +71,7 @@ def _job(report: Report) -> Json:
         "job": job.job,
         "array": job.array,
         "het": job.het,
+        "requeue": job.requeue,
         "user": job.user,
         "cluster": job.cluster,
         "mode": job.mode,

@@ -82,9 +82,8 @@ def _traces(folder: Path, name: str) -> dict[int, Path]:
         job = _job_of(folder, name)
         if job is None:
             return {}
-        pattern = re.compile(rf"job-{job}(?:\.r([1-9][0-9]{{0,5}}))?\.h5")
-        matches = [(path, pattern.fullmatch(path.name)) for path in folder.iterdir()]
-        return {int(match.group(1) or 0): path for path, match in matches if match}
+        named = [(path, layout.parse_trace_file(path)) for path in folder.iterdir()]
+        return {which[1]: path for path, which in named if which and which[0] == job}
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -99,8 +98,8 @@ def _job_of(folder: Path, name: str) -> int | None:
     link = layout.array_link(folder, int(task.group(1)), int(task.group(2)))
     if not link.is_symlink():
         return None
-    match = re.match(r"job-([1-9][0-9]{0,9})\b", link.readlink().name)
-    return int(match.group(1)) if match else None
+    which = layout.parse_trace_file(link.readlink())
+    return which[0] if which else None
 
 
 def _newest(traces: dict[int, Path]) -> Path:

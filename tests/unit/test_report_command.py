@@ -99,7 +99,8 @@ def test_the_newest_attempt_is_shown_unless_another_is_asked_for(
     later = Plan(seconds=8, nodes=["n1"], begin_real_ns=first.begin_real_ns + 3600 * S)
     write(first, site / "alice")
     write(later, site / "alice")
-    assert "15:13:28.0 UTC, 8.00 s" in fabricctl("4711").stdout
+    newest = fabricctl("4711").stdout
+    assert newest.startswith("Job 4711 (requeue 1): alice") and "15:13:28.0 UTC, 8.00 s" in newest
     assert "14:13:25.0 UTC, 5.00 s" in fabricctl("4711", "--attempt", "0").stdout
     failure(fabricctl("4711", "--attempt", "2"), 66, ["no trace of attempt 2; there is 0, 1"])
 

@@ -22,7 +22,7 @@ from fabricctl_analysis.summarise import summarise
 from fabricctl_analysis.when import When
 from tests.support.traces import Cut, Plan, journals, write
 
-FACTS = JobFacts(1, None, None, "alice", "lab", "on", 0, ("n1", "n2"), "file", 1)
+FACTS = JobFacts(1, None, None, 0, "alice", "lab", "on", 0, ("n1", "n2"), "file", 1)
 
 
 def noise(seed: int) -> NodeRows:
