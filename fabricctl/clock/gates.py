@@ -68,18 +68,23 @@ class Gated:
     excess_ns: Floats
 
 
-def learned(floors: Floors, fit: Fit, rules: GateRules, dt_s: float) -> Floors:
+def learned(
+    floors: Floors, fit: Fit, rules: GateRules, dt_s: float, settled: Bools | None = None
+) -> Floors:
     """Floors after one more window.
 
     Down at once beyond the noise, else slowly towards windows near the floor; up only when both
     directions have been free of queues and longer for ``relearn_s``: the path changed.
+    ``settled``: edges whose drift is known; a wrong slope makes the band narrower than the path.
     """
     margin = fit.margin_ns
-    free = _free(fit, rules)
+    free = _free(fit, rules) & (margin > 0)
+    if settled is not None:
+        free &= settled
     new = free & ~np.isfinite(floors.margin_ns)
     excess = margin - floors.margin_ns
     noise = 4 * fit.sigma_ns
-    lower = excess < -(noise + 20)
+    lower = free & (excess < -(noise + 20))
     close = free & (np.abs(excess) <= noise)
     above = free & (excess > noise)
     exceeded = np.where(

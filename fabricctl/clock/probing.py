@@ -81,6 +81,17 @@ class Anchor:
     width_ns: int
 
 
+@dataclass(frozen=True)
+class Virtual:
+    """The lab's virtual clock of a node; fabricctl/lab/vclock.py has its formula and terms."""
+
+    begin_mono_ns: int
+    offset_ns: int
+    drift_ppb: float
+    waves: tuple[tuple[float, float, float], ...] = ()
+    steps: tuple[tuple[float, float], ...] = ()
+
+
 def probe_key(job_key: bytes, job: int) -> bytes:
     """The probes' own key: what signs probes signs nothing else."""
     return hashlib.blake2b(
@@ -92,8 +103,8 @@ class Prober:
     """Sends and receives probes until it is stopped.
 
     ``me`` and the flows' ``peer`` are places in the allocation's node list, ``session`` a random
-    number other than 0, ``base_ns`` what is taken off CLOCK_MONOTONIC_RAW for node time. Raises :class:`SystemRefusedError` where the C part is missing or a rail
-    cannot be opened.
+    number other than 0, ``base_ns`` what is taken off CLOCK_MONOTONIC_RAW for node time. Raises
+    :class:`SystemRefusedError` where the C part is missing or a rail cannot be opened.
     """
 
     def __init__(
@@ -128,16 +139,12 @@ class Prober:
         """Probes these from now on; a flow that was there before goes on."""
         self._engine.set_flows([(f.rail, f.peer, f.address, f.port, f.owner) for f in flows])
 
-    def set_virtual(
-        self,
-        begin_mono_ns: int,
-        offset_ns: int,
-        drift_ppb: float,
-        waves: Sequence[tuple[float, float, float]],
-        steps: Sequence[tuple[float, float]],
-    ) -> None:
-        """The lab's virtual clock (fabricctl/lab/vclock.py): stamps show it from now on."""
-        self._engine.set_virtual(begin_mono_ns, offset_ns, drift_ppb, list(waves), list(steps))
+    def set_virtual(self, virtual: "Virtual") -> None:
+        """Stamps and anchors show this clock from now on."""
+        waves, steps = list(virtual.waves), list(virtual.steps)
+        self._engine.set_virtual(
+            virtual.begin_mono_ns, virtual.offset_ns, virtual.drift_ppb, waves, steps
+        )
 
     def take(self) -> NDArray[np.void]:
         """Samples (:data:`SAMPLE`) since the last call."""

@@ -1,0 +1,186 @@
+"""The edges that this node owns: samples in, one report an edge and window out.
+
+The owner of an edge gets the stamps of both ends. It keeps a filter of its own for each edge, so
+that samples are fitted in already-corrected time without knowing anybody's clock model: the
+peer's stamps are corrected by the node's own model plus the edge's last known offset.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fabricctl.clock import gates, kalman
+from fabricctl.clock.fit import Fit, Window, fit_edges
+from fabricctl.clock.probing import SAMPLE
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+# Stamps taken in software scatter by tens of ns around the undelayed path, and drag a tail of
+# cache misses and interrupts; 200 ns won against 50, 100 and 400 on recorded links
+# (docs/decisions/0010-clock-estimator.md).
+NEAR_NS = 200.0
+SETTLED_DRIFT_PPB = 500.0  # an error of 125 ns at the ends of a window: less than NEAR_NS
+
+# What an edge says about a window. ``offset_ns``: theta_b - theta_a at the window's centre;
+# ``hard_*``: bounds of it beyond offset_ns, whatever the network does.
+REPORT = np.dtype(
+    [
+        ("a", "<u4"),
+        ("b", "<u4"),
+        ("rail", "u1"),
+        ("usable", "u1"),
+        ("one_sided", "u1"),
+        ("near", "u1"),  # samples near the emptier edge of the band, at most 255
+        ("offset_ns", "<f8"),
+        ("slope_ppb", "<f4"),
+        ("sigma_ns", "<f4"),
+        ("common_ns", "<f4"),
+        ("hard_above_ns", "<f4"),
+        ("hard_below_ns", "<f4"),
+        ("excess_ns", "<f4"),
+    ]
+)
+
+Arrays = TypeVar("Arrays", kalman.Clocks, gates.Floors)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A node's clock around one instant of job time; see the package for theta's sign."""
+
+    at_job_ns: int
+    theta_ns: float
+    drift_ppb: float
+
+    def since_ns(self, node_ns: Ints) -> Floats:
+        """Job time of readings of node time, in ns after ``at_job_ns``."""
+        passed = (node_ns - self.at_job_ns).astype(float) - self.theta_ns
+        return np.asarray(passed / (1 + self.drift_ppb * 1e-9))
+
+
+class OwnedEdges:
+    """All edges that one node owns."""
+
+    def __init__(self, me: int, rules: gates.GateRules, near_ns: float = NEAR_NS) -> None:
+        self._me = me
+        self._rules = rules
+        self._near_ns = near_ns
+        self._keys: list[tuple[int, int]] = []  # (rail, peer)
+        self._clocks = kalman.first(0)
+        self._floors = gates.Floors.unknown(0)
+        self._samples = np.empty(0, SAMPLE)
+        self._last_end_ns = 0
+
+    def set_edges(self, keys: Sequence[tuple[int, int]]) -> None:
+        """``(rail, peer)`` of each; what is known of those that stay is kept."""
+        old = {key: at for at, key in enumerate(self._keys)}
+        source = np.array([old.get(key, -1) for key in keys], np.int64)
+        self._clocks = _rearranged(self._clocks, source, kalman.first(len(keys)))
+        self._floors = _rearranged(self._floors, source, gates.Floors.unknown(len(keys)))
+        self._keys = list(keys)
+
+    def add(self, samples: NDArray[np.void]) -> None:
+        """Samples from the engine; only the smallest ones tell time.
+
+        Of a pair the second: the first of an isolated pair meets colder caches.
+        """
+        good = samples[(samples["size_class"] == 0) & (samples["seq"] % 2 == 1)]
+        self._samples = np.concatenate([self._samples, good])
+
+    def fit(self, end_ns: int, window_s: float, own: Model, wander_ppb: float) -> NDArray[np.void]:
+        """Reports (:data:`REPORT`) on the window that ends at ``end_ns`` of job time."""
+        begin_ns = end_ns - round(window_s * 1e9)
+        passed_s = min((end_ns - self._last_end_ns) * 1e-9, 60.0)
+        centre_ns = (begin_ns + end_ns) // 2
+        self._last_end_ns = end_ns
+        self._forget_before(begin_ns, own)
+        # The edges' filters stand at the window's centre.
+        self._clocks = kalman.predicted(self._clocks, passed_s, wander_ppb * np.sqrt(2))
+        window = self._window(centre_ns, window_s, own)
+        sigma = np.clip(3 * self._clocks.drift_sigma_ppb, 100.0, 1e5)
+        fit = fit_edges(window, self._near_ns, sigma)
+        gated = gates.gated(fit, self._floors, self._rules)
+        before = self._clocks
+        settled = before.drift_sigma_ppb < SETTLED_DRIFT_PPB
+        self._floors = gates.learned(self._floors, fit, self._rules, passed_s, settled)
+        overlap = np.sqrt(max(window_s / max(passed_s, 1e-3), 1.0))
+        seen = np.where(gated.usable, before.theta_ns + gated.offset_ns, np.nan)
+        self._clocks = kalman.measured(before, seen, gated.sigma_ns * overlap)
+        return self._reports(fit, gated, before, window_s)
+
+    def _forget_before(self, begin_ns: int, own: Model) -> None:
+        inbound = self._samples["inbound"] == 1
+        mine = np.where(inbound, self._samples["received_ns"], self._samples["sent_ns"])
+        self._samples = self._samples[own.since_ns(mine) >= begin_ns - own.at_job_ns]
+
+    def _window(self, centre_ns: int, window_s: float, own: Model) -> Window:
+        """Samples of both directions, padded, in corrected time."""
+        samples = self._samples
+        index = {key: at for at, key in enumerate(self._keys)}
+        pairs = zip(samples["rail"].tolist(), samples["peer"].tolist(), strict=True)
+        edge = np.array([index.get(pair, -1) for pair in pairs], np.int64)
+        inbound = samples["inbound"] == 1
+        mine = np.where(inbound, samples["received_ns"], samples["sent_ns"])
+        theirs = np.where(inbound, samples["sent_ns"], samples["received_ns"])
+        centre = (centre_ns - own.at_job_ns) * 1.0
+        at_s = (own.since_ns(mine) - centre) * 1e-9
+        known = edge >= 0
+        offset = self._clocks.theta_ns[edge] + self._clocks.drift_ppb[edge] * at_s
+        # received - sent outbound, sent - received inbound: both are theirs - mine.
+        beyond = (theirs - mine).astype(float) - offset
+        known &= at_s <= window_s / 2
+        edges = len(self._keys)
+        above = _padded(edge, at_s, beyond, known & ~inbound, (edges, np.inf))
+        below = _padded(edge, at_s, beyond, known & inbound, (edges, -np.inf))
+        return Window(*above, *below, window_s)
+
+    def _reports(
+        self, fit: Fit, gated: gates.Gated, before: kalman.Clocks, window_s: float
+    ) -> NDArray[np.void]:
+        """Edges without samples in both directions are left out."""
+        # A single stamp may be early by its noise, the slope wrong by three of its errors.
+        slack = self._near_ns + 1.5 * window_s * np.minimum(before.drift_sigma_ppb, 1e5)
+        table = np.zeros(len(self._keys), REPORT)
+        table["a"] = self._me
+        table["b"] = [peer for _, peer in self._keys]
+        table["rail"] = [rail for rail, _ in self._keys]
+        table["usable"], table["one_sided"] = gated.usable, gated.one_sided
+        table["near"] = np.minimum(np.minimum(fit.near_above, fit.near_below), 255)
+        table["offset_ns"] = before.theta_ns + gated.offset_ns
+        table["slope_ppb"] = before.drift_ppb + fit.slope_ppb
+        table["sigma_ns"], table["common_ns"] = gated.sigma_ns, gated.common_ns
+        table["hard_above_ns"] = fit.hard_above_ns - gated.offset_ns + slack
+        table["hard_below_ns"] = fit.hard_below_ns - gated.offset_ns - slack
+        table["excess_ns"] = gated.excess_ns
+        return table[np.isfinite(fit.offset_ns)]
+
+
+def _padded(
+    edge: Ints, at_s: Floats, value: Floats, chosen: NDArray[np.bool_], shape: tuple[int, float]
+) -> tuple[Floats, Floats]:
+    """Rows of one edge each, filled up to the longest; ``shape``: edges, and what fills."""
+    edges, fill = shape
+    edge, at_s, value = edge[chosen], at_s[chosen], value[chosen]
+    order = np.argsort(edge, kind="stable")
+    edge, at_s, value = edge[order], at_s[order], value[order]
+    counts = np.bincount(edge, minlength=edges)
+    place = np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts)
+    width = max(int(counts.max(initial=0)), 2)
+    times, values = np.zeros((edges, width)), np.full((edges, width), fill)
+    times[edge, place], values[edge, place] = at_s, value
+    return times, values
+
+
+def _rearranged(old: Arrays, source: Ints, fresh: Arrays) -> Arrays:
+    """``fresh`` with the rows of ``old`` that ``source`` names (-1: none)."""
+    kept = source >= 0
+    changes = {}
+    for item in fields(old):
+        values = getattr(fresh, item.name).copy()
+        values[kept] = getattr(old, item.name)[source[kept]]
+        changes[item.name] = values
+    return replace(fresh, **changes)

@@ -1,0 +1,143 @@
+"""This node's clock: follows the answers, holds over without them, knows how far off it may be."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fabricctl.clock import kalman
+from fabricctl.clock.edges import Model
+from fabricctl.clock.solver import Answer
+
+# How far a drift walks in a second before anything is known, and the limits of what is learned.
+FIRST_WANDER_PPB = 100.0
+WANDER_LIMITS_PPB = (5.0, 1_000.0)
+_LEARN = 0.0  # weight of one window: the wander of the last minute counts
+SETTLED_MEASUREMENTS = 4  # in a row, before anybody may rely on the clock
+SETTLED_SIGMA_NS = 1_000.0
+HOLDOVER_WINDOWS = 4  # without an answer for a second the clock is said to hold over
+
+
+@dataclass(frozen=True)
+class HardBound:
+    """theta lies within [least, most] around the filter's at ``at_job_ns``; grows with drift."""
+
+    at_job_ns: int
+    least_ns: float
+    most_ns: float
+
+
+class NodeClock:
+    """One node's filter on the grid of windows; ``hop_s`` apart, each ``window_s`` long."""
+
+    def __init__(self, hop_s: float, window_s: float) -> None:
+        self._hop_s, self._window_s = hop_s, window_s
+        self._clocks = kalman.first(1)
+        self._window = 0
+        self._answered = 0
+        self._said: dict[int, float] = {}  # predictions that answers refer to, by window
+        self._accepted = 0
+        self._began = False
+        self.settled = False
+        self.wander_ppb = FIRST_WANDER_PPB
+        self.hard: HardBound | None = None
+
+    @property
+    def model(self) -> Model:
+        return Model(
+            self._end_ns(self._window),
+            float(self._clocks.theta_ns[0]),
+            float(self._clocks.drift_ppb[0]),
+        )
+
+    @property
+    def clocks(self) -> kalman.Clocks:
+        """The filter's state at :attr:`model`'s instant."""
+        return self._clocks
+
+    @property
+    def holding(self) -> bool:
+        return bool(self._clocks.missed[0] >= HOLDOVER_WINDOWS)
+
+    def _end_ns(self, window: int) -> int:
+        return round(window * self._hop_s * 1e9)
+
+    def window_at(self, node_ns: int) -> int:
+        """Number of the last window that has ended."""
+        since = float(self.model.since_ns(np.array([node_ns]))[0])
+        return self._window + int(np.floor(since / (self._hop_s * 1e9)))
+
+    def align(self, job_ns: int, node_ns: int) -> None:
+        """Begins anew at somebody's job time, roughly: windows have the same numbers then."""
+        self._clocks = replace(kalman.first(1), theta_ns=np.array([float(node_ns - job_ns)]))
+        self._began = False
+        self._said.clear()
+        self._window = self._answered = int(job_ns // round(self._hop_s * 1e9))
+
+    @property
+    def fresh(self) -> bool:
+        """Nothing has been measured yet."""
+        return self._accepted == 0 and not self.settled
+
+    def advance(self, window: int) -> None:
+        """To the end of ``window``."""
+        passed_s = (window - self._window) * self._hop_s
+        if passed_s <= 0:
+            return
+        if self._began:
+            clocks = kalman.predicted(self._clocks, passed_s, self.wander_ppb)
+            self._clocks = replace(clocks, missed=clocks.missed + 1)
+        self._began = True
+        self._window = window
+        self._said = {w: theta for w, theta in self._said.items() if w > window - 8}
+        self._said[window] = self._at_centre()
+
+    def _at_centre(self) -> float:
+        clocks = self._clocks
+        return float(clocks.theta_ns[0] - clocks.drift_ppb[0] * self._window_s / 2)
+
+    def prediction(self) -> tuple[float, float]:
+        """``theta`` and its variance at the current window's centre, for the report.
+
+        The surer a clock is of itself, the more say it has in what job time is; one that is not
+        settled has none beside those that are.
+        """
+        return self._at_centre(), float(self._clocks.p_theta[0]) * (1 if self.settled else 1e6)
+
+    def follow(self, answer: Answer) -> bool:
+        """Takes an answer; False when it is old or says nothing."""
+        said = self._said.get(answer.window)
+        if said is None or answer.window <= self._answered or not np.isfinite(answer.theta_ns):
+            return False
+        self._answered = answer.window
+        back_s = (self._window - answer.window) * self._hop_s + self._window_s / 2
+        seen = np.array([said + answer.theta_ns])
+        # Windows overlap: each sample is in several, and counts once.
+        sigma = np.array([answer.sigma_ns * np.sqrt(self._window_s / self._hop_s)])
+        missed = self._clocks.missed
+        then, now = kalman.measured_before(self._clocks, back_s, seen, sigma, self.wander_ppb)
+        taken = bool(then.missed[0] == 0)
+        self._learn_wander(answer, said, float(sigma[0]))
+        if not taken:
+            now = replace(now, missed=missed)
+        self._clocks = now
+        self._accepted = self._accepted + 1 if taken else 0
+        sigma_ns = float(now.sigma_ns[0])
+        self.settled |= self._accepted >= SETTLED_MEASUREMENTS and sigma_ns < SETTLED_SIGMA_NS
+        self.then = (answer.window, float(then.theta_ns[0]), float(seen[0]), answer.sigma_ns)
+        moved = float(then.theta_ns[0]) - float(seen[0])
+        self.hard = HardBound(
+            self._end_ns(answer.window) - round(self._window_s / 2 * 1e9),
+            answer.least_ns - moved,
+            answer.most_ns - moved,
+        )
+        return taken
+
+    def _learn_wander(self, answer: Answer, said: float, sigma_ns: float) -> None:
+        """Surprises larger than the filter expects mean a clock that wanders more, and back."""
+        del said
+        if not self.settled:
+            return
+        expected = float(self._clocks.p_theta[0]) + sigma_ns**2
+        surprise = min(answer.theta_ns**2 / expected, 9.0)
+        wander = self.wander_ppb * np.exp(_LEARN * (surprise - 1))
+        self.wander_ppb = float(np.clip(wander, *WANDER_LIMITS_PPB))

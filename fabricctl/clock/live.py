@@ -1,0 +1,306 @@
+"""The job clock on one node while the job runs: probes, windows, reports, answers.
+
+Everything happens when :meth:`JobClock.receive` or :meth:`JobClock.run_due` is called; there is no
+thread but the probe engine's. Each window: take the samples, fit the edges this node owns, report
+to the two nodes that solve, follow the first answer.
+"""
+
+import contextlib
+import secrets
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fabricctl.clock import exchange, peers, probing
+from fabricctl.clock.edges import OwnedEdges
+from fabricctl.clock.follow import NodeClock
+from fabricctl.clock.gates import GateRules
+from fabricctl.clock.probing import Flow, Prober, Rail, Virtual
+from fabricctl.clock.solver import Answer, NodeReport, Solver
+from fabricctl.errors import DataError, SystemRefusedError
+
+HOP_S = 0.25  # a page is as wrong as its clock wanders in a hop; each costs 5 ms of a core
+WINDOW_S = 0.5
+FIRST_RATE = 100.0  # pairs a second, so that the first windows know something
+SOLVE_WAIT_S = 0.05  # for reports that are late
+HELLO_S = (0.1, 5.0)  # to a node not yet heard, and to all others
+SOLVERS = 2
+SILENT_WINDOWS = 4  # without an answer the next node is asked to solve
+RECEIVE_AT_ONCE = 256
+ALIGN_NS = 20_000_000  # beyond which the clocks of two beginners would number windows differently
+
+Address = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Member:
+    """Who this node is among the allocation's nodes, and the job's secret."""
+
+    job: int
+    nodes: tuple[str, ...]
+    node: str
+    key: bytes
+    life: int
+
+
+class JobClock:
+    """Raises :class:`SystemRefusedError` when it cannot begin.
+
+    ``resolve`` gives a node's address on the management network, None while it is not known.
+    ``candidates``: the UDP ports to try, the same on every node. ``virtual``: the lab's clock.
+    """
+
+    def __init__(
+        self,
+        member: Member,
+        rails: Sequence[Rail],
+        candidates: Sequence[int],
+        resolve: Callable[[str], str | None],
+        virtual: Virtual | None = None,
+    ) -> None:
+        self._member = member
+        self._me = member.nodes.index(member.node)
+        self._rails = tuple(rails)
+        self._candidates = tuple(candidates)
+        self._resolve = resolve
+        self._seal = exchange.Seal(member.key, member.job, self._me, member.life)
+        raw_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
+        self.base_ns = raw_ns - time.time_ns()
+        key = probing.probe_key(member.key, member.job)
+        session = secrets.randbits(63) | 1
+        self.prober = Prober(self._me, session, key, self._rails, self.base_ns)
+        if virtual is not None:
+            self.prober.set_virtual(virtual)
+        self._socket = _bind(self._candidates)
+        self.clock = NodeClock(HOP_S, WINDOW_S)
+        self._edges = OwnedEdges(self._me, GateRules())
+        self._solver = Solver(len(member.nodes), HOP_S, FIRST_RATE)
+        self._rate = FIRST_RATE
+        self._dead: frozenset[int] = frozenset()
+        self._ports: dict[int, Address] = {}  # where a node was heard from
+        self._hellos: dict[int, exchange.Hello] = {}
+        self._hello_due_s: dict[int, float] = {}
+        self._solvers = self._first_solvers()
+        self._answered_window: dict[int, int] = {}
+        self._solve_at_s: float | None = None
+        self._fit_at_s = 0.0
+        self.refused = 0
+        self._set_neighbours()
+        self.prober.start(FIRST_RATE)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self.prober.stop()
+        self._socket.close()
+
+    # Who probes whom, who solves
+
+    def set_dead(self, nodes: Sequence[str]) -> None:
+        """Nodes that the other agents do not hear: probed no more, the graph heals."""
+        index = {name: place for place, name in enumerate(self._member.nodes)}
+        dead = frozenset(index[name] for name in nodes if name in index) - {self._me}
+        if dead != self._dead:
+            self._dead = dead
+            self._solver.alive = len(self._member.nodes) - len(dead)
+            self._set_neighbours()
+
+    def _set_neighbours(self) -> None:
+        names = self._member.nodes
+        dead = [names[place] for place in self._dead]
+        self._neighbours: list[tuple[int, int]] = []  # (rail, peer)
+        for rail in range(len(self._rails)):
+            pairs = peers.edges(self._member.job, rail, names, dead)
+            mine = peers.neighbours(pairs, self._member.node)
+            self._neighbours += [(rail, names.index(name)) for name in mine]
+        self._apply_flows()
+
+    def _apply_flows(self) -> None:
+        flows = [
+            Flow(rail, peer, *self._hellos[peer].rails[rail], _owns(self._me, peer))
+            for rail, peer in self._neighbours
+            if peer in self._hellos and rail < len(self._hellos[peer].rails)
+        ]
+        with contextlib.suppress(OSError):  # an address that is none: its edge stays silent
+            self.prober.set_flows(flows)
+        self._edges.set_edges([(flow.rail, flow.peer) for flow in flows if flow.owner])
+
+    def _first_solvers(self) -> list[int]:
+        return list(range(min(SOLVERS, len(self._member.nodes))))
+
+    def _replace_silent_solvers(self) -> None:
+        """A solver that has not answered for some windows gives way to the next node."""
+        window = self.clock.model.at_job_ns // round(HOP_S * 1e9)
+        count = len(self._member.nodes)
+        for at, solver in enumerate(self._solvers):
+            since = self._answered_window.setdefault(solver, window)
+            if solver not in self._dead and window - since <= SILENT_WINDOWS:
+                continue
+            others = [n for n in range(count) if n not in self._solvers and n not in self._dead]
+            after = [n for n in others if n > max(self._solvers)] or others
+            if after:
+                self._solvers[at] = after[0]
+                self._answered_window[after[0]] = window
+            self._answered_window.pop(solver, None)
+
+    # Time
+
+    def next_due_s(self) -> float:
+        """When :meth:`run_due` wants to be called, on CLOCK_MONOTONIC."""
+        due = [self._fit_at_s, *self._hello_due_s.values()]
+        if self._solve_at_s is not None:
+            due.append(self._solve_at_s)
+        return min(due)
+
+    def run_due(self) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._fit_at_s:
+            self._run_window()
+            self._fit_at_s = self._next_fit_s()
+        if self._solve_at_s is not None and now_s >= self._solve_at_s:
+            self._solve()
+        self._say_hellos(now_s)
+
+    def _next_fit_s(self) -> float:
+        """When the samples of the next window are complete: its end, and the time that a stamp
+        takes to come back, which is two ticks of the slower engine and a bit."""
+        now = self.prober.anchor()
+        hop_ns = round(HOP_S * 1e9)
+        model = self.clock.model
+        since_ns = float(model.since_ns(np.array([now.node_ns]))[0])
+        left_ns = hop_ns - (model.at_job_ns + since_ns) % hop_ns
+        grace_s = 2.5 * 1.25 / self._rate + 0.003
+        wait_s = left_ns * 1e-9 + grace_s
+        return time.monotonic() + (wait_s - HOP_S if wait_s - HOP_S > 0.5 * HOP_S else wait_s)
+
+    def _run_window(self) -> None:
+        self._edges.add(self.prober.take())
+        window = self.clock.window_at(self.prober.anchor().node_ns)
+        before = self.clock.model
+        self.clock.advance(window)
+        model = self.clock.model
+        if model.at_job_ns == before.at_job_ns:
+            return
+        edges = self._edges.fit(model.at_job_ns, WINDOW_S, model, self.clock.wander_ppb)
+        theta_ns, p_theta = self.clock.prediction()
+        report = NodeReport(self._me, window, theta_ns, p_theta, edges)
+        self._last_report = report
+        self._replace_silent_solvers()
+        for solver in self._solvers:
+            if solver == self._me:
+                self._take_report(report)
+            else:
+                self._send(exchange.REPORT_KIND, solver, exchange.pack_report(report))
+
+    # Messages
+
+    def receive(self) -> None:
+        """Takes what has arrived; called when the socket is readable."""
+        for _ in range(RECEIVE_AT_ONCE):
+            try:
+                datagram, address = self._socket.recvfrom(exchange.MAX_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # an ICMP error of an earlier send
+            try:
+                self._take(self._seal.open(datagram), address)
+            except DataError:
+                self.refused += 1
+
+    def _take(self, message: exchange.Message, address: Address) -> None:
+        if not 0 <= message.sender < len(self._member.nodes):
+            raise DataError("clock message: of nobody")
+        self._ports[message.sender] = (address[0], address[1])
+        if message.kind == exchange.HELLO:
+            self._take_hello(message.sender, exchange.unpack_hello(message.body))
+        elif message.kind == exchange.REPORT_KIND:
+            self._take_report(exchange.unpack_report(message.body, message.sender))
+        elif message.kind == exchange.ANSWER:
+            answer = exchange.unpack_answer(message.body, self._me)
+            self._follow(answer, message.sender)
+
+    def _take_hello(self, sender: int, hello: exchange.Hello) -> None:
+        # Before anything is measured: the time of who knows it, or of the first of us all.
+        if self.clock.fresh and (hello.settled or sender < self._me):
+            apart_ns = abs(self._job_now_ns() - hello.job_ns)
+            if apart_ns > ALIGN_NS:
+                self.clock.align(hello.job_ns, self.prober.anchor().node_ns)
+        if hello.wanted:
+            self._say_hello(sender, False)
+        if self._hellos.get(sender) != hello:
+            before = self._hellos.get(sender)
+            self._hellos[sender] = hello
+            if before is None or before.rails != hello.rails:
+                self._apply_flows()
+        self._hello_due_s[sender] = time.monotonic() + HELLO_S[1]
+
+    def _say_hellos(self, now_s: float) -> None:
+        wanted = {peer for _, peer in self._neighbours} | set(self._solvers) - {self._me}
+        for peer in wanted - self._dead:
+            if now_s >= self._hello_due_s.get(peer, 0.0):
+                self._hello_due_s[peer] = now_s + HELLO_S[peer in self._hellos]
+                self._say_hello(peer, True)
+
+    def _say_hello(self, peer: int, wanted: bool) -> None:
+        pairs = zip(self._rails, self.prober.ports, strict=True)
+        rails = tuple((rail.address, port) for rail, port in pairs)
+        hello = exchange.Hello(rails, wanted, self._job_now_ns(), self.clock.settled)
+        self._send(exchange.HELLO, peer, exchange.pack_hello(hello))
+
+    def _job_now_ns(self) -> int:
+        model = self.clock.model
+        node_ns = np.array([self.prober.anchor().node_ns])
+        return model.at_job_ns + round(float(model.since_ns(node_ns)[0]))
+
+    def _take_report(self, report: NodeReport) -> None:
+        waited = self._solver.waiting() is not None
+        if self._solver.add(report, self.clock.window_at(self.prober.anchor().node_ns)):
+            self._solve()
+        elif not waited:
+            self._solve_at_s = time.monotonic() + SOLVE_WAIT_S
+
+    def _solve(self) -> None:
+        self._solve_at_s = None
+        for answer in self._solver.solve():
+            if answer.node == self._me:
+                self._follow(answer, self._me)
+            else:
+                self._send(exchange.ANSWER, answer.node, exchange.pack_answer(answer))
+
+    def _follow(self, answer: Answer, solver: int) -> None:
+        self._answered_window[solver] = answer.window
+        self.clock.follow(answer)
+        if abs(answer.rate / self._rate - 1) > 0.05:
+            self._rate = answer.rate
+            self.prober.set_rate(answer.rate)
+
+    def _send(self, kind: int, to: int, body: bytes) -> None:
+        known = self._ports.get(to)
+        address = None if known else self._resolve(self._member.nodes[to])
+        targets = [known] if known else [(address, p) for p in self._candidates if address]
+        datagram = self._seal.close(kind, to, body)
+        for target in targets:
+            with contextlib.suppress(OSError):  # no route now: said again later
+                self._socket.sendto(datagram, target)
+
+
+def _owns(me: int, peer: int) -> bool:
+    """Of every pair one end, so that all own about as many."""
+    return (me < peer) == ((me + peer) % 2 == 1)
+
+
+def _bind(candidates: Sequence[int]) -> socket.socket:
+    found = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    found.setblocking(False)
+    for port in candidates:
+        with contextlib.suppress(OSError):
+            found.bind(("", port))
+            return found
+    found.close()
+    ports = ", ".join(map(str, candidates))
+    raise SystemRefusedError(f"clock: none of the UDP ports {ports} is free")

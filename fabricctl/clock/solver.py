@@ -1,0 +1,155 @@
+"""The node that solves: reports of all nodes in, an answer to each out.
+
+It keeps nothing that matters: every window is solved from its own reports, which carry each
+node's prediction of itself. Any other node that gets the same reports finds the same answers, so
+two nodes solve side by side and the death of one is not noticed (docs/clock.md).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fabricctl.clock import bounds
+from fabricctl.clock.edges import REPORT
+from fabricctl.clock.solve import Edges, Solution, solve
+
+Floats = NDArray[np.float64]
+
+NEAR_WANTED = (6, 20)  # samples near the band's edge: probe more below, less above
+RATE_LIMITS = (25.0, 200.0)  # pairs a second: 25 hold the goals at 40 % load (docs/decisions/0010)
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """One node on one window: its own prediction at the window's centre, and its edges."""
+
+    node: int
+    window: int  # number of the window: its end in job time, in hops
+    theta_ns: float
+    p_theta: float
+    edges: NDArray[np.void]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``theta_ns``: beyond the node's prediction; ``least_ns`` and ``most_ns``: how far the node's
+    clock may be from that whatever the network did. NaN and infinite where not solved."""
+
+    node: int
+    window: int
+    theta_ns: float
+    sigma_ns: float
+    least_ns: float
+    most_ns: float
+    rate: float
+
+
+class Solver:
+    """Collects the reports of one window after the other.
+
+    ``alive``: nodes of the allocation that are not known to be dead; only their majority is
+    solved, so that a job never has two times, whoever reports to whom.
+    """
+
+    def __init__(self, nodes: int, hop_s: float, rate: float) -> None:
+        self._nodes = self.alive = nodes
+        self._hop_s = hop_s
+        self._rate = rate
+        self._heard = np.full(nodes, -(1 << 40))  # the last window each node reported
+        self._reports: dict[int, NodeReport] = {}
+        self._solved = -1
+        self.last: Solution | None = None
+
+    def add(self, report: NodeReport, now_window: int) -> bool:
+        """True when everybody who reported last time has done so again.
+
+        ``now_window``: this node's own; a report far from it is of a node that has not found
+        the job's time yet.
+        """
+        if abs(report.window - now_window) > 2:
+            return False
+        self._heard[report.node] = report.window
+        if report.window <= self._solved:
+            return False  # too late for this one; the next is waited for
+        self._reports[report.node] = report
+        recent = np.flatnonzero(self._heard >= report.window - 2)
+        return all(
+            node in self._reports and self._reports[node].window == report.window
+            for node in recent.tolist()
+        )
+
+    def waiting(self) -> int | None:
+        """The newest window with reports and no answer."""
+        newest = max((report.window for report in self._reports.values()), default=-1)
+        return newest if newest > self._solved else None
+
+    def solve(self) -> list[Answer]:
+        """Answers to all who reported the newest window."""
+        window = self.waiting()
+        if window is None:
+            return []
+        self._solved = window
+        reports = [r for r in self._reports.values() if r.window >= window - 1]
+        theta, p_theta = np.full(self._nodes, np.nan), np.full(self._nodes, np.inf)
+        for report in reports:
+            theta[report.node], p_theta[report.node] = report.theta_ns, report.p_theta
+        table = self._table(reports, window)
+        table = table[np.isfinite(theta[table["a"]]) & np.isfinite(theta[table["b"]])]
+        edges = _edges(table, theta, self._nodes)
+        solution = solve(edges, table["usable"] == 1, anchor=1 / p_theta, alive=self.alive)
+        self.last = solution
+        least, most = _hard(edges, table, solution)
+        self._adapt(table)
+        return [
+            Answer(
+                r.node,
+                window,
+                float(solution.theta_ns[r.node]),
+                float(solution.sigma_ns[r.node]),
+                float(least[r.node]),
+                float(most[r.node]),
+                self._rate,
+            )
+            for r in reports
+            if r.window == window
+        ]
+
+    def _table(self, reports: list[NodeReport], window: int) -> NDArray[np.void]:
+        """All edges, those of a late node carried forward by their slope."""
+        tables = [np.empty(0, REPORT)]
+        for report in reports:
+            table = report.edges.copy()
+            table["offset_ns"] += table["slope_ppb"] * (window - report.window) * self._hop_s
+            tables.append(table[(table["a"] < self._nodes) & (table["b"] < self._nodes)])
+        return np.concatenate(tables)
+
+    def _adapt(self, table: NDArray[np.void]) -> None:
+        """Probes as often as the samples near the floor need; slowly, to keep the load even."""
+        if not len(table):
+            return
+        typical = float(np.quantile(table["near"], 0.25))
+        low, high = NEAR_WANTED
+        factor = 1.1 if typical < low else 1 / 1.02 if typical > high else 1.0
+        self._rate = float(np.clip(self._rate * factor, *RATE_LIMITS))
+
+
+def _edges(table: NDArray[np.void], theta: Floats, nodes: int) -> Edges:
+    a, b = table["a"].astype(np.int64), table["b"].astype(np.int64)
+    return Edges(
+        nodes=nodes,
+        a=a,
+        b=b,
+        offset_ns=table["offset_ns"] - (theta[b] - theta[a]),
+        sigma_ns=table["sigma_ns"].astype(float),
+        common_ns=table["common_ns"].astype(float),
+    )
+
+
+def _hard(edges: Edges, table: NDArray[np.void], solution: Solution) -> tuple[Floats, Floats]:
+    """Hard bounds around the solution. Edges that contradict it beyond their own bounds lie."""
+    theta = np.nan_to_num(solution.theta_ns)
+    beyond = edges.offset_ns - (theta[edges.b] - theta[edges.a])
+    above, below = beyond + table["hard_above_ns"], beyond + table["hard_below_ns"]
+    possible = (above >= 0) & (below <= 0) & solution.solved[edges.a] & solution.solved[edges.b]
+    return bounds.hard(edges, np.where(possible, above, np.nan), np.where(possible, below, np.nan))
