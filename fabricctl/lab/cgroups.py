@@ -4,6 +4,7 @@ They hold a node together: Slurm's own groups lie below them, freezing a node is
 group, and whatever is left in them when the lab goes is ended.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -58,6 +59,10 @@ def has_slurm_v1(trees: list[Hierarchy]) -> bool:
     return {name for tree in trees for name in tree.controllers} >= _SLURM_NEEDS
 
 
+# Of 950 ms a second and core, the kernel's default: two labs of nine nodes fit.
+_LAB_REALTIME_US, _NODE_REALTIME_US = 450_000, 50_000
+
+
 def make(lab: str, node: str) -> list[Path]:
     """The node's groups, made where missing."""
     made: list[Path] = []
@@ -90,12 +95,24 @@ def _prepare(tree: Hierarchy, group: Path) -> None:
         for name in ("cpuset.cpus", "cpuset.mems"):
             (group / name).write_text((tree.mount / name).read_text())
         (group / "cgroup.clone_children").write_text("1")
+    _allow_realtime(tree, group)
     if tree.v2:
         for name in (group.parent / "cgroup.controllers").read_text().split():
             try:
                 (group.parent / "cgroup.subtree_control").write_text(f"+{name}")
             except OSError:
                 continue  # not ours to hand down; Slurm then goes without that controller
+
+
+def _allow_realtime(tree: Hierarchy, group: Path) -> None:
+    """A share of each core for real-time tasks, without which a kernel with RT_GROUP_SCHED refuses
+    them (sched-rt-group): real nodes have it all. Where too many labs or nodes want one, the last
+    go without, and our daemons there fall back to a nice value."""
+    share_us = _LAB_REALTIME_US if group.parent == tree.mount else _NODE_REALTIME_US
+    with contextlib.suppress(OSError):
+        file = group / "cpu.rt_runtime_us"
+        if file.exists():
+            file.write_text(str(share_us))
 
 
 def groups(lab: str) -> list[Path]:
