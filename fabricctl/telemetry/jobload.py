@@ -33,6 +33,7 @@ class JobSource:
         self._cpu: _CgroupFile | None = None
         self._memory: _CgroupFile | None = None
         self._sums = _ProcessSums()
+        self._cpu_ns = 0
         self._next_scan_mono_ns = 0
         self._processes: int | None = None
         self._told_how = ""
@@ -49,14 +50,15 @@ class JobSource:
             self._scan(now_mono_ns)
         cpu_ns = self._cpu.read() if self._cpu else None
         memory_bytes = self._memory.read() if self._memory else None
-        if cpu_ns is not None and memory_bytes is not None:
-            self._rows.append((now_mono_ns, cpu_ns, memory_bytes, self._processes))
-            return
-        if not scanned or self._sums.cpu_ns is None:
-            return
-        cpu_ns = self._sums.cpu_ns if cpu_ns is None else cpu_ns
-        memory_bytes = self._sums.memory_bytes if memory_bytes is None else memory_bytes
-        self._rows.append((now_mono_ns, cpu_ns, memory_bytes, self._processes))
+        if cpu_ns is None or memory_bytes is None:
+            if not scanned or self._sums.cpu_ns is None:
+                return
+            cpu_ns = self._sums.cpu_ns if cpu_ns is None else cpu_ns
+            memory_bytes = self._sums.memory_bytes if memory_bytes is None else memory_bytes
+        # Sums in ticks come before the cgroup is found and after it is gone: they differ from its
+        # figure by a little, but what was used does not become less.
+        self._cpu_ns = max(self._cpu_ns, cpu_ns)
+        self._rows.append((now_mono_ns, self._cpu_ns, memory_bytes, self._processes))
 
     def _scan(self, now_mono_ns: int) -> None:
         """Counts the job's processes and finds its cgroup."""
