@@ -127,10 +127,12 @@ def down_spans(rail: RailSummary, axis: Axis) -> tuple[list[Told], list[Told]]:
         text = f"down ({down.cause}) {interval(down, rail.measured_end_ns, axis.when)}"
         end_ns = rail.measured_end_ns if down.end_ns is None else down.end_ns
         sure_end_ns = end_ns - down.end_error_ns
-        if sure_end_ns >= down.begin_ns:
-            sure.append((Span(down.begin_ns, sure_end_ns), text))
-        if down.begin_error_ns or down.end_error_ns:
-            perhaps.append((Span(down.begin_ns - down.begin_error_ns, end_ns), text))
+        sure_end_ns = max(sure_end_ns, down.begin_ns)
+        sure.append((Span(down.begin_ns, sure_end_ns), text))
+        if down.begin_error_ns:
+            perhaps.append((Span(down.begin_ns - down.begin_error_ns, down.begin_ns), text))
+        if end_ns > sure_end_ns:
+            perhaps.append((Span(sure_end_ns, end_ns), text))
     for missed in rail.link.missed:
         text = f"{missed.changes} changes of carrier in here, told by a counter alone"
         perhaps.append((Span(missed.begin_ns, missed.end_ns), text))

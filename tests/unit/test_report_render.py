@@ -53,6 +53,11 @@ def html(report: Report) -> str:
     return render_html(report, findings(report, when), when)
 
 
+@pytest.fixture(scope="module")
+def pages(troubled: Report, wide: Report) -> tuple[str, str]:
+    return html(troubled), html(wide)
+
+
 def test_the_screen_begins_with_the_job_and_what_went_wrong(troubled: Report) -> None:
     lines = text(troubled).split("\n")
     assert lines[0] == "Job 4711: alice on lab, 4 nodes n[1-4]"
@@ -86,10 +91,10 @@ def test_colour_is_put_on_and_off_again(troubled: Report) -> None:
     assert coloured.count("\x1b[0m") * 2 == coloured.count("\x1b[")
 
 
-def test_hostile_texts_reach_no_rendering(troubled: Report) -> None:
+def test_hostile_texts_reach_no_rendering(troubled: Report, pages: tuple[str, str]) -> None:
     assert "\x1b]" not in text(troubled, Screen(unicode=True))
     assert "\u202e" not in text(troubled, Screen(unicode=True))
-    page = html(troubled)
+    page = pages[0]
     assert "<script>alert(1)" not in page and "\u202e" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
 
@@ -125,9 +130,8 @@ class _Links(HTMLParser):
         ]
 
 
-def test_the_page_fetches_nothing_and_is_small(troubled: Report, wide: Report) -> None:
-    for report in (troubled, wide):
-        page = html(report)
+def test_the_page_fetches_nothing_and_is_small(pages: tuple[str, str]) -> None:
+    for page in pages:
         parser = _Links()
         parser.feed(page)
         assert parser.found == ["data:,"]
@@ -135,8 +139,8 @@ def test_the_page_fetches_nothing_and_is_small(troubled: Report, wide: Report) -
         assert len(page) < 5_000_000
 
 
-def test_a_wide_job_has_a_bounded_number_of_plots(wide: Report) -> None:
-    page = html(wide)
+def test_a_wide_job_has_a_bounded_number_of_plots(pages: tuple[str, str]) -> None:
+    page = pages[1]
     assert page.count("<figure>") <= 1 + 12 + 4
     assert "The 12 of 80 rails that tell most" in page
 
