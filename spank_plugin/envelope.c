@@ -50,7 +50,8 @@ static int take(struct envelope *envelope, const struct fields *fields, char why
 {
 	const char *version = fields_get(fields, "v"), *mode = fields_get(fields, "mode");
 	const char *key = fields_get(fields, "key"), *spares = fields_get(fields, "spares");
-	const char *missing = fields_get(fields, "on_missing"), *hz = fields_get(fields, "sample_hz");
+	const char *missing = fields_get(fields, "on_missing");
+	const char *hz = fields_get(fields, "sample_hz");
 
 	if (!version || strcmp(version, "1"))
 		return wrong(why, "version (this side knows 1)");

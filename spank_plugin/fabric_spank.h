@@ -10,7 +10,7 @@
 #define ENVELOPE_NAME "FABRIC_ENVELOPE"
 #define ENVELOPE_VARIABLE "SLURM_SPANK_FABRIC_ENVELOPE"
 
-/* --- options.c: --fabric-resilience and --fabric-spares ------------------------------------------ */
+/* --- options.c: --fabric-resilience and --fabric-spares ------------------------------------- */
 
 struct options {
 	bool mode_set, spares_set;
@@ -24,12 +24,12 @@ void options_register(spank_t spank, const struct args *args);
 int options_mode(const char *source, const char *text, enum mode *mode);
 int options_spares(const char *source, const char *text, uint32_t *spares);
 
-/* --- local.c: sbatch, salloc, srun ---------------------------------------------------------------- */
+/* --- local.c: sbatch, salloc, srun ---------------------------------------------------------- */
 
 void local_forget_inherited(void);
 void local_submit(spank_t spank, const struct args *args);
 
-/* --- remote.c: slurmstepd ------------------------------------------------------------------------- */
+/* --- remote.c: slurmstepd ------------------------------------------------------------------- */
 
 void remote_begin(spank_t spank, const struct args *args); /* root, before the tasks */
 void remote_tell_begin(void);				    /* stderr is the user's from here on */

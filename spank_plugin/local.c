@@ -28,18 +28,17 @@ static void refuse_submission(void)
  * is not known. */
 static char *slurm_own_option(const char *name)
 {
-	static const char *const programs[] = {"sbatch", "salloc", "srun"}; /* what `opt` is elsewhere? */
-	bool ours = false;
+	const char *program = program_invocation_short_name;
 	void *opt = dlsym(RTLD_DEFAULT, "opt");
 	bool (*is_set)(void *, const char *);
 	char *(*get)(void *, const char *);
 
-	for (size_t i = 0; i < sizeof programs / sizeof *programs; i++)
-		ours = ours || strcmp(program_invocation_short_name, programs[i]) == 0;
+	if (strcmp(program, "sbatch") && strcmp(program, "salloc") && strcmp(program, "srun"))
+		return NULL; /* what `opt` is elsewhere we do not know */
 	*(void **)&is_set = dlsym(RTLD_DEFAULT, "slurm_option_isset");
 	*(void **)&get = dlsym(RTLD_DEFAULT, "slurm_option_get");
 	/* What get returns is Slurm's xmalloc, which free() must not see: a few bytes, once. */
-	return ours && opt && is_set && get && is_set(opt, name) ? get(opt, name) : NULL;
+	return opt && is_set && get && is_set(opt, name) ? get(opt, name) : NULL;
 }
 
 /* The fewest nodes that the job may get; 0: not known. */
@@ -132,8 +131,8 @@ static void submit_job(spank_t spank, const struct args *args)
 	const char *why = NULL;
 
 	if (later_component && mode != envelope.mode) {
-		slurm_error("fabric: submit: --fabric-resilience=%s: give it to the first component: "
-			    "all of a heterogeneous job have its mode",
+		slurm_error("fabric: submit: --fabric-resilience=%s: give it to the first "
+			    "component: all of a heterogeneous job have its mode",
 			    mode_name(mode));
 		refuse_submission();
 	}
@@ -196,20 +195,20 @@ static void submit_step(spank_t spank, const char *job)
 	bool known = getenv("SLURM_JOB_ID") != NULL; /* else srun --jobid: another job's */
 
 	if (options_given.spares_set) {
-		slurm_error("fabric: step: --fabric-spares=%u: spares are the whole job's: give it to "
-			    "sbatch or salloc",
+		slurm_error("fabric: step: --fabric-spares=%u: spares are the whole job's: give it "
+			    "to sbatch or salloc",
 			    options_given.spares);
 		refuse_submission();
 	}
 	if (!options_given.mode_set || !known || options_given.mode <= mode)
 		return;
 	if (mode == MODE_OFF)
-		slurm_error("fabric: step: --fabric-resilience=%s: job %.20s was submitted without it, "
-			    "and a step cannot add it",
+		slurm_error("fabric: step: --fabric-resilience=%s: job %.20s was submitted "
+			    "without it, and a step cannot add it",
 			    mode_name(options_given.mode), job);
 	else
-		slurm_error("fabric: step: --fabric-resilience=%s: job %.20s was submitted with %s, "
-			    "and a step cannot have more",
+		slurm_error("fabric: step: --fabric-resilience=%s: job %.20s was submitted with "
+			    "%s, and a step cannot have more",
 			    mode_name(options_given.mode), job, mode_name(mode));
 	refuse_submission();
 }

@@ -143,8 +143,9 @@ void protect_look(struct protect *view, const char *run_dir, uint32_t job)
 
 	memset(view, 0, sizeof *view);
 	if (run < 0) {
-		not_here(view, errno == EPERM ? "its run_dir is not root's alone"
-					      : "it has no fabricctl, or its node service never ran");
+		not_here(view, errno == EPERM
+				       ? "its run_dir is not root's alone"
+				       : "it has no fabricctl, or its node service never ran");
 		goto out;
 	}
 	job_dir = rundir_open_job(run, job);
