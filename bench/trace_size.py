@@ -93,10 +93,9 @@ def add(size: Size, series: list[h5py.Dataset], samples: int) -> None:
     size.samples += samples
 
 
-def bring_up() -> Lab:
-    """A lab with profiling. slurmd reads acct_gather.conf when it starts, and the lab has no place
-    for it: it is put there between the making of the nodes' /etc and the start of slurmd."""
-    lab = Lab(LabSpec(name="trace-size", nodes=4, conf=SLURM_CONF))
+def bring_up(lab: Lab) -> None:
+    """With profiling. slurmd reads acct_gather.conf when it starts, and the lab has no place for
+    it: it is put there between the making of the nodes' /etc and the start of slurmd."""
     lab.down()
 
     def put() -> None:
@@ -111,7 +110,6 @@ def bring_up() -> Lab:
     directory.mkdir()
     directory.chmod(0o1777)
     (lab.paths.shared / "load.py").write_text(LOAD)
-    return lab
 
 
 def run_jobs(lab: Lab, seconds: int) -> dict[int, int]:
@@ -145,8 +143,9 @@ def main() -> int:
     if not any(Path("/usr/lib").glob("*/slurm*/acct_gather_profile_hdf5.so")):
         print("Slurm's hdf5 profiling is missing: apt-get install slurm-wlm-hdf5-plugin")
         return 1
-    lab = bring_up()
+    lab = Lab(LabSpec(name="trace-size", nodes=4, conf=SLURM_CONF))
     try:
+        bring_up(lab)
         jobs = run_jobs(lab, seconds)
         traces = wait_for(lab, jobs, seconds)
         met = [
