@@ -10,11 +10,10 @@ from bokeh.model import Model
 from bokeh.resources import Resources
 
 import fabricctl
-from fabricctl.units import format_duration
 from fabricctl_analysis import phrases
-from fabricctl_analysis.choose import most_telling, most_telling_nodes
-from fabricctl_analysis.findings import folded
-from fabricctl_analysis.model import Finding, NodeSummary, RailSummary, Report, Unmeasured
+from fabricctl_analysis.choose import most_telling
+from fabricctl_analysis.html_tables import of_many, tables
+from fabricctl_analysis.model import Finding, RailSummary, Report
 from fabricctl_analysis.plot_hosts import CHARTS, colours, host_chart
 from fabricctl_analysis.plot_overview import overview
 from fabricctl_analysis.plot_rails import traffic
@@ -26,7 +25,6 @@ from fabricctl_analysis.when import When
 MAX_TRAFFIC, FEW_TRAFFIC = 24, 12
 TIMES_EVERY = 6  # plots: that many fit on a screen, and each screen shows the times once
 MAX_OVERVIEW, FEW_OVERVIEW = 48, 24
-MAX_ROWS = 200
 MAX_FINDINGS = 50
 
 # Nothing may be fetched, whatever a trace's texts hold; Bokeh compiles its formatters (eval).
@@ -50,7 +48,7 @@ def render_html(report: Report, found: Sequence[Finding], when: When) -> str:
             *_time_line(report, places),
             *_traffic(report, places),
             *_hosts(report, places),
-            *_tables(report, when),
+            *tables(report, when),
             *_foot(report),
         ]
     )
@@ -193,7 +191,7 @@ def _time_line(report: Report, places: dict[str, str]) -> Iterator[str]:
     )
     shown = len(_in_overview(report))
     if shown < len(report.rails):
-        yield _of_many(shown, len(report.rails), "rails")
+        yield of_many(shown, len(report.rails), "rails")
     yield _legend([
         (STEP, "measured, with carrier", False), (DOWN, "down", False),
         (UNSEEN, "perhaps down: between two samples", False),
@@ -202,18 +200,13 @@ def _time_line(report: Report, places: dict[str, str]) -> Iterator[str]:
     yield f"<figure>{places['overview']}</figure>"
 
 
-def _of_many(shown: int, count: int, what: str) -> str:
-    words = f"The {shown} of {count} {what} that tell most: not measured, down, erring, busy."
-    return f'<p class="soft small">{escape(words)}</p>'
-
-
 def _traffic(report: Report, places: dict[str, str]) -> Iterator[str]:
     rails = _in_traffic(report)
     if "rail0" not in places:
         return
     yield "<h2>Traffic of each rail</h2>"
     if len(rails) < len(report.rails):
-        yield _of_many(len(rails), len(report.rails), "rails")
+        yield of_many(len(rails), len(report.rails), "rails")
     yield _legend([
         (RECEIVED, "received (upwards)", False), (SENT, "sent (downwards)", False),
         (DOWN, "down", False), (UNSEEN, "perhaps down", False), (GAP, "not measured", True),
@@ -240,108 +233,6 @@ def _hosts(report: Report, places: dict[str, str]) -> Iterator[str]:
         caption = f"<figcaption><b>{escape(title)}</b> {escape(what)}</figcaption>"
         plot = places.get(name, '<p class="soft">Not measured on any node.</p>')
         yield f"<figure>{caption}{plot}</figure>"
-
-
-def _tables(report: Report, when: When) -> Iterator[str]:
-    yield "<h2>Rails</h2>"
-    rails = most_telling(report.rails, MAX_ROWS)
-    if len(rails) < len(report.rails):
-        yield _of_many(len(rails), len(report.rails), "rails")
-    head: tuple[str, ...]
-    head = ("rail", "interface", "received", "sent", "peak received", "peak sent", "down",
-            "times", "carrier changes", "errors", "drops")  # fmt: skip
-    yield from _table(head, [_rail_cells(rail) for rail in rails])
-    yield "<h2>Nodes</h2>"
-    nodes = most_telling_nodes(report.nodes, MAX_ROWS)
-    if len(nodes) < len(report.nodes):
-        yield _of_many(len(nodes), len(report.nodes), "nodes")
-    head = ("node", "measured", "agent lives", "CPU", "CPU peak", "cores", "memory peak", "of",
-            "job CPU", "job memory peak", "processes", "stalled most by")  # fmt: skip
-    yield from _table(head, [_node_cells(node, report) for node in nodes])
-    yield "<h2>Not measured</h2>"
-    if report.unmeasured:
-        rows = [_unmeasured_cells(one, when) for one in report.unmeasured[:MAX_ROWS]]
-        yield from _table(("nodes", "what", "when", "why"), rows, text=(1, 2, 3))
-        yield from _more(len(report.unmeasured))
-    else:
-        yield "<p>Every source gave every reading that it was asked for.</p>"
-    if report.remarks:
-        yield "<h2>Notes of the nodes</h2>"
-        notes = [
-            (when.clock(note.at_ns), note.node, note.severity, note.source, note.text)
-            for note in report.remarks[:MAX_ROWS]
-        ]
-        yield from _table(("at", "node", "weight", "from", "note"), notes, text=(1, 2, 3, 4))
-        yield from _more(len(report.remarks))
-
-
-def _rail_cells(rail: RailSummary) -> tuple[str, ...]:
-    changes = rail.link.changes
-    return (
-        f"{rail.node} r{rail.index}",
-        rail.interface,
-        phrases.volume(rail.counters["rx_bytes"]),
-        phrases.volume(rail.counters["tx_bytes"]),
-        phrases.rate(rail.peaks["rx"]),
-        phrases.rate(rail.peaks["tx"]),
-        phrases.down(rail),
-        str(len(rail.link.downs)) if rail.link.measured else phrases.UNKNOWN,
-        phrases.UNKNOWN if changes is None else str(changes),
-        phrases.both(rail, "errors"),
-        phrases.both(rail, "dropped"),
-    )
-
-
-def _node_cells(node: NodeSummary, report: Report) -> tuple[str, ...]:
-    whole = report.whole.length_ns
-    share = min(1.0, node.measured_ns / whole) if whole else 0.0
-    return (
-        node.name,
-        phrases.percent(share) if node.measured else phrases.UNKNOWN,
-        str(node.agent_lives) if node.agent_lives else phrases.UNKNOWN,
-        phrases.cpu_share(node, "cpu_mean"),
-        phrases.cpu_share(node, "cpu_max"),
-        phrases.cell(node, "cores"),
-        phrases.cell(node, "memory_max"),
-        phrases.cell(node, "memory_total"),
-        phrases.cell(node, "job_cpu"),
-        phrases.cell(node, "job_memory_max"),
-        phrases.cell(node, "job_processes_max"),
-        phrases.stalled(node),
-    )
-
-
-def _more(count: int) -> Iterator[str]:
-    if count > MAX_ROWS:
-        yield f'<p class="soft small">and {count - MAX_ROWS} more: see --json</p>'
-
-
-def _unmeasured_cells(one: Unmeasured, when: When) -> tuple[str, ...]:
-    times = "whole job"
-    if one.span is not None:
-        length = format_duration(one.span.length_ns / 1e9)
-        times = f"{length}, {when.clock(one.span.begin_ns)} to {when.clock(one.span.end_ns)}"
-    return folded(one.nodes), one.what, times, one.why
-
-
-def _table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = ()
-) -> Iterator[str]:
-    yield '<div class="scroll"><table><thead><tr>'
-    yield "".join(
-        f"<th{' class=text' if nth in text else ''}>{escape(word)}</th>"
-        for nth, word in enumerate(head)
-    )
-    yield "</tr></thead><tbody>"
-    for row in rows:
-        yield "<tr>" + "".join(_cell(cell, nth in text) for nth, cell in enumerate(row)) + "</tr>"
-    yield "</tbody></table></div>"
-
-
-def _cell(cell: str, text: bool) -> str:
-    if cell == phrases.UNKNOWN:
-        return '<td class="unknown">not measured</td>'
-    return f"<td{' class=text' if text else ''}>{escape(cell)}</td>"
 
 
 def _foot(report: Report) -> Iterator[str]:
