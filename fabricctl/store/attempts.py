@@ -49,6 +49,7 @@ class Attempt:
     @classmethod
     def read(cls, path: Path, number: int) -> "Attempt":
         """Raises :class:`~fabricctl.errors.TraceError`."""
+        identity = identity_of(path)  # before the look: what is newer than that must not pass
         with open_trace(path) as trace:
             stays = {(node.node, node.begin_real_ns) for node in trace.nodes.values()}
             job = trace.job
@@ -61,7 +62,7 @@ class Attempt:
                 job.begin_real_ns,
                 job.end_real_ns,
                 stays,
-                identity_of(path),
+                identity,
                 array,
                 job.nodes,
             )
