@@ -4,7 +4,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-#define CLASSIFY_NS (250 * MS) /* peers without traffic are probed every 100 ms */
+#define CLASSIFY_NS (400 * MS) /* peers without traffic are probed every 100 ms, and find out then */
 #define LOOK_IDLE_NS (20 * MS)
 
 static const char *const LEVEL_NAMES[LEVELS] = {"good", "poor", "dead"};
