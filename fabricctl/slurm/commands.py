@@ -117,6 +117,10 @@ class CommandSlurm:
             self._ask(["scancel", *([] if signal is None else [f"--signal={signal}"]), str(job)])
 
     def usage(self, begin_real_s: int, end_real_s: int) -> tuple[Usage, ...]:
+        if begin_real_s >= end_real_s:
+            raise UsageError(f"usage: {begin_real_s} to {end_real_s}: ends before it begins")
+        # sacct takes the second 0 for "not given", which is today's midnight.
+        begin_real_s = max(begin_real_s, 1)
         begin, end = (
             datetime.datetime.fromtimestamp(each, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
             for each in (begin_real_s, end_real_s)

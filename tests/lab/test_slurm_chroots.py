@@ -5,14 +5,10 @@ There is no skip: a chroot that cannot be made is a failure, with its reason.
 """
 
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "support"))
-
-import chroot  # noqa: E402
+from tests.support import chroot
 
 CONTRACT = "/project/tests/support/slurm_contract.py"
 

@@ -59,11 +59,12 @@ def make(suite: Suite) -> Path:
         raise ChrootError(f"chroot {suite.name}: debootstrap is missing: apt install debootstrap")
     CACHE.mkdir(parents=True, exist_ok=True)
     done = CACHE / f"{suite.name}-{_recipe(suite)}"
-    with _locked(CACHE / f"{suite.name}.lock"):
-        if not done.exists():
-            for old in CACHE.glob(f"{suite.name}-*"):
-                _remove(old)
-            _make(suite, done)
+    if not done.exists():
+        with _locked(suite, fcntl.LOCK_EX):  # waits for those who still run in an older one
+            if not done.exists():
+                for old in CACHE.glob(f"{suite.name}-*"):
+                    _remove(old)
+                _make(suite, done)
     return done
 
 
@@ -76,7 +77,10 @@ def run(
     ``out``. Everything that it started is gone when this returns, whatever happened.
     """
     root = make(suite)
-    with tempfile.TemporaryDirectory(prefix="fabricctl-chroot-") as scratch:
+    with (
+        _locked(suite, fcntl.LOCK_SH),
+        tempfile.TemporaryDirectory(prefix="fabricctl-chroot-") as scratch,
+    ):
         command = [
             *("unshare", "--mount", "--net", "--uts", "--ipc", "--pid", "--fork", "--kill-child"),
             *("--propagation", "private", "--", str(HERE / "chroot-enter")),
@@ -168,9 +172,9 @@ def _remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+def _locked(suite: Suite, how: int) -> Iterator[None]:
+    with (CACHE / f"{suite.name}.lock").open("w") as lock:
+        fcntl.flock(lock, how)
         yield
 
 

@@ -382,17 +382,22 @@ def test_usage_has_every_attempt_of_a_job(slurm: Slurm) -> None:
 @pytest.mark.skipif(not ACCOUNTING, reason="this cluster has no slurmdbd")
 def test_usage_of_odd_names_is_read(slurm: Slurm, scene: Scene) -> None:
     now = int(time.time())
-    found = {use.job: use for use in slurm.usage(now - 3600, now)}
+    found = {use.job: use for use in slurm.usage(0, now)}
     assert found[scene.odd].name == ODD_NAME
     assert found[scene.odd].state == "FAILED"
     task = next(j for j in slurm.jobs() if j.array_job == scene.array and j.array_task == 0)
     assert found[task.id].name == TWO_LINES
 
 
+def test_usage_of_a_time_that_ends_before_it_begins_is_refused(slurm: Slurm) -> None:
+    with pytest.raises(UsageError):
+        slurm.usage(10, 10)
+
+
 @pytest.mark.skipif(ACCOUNTING, reason="this cluster has slurmdbd")
 def test_usage_without_accounting_is_a_clear_error(slurm: Slurm) -> None:
     with pytest.raises(SlurmError, match="set AccountingStorageType=accounting_storage/slurmdbd"):
-        slurm.usage(0, 1)
+        slurm.usage(0, int(time.time()))
 
 
 def test_a_clock_zone_of_the_caller_changes_nothing(
