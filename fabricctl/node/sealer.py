@@ -155,7 +155,10 @@ def seal(config: Config, spool_name: str, complete_only: bool) -> str:
         )
     except FabricError as error:
         return f"parted {error}"
-    return f"done collected into {trace}" if trace else "waiting for other nodes"
+    if trace is None and complete_only:
+        return "waiting for other nodes"
+    # None: the part is over there, but its trace was removed by its user meanwhile.
+    return f"done collected into {trace or 'a trace that is gone'}"
 
 
 def _open_journal(path: Path, owners: tuple[int, ...]) -> int:
