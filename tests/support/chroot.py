@@ -144,15 +144,16 @@ def _checked(command: Sequence[str], suite: Suite) -> None:
 def _finish(
     command: Sequence[str], timeout_s: float, nice: int
 ) -> subprocess.CompletedProcess[str]:
-    """Like subprocess.run, but a time-out ends unshare, and with it all that is in there."""
+    """Like subprocess.run, but a time-out, or our own death, ends unshare and with it (by its
+    --kill-child) all that is in its PID namespace."""
     with subprocess.Popen(
-        ["nice", "-n", str(nice), *command],
+        ["setpriv", "--pdeathsig", "KILL", "nice", "-n", str(nice), *command],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         try:
             stdout, stderr = process.communicate(timeout=timeout_s)
         except BaseException:
-            process.kill()  # --kill-child: the PID namespace's init goes, then everything in it
+            process.kill()
             raise
     return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
