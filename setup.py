@@ -20,6 +20,15 @@ setup(
             extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
             libraries=["m"],
             optional=True,
-        )
+        ),
+        Extension(
+            "fabricctl.clock._page",
+            sources=["fabricctl/clock/cpage/module.c"],
+            depends=sorted(map(str, Path("fabricctl/clock/cpage").glob("*.h"))),
+            define_macros=[("_GNU_SOURCE", "1")],
+            extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
+            libraries=["m"],
+            optional=True,
+        ),
     ]
 )

@@ -12,6 +12,7 @@
     ├── NotFoundError               no such job, trace, node                   exit 66
     ├── SlurmError                  a Slurm command or library call            exit 69
     ├── SystemRefusedError               the kernel or a permission said no         exit 71
+    ├── ClockError                  no job time, or none sure enough           exit 69
     └── LabError                    the lab on one machine                     exit 1
 
 Only the command line prints these and exits; ``exit_status`` says with what (sysexits.h).
@@ -70,6 +71,12 @@ class SystemRefusedError(FabricError):
     """The kernel, a permission or a missing program stands in the way."""
 
     exit_status = 71
+
+
+class ClockError(FabricError):
+    """The job clock has no time to give, or none that is sure enough for the caller."""
+
+    exit_status = 69
 
 
 class LabError(FabricError):

@@ -70,6 +70,9 @@ class NodeFiles:
     def agent_pid(self, job: int) -> Path:
         return self.job_dir(job) / "agent.pid"
 
+    def clock(self, job: int) -> Path:
+        return self.job_dir(job) / "clock"
+
     def steps(self, job: int) -> Path:
         """The plugin's marks, one file a step; absent until the first step begins."""
         return self.steps_dir / str(job)

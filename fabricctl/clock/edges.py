@@ -120,9 +120,7 @@ class OwnedEdges:
     def _window(self, centre_ns: int, window_s: float, own: Model) -> Window:
         """Samples of both directions, padded, in corrected time."""
         samples = self._samples
-        index = {key: at for at, key in enumerate(self._keys)}
-        pairs = zip(samples["rail"].tolist(), samples["peer"].tolist(), strict=True)
-        edge = np.array([index.get(pair, -1) for pair in pairs], np.int64)
+        edge = self._edge_of(samples)
         inbound = samples["inbound"] == 1
         mine = np.where(inbound, samples["received_ns"], samples["sent_ns"])
         theirs = np.where(inbound, samples["sent_ns"], samples["received_ns"])
@@ -137,6 +135,16 @@ class OwnedEdges:
         above = _padded(edge, at_s, beyond, known & ~inbound, (edges, np.inf))
         below = _padded(edge, at_s, beyond, known & inbound, (edges, -np.inf))
         return Window(*above, *below, window_s)
+
+    def _edge_of(self, samples: NDArray[np.void]) -> Ints:
+        """Place of each sample's edge, -1 where we own none such (any more)."""
+        if not self._keys:
+            return np.full(len(samples), -1)
+        own = np.array([rail << 32 | peer for rail, peer in self._keys])
+        order = np.argsort(own)
+        wanted = samples["rail"].astype(np.int64) << 32 | samples["peer"]
+        place = order[np.minimum(np.searchsorted(own[order], wanted), len(own) - 1)]
+        return np.where(own[place] == wanted, place, -1)
 
     def _reports(
         self, fit: Fit, gated: gates.Gated, before: kalman.Clocks, window_s: float

@@ -130,7 +130,7 @@ def _edges_at(window: Window, slope: Floats) -> tuple[Floats, Floats, Floats, Fl
 
 
 def _band(window: Window, slope: Floats) -> tuple[Floats, Floats]:
-    above, below, _, _ = _edges_at(window, np.nan_to_num(slope))
+    above, below, _, _ = _edges_at(window, np.where(np.isfinite(slope), slope, 0.0))
     bad = ~(np.isfinite(above) & np.isfinite(below) & np.isfinite(slope))
     return np.where(bad, np.nan, above), np.where(bad, np.nan, below)
 
@@ -197,7 +197,7 @@ def _peeled(window: Window, slope: Floats, near: Floats) -> Window:
 
 
 def _peeled_side(delay: Floats, at: Floats, slope: Floats, near: Floats) -> Floats:
-    level = delay - np.nan_to_num(slope)[:, None] * at
+    level = delay - np.where(np.isfinite(slope), slope, 0.0)[:, None] * at
     result, kept = delay, level.copy()
     for _ in range(_PEELS):
         edge = kept.min(1, initial=np.inf)
@@ -258,7 +258,7 @@ def _refined(
 
 
 def _near(window: Window, slope: Floats, near: Floats) -> tuple[Bools, Bools]:
-    k = np.nan_to_num(slope)[:, None]
+    k = np.where(np.isfinite(slope), slope, 0.0)[:, None]
     above, below = window.above_ns - k * window.above_s, window.below_ns - k * window.below_s
     top, bottom = above.min(1, initial=np.inf), below.max(1, initial=-np.inf)
     valid = np.isfinite(slope)[:, None]

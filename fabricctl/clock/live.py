@@ -11,13 +11,15 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from fabricctl.clock import exchange, peers, probing
+from fabricctl.clock import bounds, exchange, peers, probing
 from fabricctl.clock.edges import OwnedEdges
-from fabricctl.clock.follow import NodeClock
+from fabricctl.clock.follow import HOLDOVER_WINDOWS, NodeClock
 from fabricctl.clock.gates import GateRules
+from fabricctl.clock.page import SYNCHRONISED, Body, Line, PageWriter
 from fabricctl.clock.probing import Flow, Prober, Rail, Virtual
 from fabricctl.clock.solver import Answer, NodeReport, Solver
 from fabricctl.errors import DataError, SystemRefusedError
@@ -30,6 +32,10 @@ HELLO_S = (0.1, 5.0)  # to a node not yet heard, and to all others
 SOLVERS = 2
 SILENT_WINDOWS = 4  # without an answer the next node is asked to solve
 RECEIVE_AT_ONCE = 256
+ROW_S = 1.0  # between the page's rows for conversions
+# Software stamps: what a node's transmit and receive paths may differ by, which no loop of edges
+# can see. Assumed, not measured: on veth it is nothing.
+ASYMMETRY_NS = 20.0
 ALIGN_NS = 20_000_000  # beyond which the clocks of two beginners would number windows differently
 
 Address = tuple[str, int]
@@ -50,7 +56,8 @@ class JobClock:
     """Raises :class:`SystemRefusedError` when it cannot begin.
 
     ``resolve`` gives a node's address on the management network, None while it is not known.
-    ``candidates``: the UDP ports to try, the same on every node. ``virtual``: the lab's clock.
+    ``candidates``: the UDP ports to try, the same on every node. ``page``: the file that programs
+    read job time from. ``virtual``: the lab's clock.
     """
 
     def __init__(
@@ -59,6 +66,8 @@ class JobClock:
         rails: Sequence[Rail],
         candidates: Sequence[int],
         resolve: Callable[[str], str | None],
+        *,
+        page: Path | None = None,
         virtual: Virtual | None = None,
     ) -> None:
         self._member = member
@@ -72,6 +81,9 @@ class JobClock:
         key = probing.probe_key(member.key, member.job)
         session = secrets.randbits(63) | 1
         self.prober = Prober(self._me, session, key, self._rails, self.base_ns)
+        self._virtual = virtual
+        self._page = PageWriter(page, member.job, self._me) if page else None
+        self._row_due_s = 0.0
         if virtual is not None:
             self.prober.set_virtual(virtual)
         self._socket = _bind(self._candidates)
@@ -97,6 +109,8 @@ class JobClock:
     def close(self) -> None:
         self.prober.stop()
         self._socket.close()
+        if self._page is not None:
+            self._page.close()
 
     # Who probes whom, who solves
 
@@ -188,7 +202,6 @@ class JobClock:
         edges = self._edges.fit(model.at_job_ns, WINDOW_S, model, self.clock.wander_ppb)
         theta_ns, p_theta = self.clock.prediction()
         report = NodeReport(self._me, window, theta_ns, p_theta, edges)
-        self._last_report = report
         self._replace_silent_solvers()
         for solver in self._solvers:
             if solver == self._me:
@@ -274,10 +287,42 @@ class JobClock:
 
     def _follow(self, answer: Answer, solver: int) -> None:
         self._answered_window[solver] = answer.window
-        self.clock.follow(answer)
+        if self.clock.follow(answer) and self.clock.settled:
+            self._write_page()
         if abs(answer.rate / self._rate - 1) > 0.05:
             self._rate = answer.rate
             self.prober.set_rate(answer.rate)
+
+    def _write_page(self) -> None:
+        if self._page is None:
+            return
+        now, model, clocks = self.prober.anchor(), self.clock.model, self.clock.clocks
+        job_ns = model.at_job_ns + round(float(model.since_ns(np.array([now.node_ns]))[0]))
+        own_rate = self._virtual.rate(now.mono_ns) if self._virtual else 0.0
+        line = Line(now.raw_ns, job_ns, (1 + own_rate) / (1 + model.drift_ppb * 1e-9) - 1)
+        hard = self.clock.hard
+        assert hard is not None
+        self._page.write(
+            line,
+            Body(
+                status=SYNCHRONISED,
+                state_raw_ns=now.raw_ns - (job_ns - model.at_job_ns),
+                p_theta=float(clocks.p_theta[0]),
+                p_cross=float(clocks.p_cross[0]),
+                p_drift=float(clocks.p_drift[0]),
+                wander2=self.clock.wander_ppb**2,
+                sigmas=bounds.SIGMAS,
+                asymmetry_ns=ASYMMETRY_NS,
+                hard_raw_ns=now.raw_ns - (job_ns - hard.at_job_ns),
+                hard_least_ns=hard.least_ns,
+                hard_most_ns=hard.most_ns,
+                hard_drift_ppb=5 * float(clocks.drift_sigma_ppb[0]),
+                holdover_raw_ns=now.raw_ns + round(HOLDOVER_WINDOWS * HOP_S * 1e9),
+            ),
+        )
+        if time.monotonic() >= self._row_due_s:
+            self._row_due_s = time.monotonic() + ROW_S
+            self._page.add_row()
 
     def _send(self, kind: int, to: int, body: bytes) -> None:
         known = self._ports.get(to)

@@ -1,6 +1,7 @@
 """The probe engine seen from Python: its samples and counters as arrays, its rails and peers."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -75,6 +76,7 @@ class Flow:
 class Anchor:
     """One instant on this node's clocks; ``node_ns`` is what the probes are stamped with."""
 
+    raw_ns: int
     node_ns: int
     real_ns: int
     mono_ns: int
@@ -90,6 +92,21 @@ class Virtual:
     drift_ppb: float
     waves: tuple[tuple[float, float, float], ...] = ()
     steps: tuple[tuple[float, float], ...] = ()
+
+    def error_ns(self, mono_ns: int) -> float:
+        """How far the clock is ahead; the same as virtual_error_ns of csrc/stamps.c."""
+        passed_s = (mono_ns - self.begin_mono_ns) * 1e-9
+        waves = sum(
+            size * (math.sin(2 * math.pi * passed_s / period_s + phase) - math.sin(phase))
+            for size, period_s, phase in self.waves
+        )
+        stepped = sum(step_ns for at_s, step_ns in self.steps if passed_s >= at_s)
+        return self.offset_ns + self.drift_ppb * passed_s + waves + stepped
+
+    def rate(self, mono_ns: int) -> float:
+        """How fast that grows, in seconds per second."""
+        span_ns = 1_000_000
+        return (self.error_ns(mono_ns + span_ns) - self.error_ns(mono_ns)) / span_ns
 
 
 def probe_key(job_key: bytes, job: int) -> bytes:

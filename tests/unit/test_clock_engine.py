@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fabricctl.clock import probing
-from fabricctl.clock.probing import Flow, Prober, Rail
+from fabricctl.clock.probing import Flow, Prober, Rail, Virtual
 from fabricctl.errors import SystemRefusedError
 
 engine = pytest.importorskip("fabricctl.clock._engine", reason="built without a C compiler")
@@ -173,7 +173,7 @@ def test_lost_probes_are_counted_by_size(tapped: tuple[Prober, Eavesdropper]) ->
 def test_a_virtual_clock_is_seen_by_the_peer() -> None:
     a, b = prober(1), prober(2)
     joined(a, b)
-    b.set_virtual(time.monotonic_ns(), 5_000_000, 0.0, [], [])
+    b.set_virtual(Virtual(time.monotonic_ns(), 5_000_000, 0.0))
     a.start(200)
     b.start(200)
     time.sleep(0.4)

@@ -267,7 +267,7 @@ static PyObject *anchor(struct engine_object *self, PyObject *unused)
 	virtual = self->engine.virtual;
 	pthread_mutex_unlock(&self->engine.lock);
 	return Py_BuildValue(
-		"LLLL",
+		"LLLLL", (long long)now.raw_ns,
 		(long long)(now.raw_ns + virtual_error_ns(&virtual, now.mono_ns) - self->engine.base_ns),
 		(long long)now.real_ns, (long long)now.mono_ns, (long long)now.width_ns
 	);
