@@ -128,7 +128,7 @@ def test_a_step_without_the_plugins_mark_is_told_everywhere(lab: Lab) -> None:
 @pytest.mark.usefixtures("cancelled")
 def test_no_agent_outlives_a_job_whose_epilog_never_came(lab: Lab) -> None:
     """slurmd is dead when the job is cancelled: nobody runs the epilog on that node."""
-    job = submit(lab, "sleep 300", "-w", "n[4-5]")
+    job = submit(lab, "sleep 300", "-p", "all", "-w", "n[4-5]")
     wait_settled(lab, job, "n4", "n5")
     lab.fault("kill", "n5", "slurmd")
     lab.exec("ctl", ["scancel", str(job)])
