@@ -23,22 +23,30 @@ lab: build-lab ## bring a lab up and say how to use it
 	.venv/bin/fabricctl lab up
 
 bench: build-lab ## every benchmark: ours beside a peer or the limit, ratios printed
+	tools/setup lab bench
 	for b in bench/*.py; do echo "== $$b"; $(PY) $$b || exit; done
 
 build-lab:
 	tools/setup lab
-	$(MAKE) -s -C spank_plugin
+	$(MAKE) -s -C spank_plugin && $(MAKE) -s -C fabricctl/paths
 
 build-dev:
 	tools/setup lab dev
-	$(MAKE) -s -C spank_plugin
+	$(MAKE) -s -C spank_plugin && $(MAKE) -s -C fabricctl/paths
 
 build: ## the wheel and the plugin
 	tools/setup lab dev
-	$(MAKE) -s -C spank_plugin
+	$(MAKE) -s -C spank_plugin && $(MAKE) -s -C fabricctl/paths
 	.venv/bin/pip wheel -q --no-deps -w dist .
+
+install: ## on a node or into DESTDIR=; then docs/install.md
+	$(MAKE) -s -C spank_plugin && $(MAKE) -s -C fabricctl/paths
+	DESTDIR=$(DESTDIR) tools/install
+
+uninstall: ## take away what install put there
+	DESTDIR=$(DESTDIR) tools/install --remove
 
 clean: ## what was built, not the venv
 	rm -rf build dist demo *.egg-info
 
-.PHONY: help demo test check unit lab bench build build-lab build-dev clean
+.PHONY: help demo test check unit lab bench build install uninstall build-lab build-dev clean
