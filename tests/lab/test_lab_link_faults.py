@@ -95,6 +95,8 @@ def throughput_bit_per_s(lab: Lab, source: str, target: str, interface: str) -> 
     with listener, sender:
         sender.connect((lab.spec.address(target, interface), 4998))
         receiver, _ = listener.accept()
+        for each in (sender, receiver):
+            each.settimeout(10)
         stop = threading.Event()
 
         def send() -> None:

@@ -35,7 +35,7 @@ def test_a_dead_node_runs_nothing_and_comes_back_with_its_disk(lab: Lab, kind: s
     lab.exec("n3", ["sh", "-c", "echo kept >/var/tmp/kept; echo gone >/tmp/gone"])
     lab.fault(kind, "n3")
     assert state(lab, "n3") == "down"
-    with pytest.raises(LabError, match="n3 of lab pytest is down"):
+    with pytest.raises(LabError, match=f"n3 of lab {lab.name} is down"):
         lab.exec("n3", ["true"])
     assert delivered(lab, "n1", "n3", "r0", count=5) == 0
     lab.heal(kind, "n3")
