@@ -87,7 +87,7 @@ class Nodes:
                     stdout=console,
                     stderr=console,
                     pass_fds=(theirs,),
-                    env={"PATH": search_path()},
+                    env={"PATH": search_path(), "PYTHONPATH": str(code_root())},
                     cwd="/",
                     timeout=_LAUNCH_S,
                     check=False,  # the pipe says more than a status
