@@ -11,7 +11,7 @@ demo: build-lab ## bring a lab up, run a protected job, pull a cable, show the r
 
 test: build-dev ## everything CI runs: lint, types, unit tests, lab tests on a real Slurm
 	tools/check
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 check: build-dev ## lint and types only
 	tools/check

@@ -1,5 +1,6 @@
 """One lab for all tests that need one; every test finds it whole and without faults."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,11 @@ from fabricctl.lab.spec import LabSpec
 
 @pytest.fixture(scope="session")
 def _lab() -> Iterator[Lab]:
-    lab = Lab(LabSpec(name="pytest"))
+    # Two runs side by side on one machine each set FABRICCTL_LAB; workers of one run have each
+    # a lab of their own.
+    name = os.environ.get("FABRICCTL_LAB", "pytest")
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    lab = Lab(LabSpec(name=f"{name}-{worker}" if worker else name))
     lab.down()  # a run that was killed may have left one of older code
     lab.up()
     yield lab
