@@ -7,6 +7,9 @@
 
 #define METRIC_GROUP 10
 #define METRIC_FALLBACK 20 /* + rail: the kernel's own choice in the moment a port loses carrier */
+/* The fabric device itself, which drops: streams wait while no rail leads to the peer. UCX 1.20
+ * takes a device only when none has a longer prefix for the peer (ucs_netlink_is_best_route). */
+#define METRIC_LAST 1000
 
 enum { ID_HOP4, ID_HOP6 = MAX_RAILS, ID_GROUP4 = 2 * MAX_RAILS, ID_GROUP6 = 3 * MAX_RAILS };
 
@@ -16,6 +19,11 @@ static uint32_t hop_id(const struct mover *mover, const struct mover_peer *peer,
 	unsigned kind = family == FAMILY4 ? ID_HOP4 : ID_HOP6;
 
 	return FABRIC_NEXTHOP + (mover->slot << 18) + (peer->number + 1) * 32 + kind + rail;
+}
+
+static uint32_t last_id(const struct mover *mover, int family, unsigned rail)
+{
+	return FABRIC_NEXTHOP + (mover->slot << 18) + (family == FAMILY4 ? ID_HOP4 : ID_HOP6) + rail;
 }
 
 static uint32_t group_id(const struct mover *mover, const struct mover_peer *peer, int family,
@@ -39,6 +47,27 @@ static int hop_set(struct mover *mover, const struct mover_peer *peer, int famil
 	rtnl_put_u32(&msg, NHA_OIF, mover->ifindex[rail]);
 	rtnl_put(&msg, NHA_GATEWAY, via->byte, ip_bytes(via));
 	return rtnl_call(&mover->rtnl, &msg);
+}
+
+int mover_last_resorts(struct mover *mover)
+{
+	int error = 0;
+
+	for (int family = 0; family < FAMILIES; family++)
+		for (unsigned rail = 0; !error && rail < mover->rails; rail++) {
+			struct nhmsg head = {.nh_family = mover->self[family][rail].family,
+					     .nh_protocol = FABRIC_PROTOCOL};
+			struct rtnl_msg msg;
+
+			if (!head.nh_family)
+				continue;
+			rtnl_begin(&msg, RTM_NEWNEXTHOP, NLM_F_CREATE | NLM_F_REPLACE, &head,
+				   sizeof(head));
+			rtnl_put_u32(&msg, NHA_ID, last_id(mover, family, rail));
+			rtnl_put_u32(&msg, NHA_OIF, mover->fabric_ifindex[rail]);
+			error = rtnl_call(&mover->rtnl, &msg);
+		}
+	return error;
 }
 
 static int group_set(struct mover *mover, const struct mover_peer *peer, int family, unsigned rail,
@@ -119,6 +148,8 @@ static int install_address(struct mover *mover, struct mover_peer *peer, int fam
 			error = route_set(mover, to, source, METRIC_GROUP,
 					  group_id(mover, peer, family, rail));
 	}
+	if (!error)
+		error = route_set(mover, to, source, METRIC_LAST, last_id(mover, family, rail));
 	for (unsigned other = 0; !error && other < mover->rails; other++)
 		if (peer->usable >> other & 1 && peer->via[family][other].family)
 			error = route_set(mover, to, source, METRIC_FALLBACK + other,
@@ -173,7 +204,7 @@ int mover_sink_add(struct rtnl *rtnl, const struct net *part, const struct ip *s
 {
 	struct rtnl_msg msg;
 
-	route_begin(&msg, part, FABRIC_TABLE + FABRIC_SLOTS, source);
+	route_begin(&msg, part, RT_TABLE_MAIN, source);
 	rtnl_put_u32(&msg, RTA_OIF, ifindex);
 	put_metrics(&msg, rto_min_ms);
 	return rtnl_call(rtnl, &msg);

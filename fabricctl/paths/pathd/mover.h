@@ -4,10 +4,10 @@
  * a device of group FABRIC_GROUP. A job has a slot; slot numbers keep jobs of one node apart:
  *
  *   rule      FABRIC_RULE_BASE + slot    to <pool> lookup <table of the slot>
- *   rule      FABRIC_RULE_BASE + SLOTS   to <pool> lookup <shared table>
- *   table     FABRIC_TABLE + slot        per peer and rail: group (metric 10), other rails (20+)
- *   table     FABRIC_TABLE + SLOTS       per rail: the fabric device, which drops. A peer that
- *                                        cannot be reached is waited for, not refused
+ *   table     FABRIC_TABLE + slot        per peer and rail: group (metric 10), other rails (20+),
+ *                                        the fabric device (1000)
+ *   main      per rail: its part of the pool leads to the fabric device, which drops. A peer that
+ *             cannot be reached is waited for, not refused
  *   nexthops  FABRIC_NEXTHOP + slot<<18 + ...
  *   device    fab<rail>                  one a rail and node, shared by all jobs
  *
@@ -36,6 +36,7 @@ struct mover {
 	unsigned rails;
 	unsigned rto_min_ms;
 	unsigned ifindex[MAX_RAILS]; /* of the rails */
+	unsigned fabric_ifindex[MAX_RAILS]; /* of the fabric devices */
 	struct ip self[FAMILIES][MAX_RAILS]; /* own fabric addresses; the routes' preferred source */
 };
 
@@ -54,6 +55,9 @@ int mover_address_add(struct rtnl *rtnl, unsigned ifindex, const struct ip *ip);
 int mover_rule_add(struct rtnl *rtnl, const struct net *pool, unsigned slot);
 int mover_sink_add(struct rtnl *rtnl, const struct net *part, const struct ip *source,
 		   unsigned ifindex, unsigned rto_min_ms);
+
+/* The nexthops that lead to the fabric devices, once per slot. */
+int mover_last_resorts(struct mover *mover);
 
 /* Installs all that belongs to a peer: nexthops of the rails in `carrier`, groups, routes.
  * Also what puts back what the kernel removed when a port lost its carrier. */

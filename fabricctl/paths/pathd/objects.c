@@ -192,7 +192,7 @@ static void see_rule(const struct nlmsghdr *head, void *arg)
 	rtnl_parse(head, sizeof(*rule), table, FRA_MAX + 1);
 	slot = rtnl_u32(table[FRA_TABLE]) - FABRIC_TABLE;
 	if (!table[FRA_PROTOCOL] || *(uint8_t *)RTA_DATA(table[FRA_PROTOCOL]) != FABRIC_PROTOCOL ||
-	    slot > FABRIC_SLOTS || (found->slot != FABRIC_SLOTS && slot != found->slot))
+	    slot >= FABRIC_SLOTS || (found->slot != FABRIC_SLOTS && slot != found->slot))
 		return;
 	keep(found, slot | (rule->family == AF_INET6 ? 1u << 31 : 0));
 }

@@ -239,6 +239,7 @@ static bool setup_rail(struct daemon *d, unsigned rail, char *problem, size_t si
 	snprintf(path, sizeof(path), "/proc/sys/net/ipv6/conf/%s/addr_gen_mode", conf->fabric);
 	write_text(path, "1");
 	d->rail[rail].fabric_ifindex = if_nametoindex(conf->fabric);
+	d->mover.fabric_ifindex[rail] = d->rail[rail].fabric_ifindex;
 	error = mover_device_up(&d->mover.rtnl, d->rail[rail].fabric_ifindex);
 	for (int family = 0; !error && family < FAMILIES; family++)
 		error = setup_address(d, rail, family);
@@ -262,8 +263,6 @@ static int setup_rules(struct daemon *d)
 		if (!pools[i]->ip.family)
 			continue;
 		error = mover_rule_add(&d->mover.rtnl, pools[i], d->mover.slot);
-		if (!error)
-			error = mover_rule_add(&d->mover.rtnl, pools[i], FABRIC_SLOTS);
 	}
 	return error;
 }
@@ -277,7 +276,9 @@ bool shared_setup(struct daemon *d, char *problem, size_t size)
 		snprintf(problem, size, "%s/lock: %s", d->conf.leases, strerror(errno));
 	for (unsigned i = 0; good && i < d->conf.rails; i++)
 		good = setup_rail(d, i, problem, size);
-	error = good ? setup_rules(d) : 0;
+	error = good ? mover_last_resorts(&d->mover) : 0;
+	if (!error && good)
+		error = setup_rules(d);
 	if (error) {
 		snprintf(problem, size, "routing rules: %s", strerror(-error));
 		good = false;
