@@ -33,6 +33,8 @@ class Survival:
         self._next_check_s = now_s + CHECK_S
         if not self._files.job_dir(self._job).exists():
             return "its directory was removed"
+        if not self._is_the_agent():
+            return "another agent of the job was started"
         if service_lives(self._files):
             return ""
         if self._files.request(self._job, "stop").exists():
@@ -40,6 +42,15 @@ class Survival:
         if self._idle_since_s is not None and now_s - self._idle_since_s >= IDLE_S:
             return f"the node service is gone and no step was seen for {IDLE_S:g} s"
         return ""
+
+
+    def _is_the_agent(self) -> bool:
+        """A service that died between forking this agent and hearing of it has a successor, which
+        starts one that it can find."""
+        try:
+            return self._files.agent_pid(self._job).read_text().split()[0] == str(os.getpid())
+        except (OSError, IndexError):
+            return True
 
 
 def service_lives(files: NodeFiles) -> bool:

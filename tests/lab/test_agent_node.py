@@ -363,6 +363,22 @@ def test_a_forged_pid_file_gets_nobody_killed(box: NodeBox) -> None:
     assert (box.root / f"proc/{victim}").exists()
 
 
+def test_an_agent_that_nobody_knows_of_gives_way(box: NodeBox) -> None:
+    """The service died before its agent had written its number down."""
+    box.serve()
+    box.start(5)
+    first = box.wait_running(5)
+    box.end_service(signal.SIGKILL)
+    box.files.agent_pid(5).unlink()
+    box.serve()
+    second = box.wait_running(5)
+    assert second != first
+    wait_for(lambda: box.agents() == [second], "the first one ends")
+    box.stop(5)
+    box.wait_clean()
+    assert "ended: another agent of the job was started" in box.notes(5)
+
+
 def test_after_a_reboot_the_spool_is_collected(box: NodeBox) -> None:
     box.serve()
     box.start(5)
