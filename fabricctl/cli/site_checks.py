@@ -180,6 +180,8 @@ def node_service(place: Place) -> Iterator[Check]:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         yield Check("service", "ok", f"it holds {lock}")
+    except PermissionError:
+        yield Check("service", "warn", f"{lock} cannot be looked at", "run this as root")
     except OSError as error:
         yield Check("service", "fail", f"{lock}: {error.strerror}", todo)
     else:

@@ -108,13 +108,17 @@ class CommandSlurm:
             raise
 
     def requeue(self, job: int, hold: bool = False) -> None:
-        self.job(job)
-        self._ask(["scontrol", "requeuehold" if hold else "requeue", str(job)])
+        target = _one_record(self.job(job))
+        self._ask(["scontrol", "requeuehold" if hold else "requeue", target])
 
     def cancel(self, job: int, signal: int | None = None) -> None:
         # scancel says nothing of a job that is not there, and ends with 0.
-        if not self.job(job).finished:
-            self._ask(["scancel", *([] if signal is None else [f"--signal={signal}"]), str(job)])
+        known = self.job(job)
+        if known.finished:
+            return
+        only = ["--state=PENDING"] if _is_rest_of_array(known) else []
+        how = [] if signal is None else [f"--signal={signal}"]
+        self._ask(["scancel", *how, *only, _one_record(known)])
 
     def usage(self, begin_real_s: int, end_real_s: int) -> tuple[Usage, ...]:
         if begin_real_s >= end_real_s:
@@ -180,6 +184,16 @@ def step_order(step: Step) -> tuple[bool, int, str]:
     """Numbered steps first, by number."""
     named = not step.step.isdecimal()
     return named, 0 if named else int(step.step), step.step
+
+
+def _is_rest_of_array(job: Job) -> bool:
+    return job.array_job is not None and job.array_task is None
+
+
+def _one_record(job: Job) -> str:
+    """The job to Slurm's commands: an array's number means all of its tasks to them, and it is also
+    the number of the task that was split off last."""
+    return str(job.id) if job.array_task is None else f"{job.array_job}_{job.array_task}"
 
 
 def _by_id(jobs: Iterable[Job]) -> tuple[Job, ...]:

@@ -189,7 +189,10 @@ class Slurm(Protocol):
     def requeue(self, job: int, hold: bool = False) -> None: ...
 
     def cancel(self, job: int, signal: int | None = None) -> None:
-        """Ends the job, or only sends a signal to its steps. A job that has ended is left alone."""
+        """Ends the job, or only sends a signal to its steps. A job that has ended is left alone.
+
+        Of an array this is the one record with that id: a task, or all that is not yet split off.
+        """
 
     def usage(self, begin_real_s: int, end_real_s: int) -> tuple[Usage, ...]:
         """Attempts of all users that were there between the two times; needs slurmdbd."""

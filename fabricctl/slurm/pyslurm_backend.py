@@ -72,8 +72,12 @@ class PyslurmSlurm:
         return tuple(found)
 
     def job(self, job: int) -> Job:
-        with self._errors(f"job {job}", missing=("Invalid job id",)):
-            found = _job(self._pyslurm.Job.load(job))
+        try:
+            with self._errors(f"job {job}", missing=("Invalid job id",)):
+                found = _job(self._pyslurm.Job.load(job))
+        except KeyError:
+            # The library also loads the steps, and trips over those of an array's other tasks.
+            return self._commands.job(job)
         if found.id != job:
             # Of an array or a heterogeneous job the library loads all parts and keeps the first.
             return self._commands.job(job)
@@ -122,7 +126,12 @@ class PyslurmSlurm:
             self._pyslurm.Job(job).requeue(hold=hold)
 
     def cancel(self, job: int, signal: int | None = None) -> None:
-        if self.job(job).finished:
+        known = self.job(job)
+        if known.finished:
+            return
+        if known.array_job is not None:
+            # To the library an array's number, which is also one task's, means all of its tasks.
+            self._commands.cancel(job, signal)
             return
         with self._errors(f"cancel of job {job}"):
             if signal is None:

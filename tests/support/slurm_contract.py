@@ -289,6 +289,53 @@ def test_a_job_is_cancelled_and_stays_so(slurm: Slurm) -> None:
     slurm.cancel(job)
 
 
+def tasks_of(slurm: Slurm, array: int) -> dict[int | None, Job]:
+    return {j.array_task: j for j in slurm.jobs() if j.array_job == array}
+
+
+def test_one_task_is_cancelled_though_it_has_the_arrays_number(slurm: Slurm) -> None:
+    array = submit(BOB, "--array=0-1", "--wrap", "sleep 300")
+    try:
+        until(
+            "both run",
+            lambda: {j.state for j in tasks_of(slurm, array).values()} == {"RUNNING"},
+        )
+        tasks = tasks_of(slurm, array)
+        assert tasks[1].id == array
+        slurm.cancel(array)
+        until("task 1 is cancelled", lambda: tasks_of(slurm, array)[1].state == "CANCELLED")
+        assert tasks_of(slurm, array)[0].state == "RUNNING"
+    finally:
+        subprocess.run(["scancel", str(array)], timeout=30, check=True)
+
+
+def test_one_task_is_requeued_though_it_has_the_arrays_number(slurm: Slurm) -> None:
+    array = submit(BOB, "--requeue", "--array=0-1", "--wrap", "sleep 300")
+    try:
+        until(
+            "both run",
+            lambda: {j.state for j in tasks_of(slurm, array).values()} == {"RUNNING"},
+        )
+        slurm.requeue(array)
+        until("task 1 waits again", lambda: tasks_of(slurm, array)[1].state == "PENDING")
+        assert tasks_of(slurm, array)[0].state == "RUNNING"
+    finally:
+        subprocess.run(["scancel", str(array)], timeout=30, check=True)
+
+
+def test_what_is_left_of_an_array_is_cancelled_without_its_running_task(slurm: Slurm) -> None:
+    array = submit(BOB, "--array=0-4%1", "--wrap", "sleep 300")
+    try:
+        until("task 0 runs", lambda: 0 in tasks_of(slurm, array))
+        until("it runs", lambda: tasks_of(slurm, array)[0].state == "RUNNING")
+        assert tasks_of(slurm, array)[None].id == array
+        slurm.cancel(array)
+        until("the rest is cancelled", lambda: slurm.job(array).state == "CANCELLED")
+        assert tasks_of(slurm, array)[0].state == "RUNNING"
+    finally:
+        subprocess.run(["scancel", str(array)], timeout=30, check=True)
+
+
 def test_a_signal_reaches_the_steps_and_leaves_the_job(slurm: Slurm) -> None:
     job = submit(BOB, "--wrap", "srun sh -c 'trap exit USR1; sleep 300 & wait'; sleep 300")
     try:
