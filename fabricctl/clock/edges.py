@@ -6,7 +6,7 @@ peer's stamps are corrected by the node's own model plus the edge's last known o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TypeVar
 
 import numpy as np
@@ -46,6 +46,7 @@ REPORT = np.dtype(
 )
 
 Arrays = TypeVar("Arrays", kalman.Clocks, gates.Floors)
+Number = TypeVar("Number", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,9 @@ class OwnedEdges:
         self._floors = gates.Floors.unknown(0)
         self._samples = np.empty(0, SAMPLE)
         self._last_end_ns = 0
+        self._centre_ns = 0
+        self._residual = np.empty(0)  # of each edge, beyond the mesh's solution
+        self._reported: dict[int, Ints] = {}  # edges of the last reports, by the window's end
 
     def set_edges(self, keys: Sequence[tuple[int, int]]) -> None:
         """``(rail, peer)`` of each; what is known of those that stay is kept."""
@@ -81,7 +85,31 @@ class OwnedEdges:
         source = np.array([old.get(key, -1) for key in keys], np.int64)
         self._clocks = _rearranged(self._clocks, source, kalman.first(len(keys)))
         self._floors = _rearranged(self._floors, source, gates.Floors.unknown(len(keys)))
+        self._residual = _kept(self._residual, source, np.full(len(keys), np.nan))
+        self._reported.clear()
         self._keys = list(keys)
+
+    def floors(self) -> dict[tuple[int, int], float]:
+        """Half the least round trip known of each edge, by ``(rail, peer)``."""
+        known = zip(self._keys, self._floors.margin_ns.tolist(), strict=True)
+        return {key: margin for key, margin in known if np.isfinite(margin)}
+
+    def learn_residuals(self, end_ns: int, residuals_ns: Floats) -> None:
+        """What the solution said of the edges reported for the window that ended then."""
+        edges = self._reported.get(end_ns)
+        if edges is not None and len(edges) == len(residuals_ns):
+            self._residual[edges] = residuals_ns
+
+    def offsets_of(self, samples: NDArray[np.void], own: Model) -> Floats:
+        """theta_peer - theta_own at each sample by the mesh's solution, NaN where not known."""
+        edge = self._edge_of(samples)
+        inbound = samples["inbound"] == 1
+        mine = np.where(inbound, samples["received_ns"], samples["sent_ns"])
+        at_s = (own.since_ns(mine) - (self._centre_ns - own.at_job_ns)) * 1e-9
+        if not self._keys:
+            return np.full(len(samples), np.nan)
+        offset = self._clocks.theta_ns[edge] + self._clocks.drift_ppb[edge] * at_s
+        return np.where(edge >= 0, offset - self._residual[edge], np.nan)
 
     def add(self, samples: NDArray[np.void]) -> None:
         """Samples from the engine; only the smallest ones tell time.
@@ -96,7 +124,7 @@ class OwnedEdges:
         begin_ns = end_ns - round(window_s * 1e9)
         passed_s = min((end_ns - self._last_end_ns) * 1e-9, 60.0)
         centre_ns = (begin_ns + end_ns) // 2
-        self._last_end_ns = end_ns
+        self._last_end_ns, self._centre_ns = end_ns, centre_ns
         self._forget_before(begin_ns, own)
         # The edges' filters stand at the window's centre.
         self._clocks = kalman.predicted(self._clocks, passed_s, wander_ppb * np.sqrt(2))
@@ -110,7 +138,9 @@ class OwnedEdges:
         overlap = np.sqrt(max(window_s / max(passed_s, 1e-3), 1.0))
         seen = np.where(gated.usable, before.theta_ns + gated.offset_ns, np.nan)
         self._clocks = kalman.measured(before, seen, gated.sigma_ns * overlap)
-        return self._reports(fit, gated, before, window_s)
+        said = np.isfinite(fit.offset_ns)
+        self._reported = {**dict(list(self._reported.items())[-3:]), end_ns: np.flatnonzero(said)}
+        return self._reports(fit, gated, before, window_s)[said]
 
     def _forget_before(self, begin_ns: int, own: Model) -> None:
         inbound = self._samples["inbound"] == 1
@@ -149,7 +179,7 @@ class OwnedEdges:
     def _reports(
         self, fit: Fit, gated: gates.Gated, before: kalman.Clocks, window_s: float
     ) -> NDArray[np.void]:
-        """Edges without samples in both directions are left out."""
+        """A row an edge; meaningless where the fit says nothing."""
         # A single stamp may be early by its noise, the slope wrong by three of its errors.
         slack = self._near_ns + 1.5 * window_s * np.minimum(before.drift_sigma_ppb, 1e5)
         table = np.zeros(len(self._keys), REPORT)
@@ -164,7 +194,7 @@ class OwnedEdges:
         table["hard_above_ns"] = fit.hard_above_ns - gated.offset_ns + slack
         table["hard_below_ns"] = fit.hard_below_ns - gated.offset_ns - slack
         table["excess_ns"] = gated.excess_ns
-        return table[np.isfinite(fit.offset_ns)]
+        return table
 
 
 def _padded(
@@ -185,10 +215,12 @@ def _padded(
 
 def _rearranged(old: Arrays, source: Ints, fresh: Arrays) -> Arrays:
     """``fresh`` with the rows of ``old`` that ``source`` names (-1: none)."""
-    kept = source >= 0
-    changes = {}
-    for item in fields(old):
-        values = getattr(fresh, item.name).copy()
-        values[kept] = getattr(old, item.name)[source[kept]]
-        changes[item.name] = values
-    return replace(fresh, **changes)
+    names = [item.name for item in fields(old)]
+    kept = {name: _kept(getattr(old, name), source, getattr(fresh, name)) for name in names}
+    return type(fresh)(**kept)
+
+
+def _kept(old: NDArray[Number], source: Ints, fresh: NDArray[Number]) -> NDArray[Number]:
+    values = fresh.copy()
+    values[source >= 0] = old[source[source >= 0]]
+    return values

@@ -147,7 +147,7 @@ def unpack_report(body: bytes, sender: int) -> NodeReport:
 
 
 def pack_answer(answer: Answer) -> bytes:
-    return _ANSWER.pack(
+    head = _ANSWER.pack(
         answer.window,
         answer.theta_ns,
         answer.sigma_ns,
@@ -155,13 +155,16 @@ def pack_answer(answer: Answer) -> bytes:
         answer.most_ns,
         answer.rate,
     )
+    return head + answer.residuals_ns.astype("<f4").tobytes()
 
 
 def unpack_answer(body: bytes, me: int) -> Answer:
     """Raises :class:`DataError`."""
-    if len(body) != _ANSWER.size:
+    rest = len(body) - _ANSWER.size
+    if rest < 0 or rest % 4:
         raise DataError("clock message: an answer of the wrong size")
-    window, theta, sigma, least, most, rate = _ANSWER.unpack(body)
+    window, theta, sigma, least, most, rate = _ANSWER.unpack_from(body)
     if not 1 <= rate <= 1_000:
         raise DataError("clock message: an answer that cannot be")
-    return Answer(me, window, theta, sigma, least, most, rate)
+    residuals = np.frombuffer(body, "<f4", offset=_ANSWER.size).astype(float)
+    return Answer(me, window, theta, sigma, least, most, rate, residuals)

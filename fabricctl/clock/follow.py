@@ -11,7 +11,7 @@ from fabricctl.clock.solver import Answer
 # How far a drift walks in a second before anything is known, and the limits of what is learned.
 FIRST_WANDER_PPB = 100.0
 WANDER_LIMITS_PPB = (5.0, 1_000.0)
-_LEARN = 0.0  # weight of one window: the wander of the last minute counts
+_LEARN = 0.02  # weight of one window: the wander of the last minute counts
 SETTLED_MEASUREMENTS = 4  # in a row, before anybody may rely on the clock
 SETTLED_SIGMA_NS = 1_000.0
 HOLDOVER_WINDOWS = 4  # without an answer for a second the clock is said to hold over
@@ -40,6 +40,9 @@ class NodeClock:
         self.settled = False
         self.wander_ppb = FIRST_WANDER_PPB
         self.hard: HardBound | None = None
+        self.centre: Model | None = (
+            None  # the clock at the last window's centre: best after the fact
+        )
 
     @property
     def model(self) -> Model:
@@ -114,30 +117,29 @@ class NodeClock:
         # Windows overlap: each sample is in several, and counts once.
         sigma = np.array([answer.sigma_ns * np.sqrt(self._window_s / self._hop_s)])
         missed = self._clocks.missed
+        back = kalman.predicted(self._clocks, -back_s, 0.0)
+        expected = max(float(back.p_theta[0]), 1.0) + answer.sigma_ns**2
+        self._learn_wander((float(seen[0]) - float(back.theta_ns[0])) ** 2 / expected)
         then, now = kalman.measured_before(self._clocks, back_s, seen, sigma, self.wander_ppb)
         taken = bool(then.missed[0] == 0)
-        self._learn_wander(answer, said, float(sigma[0]))
         if not taken:
             now = replace(now, missed=missed)
         self._clocks = now
         self._accepted = self._accepted + 1 if taken else 0
         sigma_ns = float(now.sigma_ns[0])
         self.settled |= self._accepted >= SETTLED_MEASUREMENTS and sigma_ns < SETTLED_SIGMA_NS
-        self.then = (answer.window, float(then.theta_ns[0]), float(seen[0]), answer.sigma_ns)
+        centre_ns = self._end_ns(answer.window) - round(self._window_s / 2 * 1e9)
+        self.centre = Model(centre_ns, float(then.theta_ns[0]), float(then.drift_ppb[0]))
         moved = float(then.theta_ns[0]) - float(seen[0])
         self.hard = HardBound(
-            self._end_ns(answer.window) - round(self._window_s / 2 * 1e9),
+            centre_ns,
             answer.least_ns - moved,
             answer.most_ns - moved,
         )
         return taken
 
-    def _learn_wander(self, answer: Answer, said: float, sigma_ns: float) -> None:
+    def _learn_wander(self, surprise: float) -> None:
         """Surprises larger than the filter expects mean a clock that wanders more, and back."""
-        del said
-        if not self.settled:
-            return
-        expected = float(self._clocks.p_theta[0]) + sigma_ns**2
-        surprise = min(answer.theta_ns**2 / expected, 9.0)
-        wander = self.wander_ppb * np.exp(_LEARN * (surprise - 1))
-        self.wander_ppb = float(np.clip(wander, *WANDER_LIMITS_PPB))
+        if self.settled:
+            wander = self.wander_ppb * np.exp(_LEARN * (min(surprise, 9.0) - 1))
+            self.wander_ppb = float(np.clip(wander, *WANDER_LIMITS_PPB))

@@ -25,7 +25,7 @@ class GateRules:
     ``excess_ns``: margin above its floor from which an edge is no longer believed two-sided.
     ``crowd``: samples near an edge of the band that show that direction to be free of queues.
     ``relearn_s``: how long a longer, queue-free path must last to be taken for a new path.
-    ``confirmed``: windows that must have found the same floor before one direction is used alone.
+    ``confirmed``: windows that must have found the same floor before it is believed.
     ``asymmetry_ns``: what the path may differ between directions unseen (per stamp source).
     """
 
@@ -93,8 +93,10 @@ def learned(
     changed = exceeded >= rules.relearn_s
     gain = 1 / np.minimum(floors.age + 1, 50)
     level = np.where(close, floors.margin_ns + gain * excess, floors.margin_ns)
-    level = np.where(new | lower | changed, margin, level)
-    age = np.where(new | lower | changed, 1, floors.age + close)
+    unsure = free & ~close & (floors.age < rules.confirmed)
+    anew = new | lower | changed | unsure
+    level = np.where(anew, margin, level)
+    age = np.where(anew, 1, floors.age + close)
     return Floors(level, age, np.where(changed, 0.0, exceeded))
 
 
@@ -106,7 +108,7 @@ def _free(fit: Fit, rules: GateRules) -> Bools:
 def gated(fit: Fit, floors: Floors, rules: GateRules) -> Gated:
     """Applies the gates to a window's fits."""
     excess = fit.margin_ns - floors.margin_ns
-    known = np.isfinite(floors.margin_ns)
+    known = floors.age >= rules.confirmed
     over = np.where(known, np.maximum(excess, 0.0), 0.0)
     believed = np.isfinite(fit.offset_ns) & (over <= rules.excess_ns)
     # Without a floor and without a crowd at both edges all of the margin may be queueing.
@@ -114,7 +116,7 @@ def gated(fit: Fit, floors: Floors, rules: GateRules) -> Gated:
     offset, own = fit.offset_ns, fit.sigma_ns
     above = below = np.zeros(len(offset), bool)
     if rules.one_sided:
-        sure = known & (floors.age >= rules.confirmed) & (over > 4 * fit.sigma_ns + 10)
+        sure = known & (over > 4 * fit.sigma_ns + 10)
         above = sure & (fit.near_above >= rules.crowd) & (fit.near_below < rules.crowd)
         below = sure & (fit.near_below >= rules.crowd) & (fit.near_above < rules.crowd)
         offset = np.where(above, fit.ceiling_ns - floors.margin_ns, offset)

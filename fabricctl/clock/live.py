@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from fabricctl.clock import bounds, exchange, peers, probing
+from fabricctl.clock.choice import ASKED, SolverChoice
+from fabricctl.clock.delays import DelayMeter, DelayRow
 from fabricctl.clock.edges import OwnedEdges
 from fabricctl.clock.follow import HOLDOVER_WINDOWS, NodeClock
 from fabricctl.clock.gates import GateRules
@@ -29,8 +31,6 @@ WINDOW_S = 0.5
 FIRST_RATE = 100.0  # pairs a second, so that the first windows know something
 SOLVE_WAIT_S = 0.05  # for reports that are late
 HELLO_S = (0.1, 5.0)  # to a node not yet heard, and to all others
-SOLVERS = 2
-SILENT_WINDOWS = 4  # without an answer the next node is asked to solve
 RECEIVE_AT_ONCE = 256
 ROW_S = 1.0  # between the page's rows for conversions
 # Software stamps: what a node's transmit and receive paths may differ by, which no loop of edges
@@ -90,13 +90,14 @@ class JobClock:
         self.clock = NodeClock(HOP_S, WINDOW_S)
         self._edges = OwnedEdges(self._me, GateRules())
         self._solver = Solver(len(member.nodes), HOP_S, FIRST_RATE)
+        self._delays = DelayMeter()
         self._rate = FIRST_RATE
         self._dead: frozenset[int] = frozenset()
         self._ports: dict[int, Address] = {}  # where a node was heard from
         self._hellos: dict[int, exchange.Hello] = {}
         self._hello_due_s: dict[int, float] = {}
-        self._solvers = self._first_solvers()
-        self._answered_window: dict[int, int] = {}
+        self._choice = SolverChoice(len(member.nodes))
+        self._solvers = list(range(min(ASKED, len(member.nodes))))
         self._solve_at_s: float | None = None
         self._fit_at_s = 0.0
         self.refused = 0
@@ -143,24 +144,6 @@ class JobClock:
             self.prober.set_flows(flows)
         self._edges.set_edges([(flow.rail, flow.peer) for flow in flows if flow.owner])
 
-    def _first_solvers(self) -> list[int]:
-        return list(range(min(SOLVERS, len(self._member.nodes))))
-
-    def _replace_silent_solvers(self) -> None:
-        """A solver that has not answered for some windows gives way to the next node."""
-        window = self.clock.model.at_job_ns // round(HOP_S * 1e9)
-        count = len(self._member.nodes)
-        for at, solver in enumerate(self._solvers):
-            since = self._answered_window.setdefault(solver, window)
-            if solver not in self._dead and window - since <= SILENT_WINDOWS:
-                continue
-            others = [n for n in range(count) if n not in self._solvers and n not in self._dead]
-            after = [n for n in others if n > max(self._solvers)] or others
-            if after:
-                self._solvers[at] = after[0]
-                self._answered_window[after[0]] = window
-            self._answered_window.pop(solver, None)
-
     # Time
 
     def next_due_s(self) -> float:
@@ -192,7 +175,9 @@ class JobClock:
         return time.monotonic() + (wait_s - HOP_S if wait_s - HOP_S > 0.5 * HOP_S else wait_s)
 
     def _run_window(self) -> None:
-        self._edges.add(self.prober.take())
+        samples = self.prober.take()
+        self._edges.add(samples)
+        self._delays.add(samples, self._edges.offsets_of(samples, self.clock.model))
         window = self.clock.window_at(self.prober.anchor().node_ns)
         before = self.clock.model
         self.clock.advance(window)
@@ -202,12 +187,16 @@ class JobClock:
         edges = self._edges.fit(model.at_job_ns, WINDOW_S, model, self.clock.wander_ppb)
         theta_ns, p_theta = self.clock.prediction()
         report = NodeReport(self._me, window, theta_ns, p_theta, edges)
-        self._replace_silent_solvers()
+        self._solvers = self._choice.choose(window, self._dead)
         for solver in self._solvers:
             if solver == self._me:
                 self._take_report(report)
             else:
                 self._send(exchange.REPORT_KIND, solver, exchange.pack_report(report))
+
+    def take_delays(self) -> Sequence[DelayRow]:
+        """Delays since the last call, of the edges this node owns; once a second."""
+        return self._delays.flush(self._edges.floors())
 
     # Messages
 
@@ -286,7 +275,8 @@ class JobClock:
                 self._send(exchange.ANSWER, answer.node, exchange.pack_answer(answer))
 
     def _follow(self, answer: Answer, solver: int) -> None:
-        self._answered_window[solver] = answer.window
+        self._choice.answered(solver, answer.window)
+        self._edges.learn_residuals(round(answer.window * HOP_S * 1e9), answer.residuals_ns)
         if self.clock.follow(answer) and self.clock.settled:
             self._write_page()
         if abs(answer.rate / self._rate - 1) > 0.05:
@@ -329,9 +319,14 @@ class JobClock:
         address = None if known else self._resolve(self._member.nodes[to])
         targets = [known] if known else [(address, p) for p in self._candidates if address]
         datagram = self._seal.close(kind, to, body)
-        for target in targets:
+        for host, port in targets:
             with contextlib.suppress(OSError):  # no route now: said again later
-                self._socket.sendto(datagram, target)
+                self._socket.sendto(datagram, (self._mapped(host), port))
+
+    def _mapped(self, host: str) -> str:
+        """IPv4 addresses as an IPv6 socket wants them."""
+        six = self._socket.family == socket.AF_INET6
+        return f"::ffff:{host}" if six and ":" not in host else host
 
 
 def _owns(me: int, peer: int) -> bool:
@@ -340,7 +335,12 @@ def _owns(me: int, peer: int) -> bool:
 
 
 def _bind(candidates: Sequence[int]) -> socket.socket:
-    found = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    """A socket for IPv4 and IPv6 on the first port that is free."""
+    try:
+        found = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    except OSError:  # IPv6 is switched off
+        found = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     found.setblocking(False)
     for port in candidates:
         with contextlib.suppress(OSError):

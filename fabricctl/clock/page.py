@@ -129,6 +129,13 @@ class ClockPage:
             check_width(reading, within_ns)
         return reading
 
+    def at(self, raw_ns: int) -> "Reading":
+        """What :meth:`now` says at that instant of CLOCK_MONOTONIC_RAW, which is about now."""
+        reading = _page.at(self._memory, raw_ns)
+        if reading is None:
+            raise ClockError(f"clock: no job time yet ({self._path})")
+        return reading
+
     def body(self) -> Body:
         return Body.read(self._memory)
 

@@ -34,7 +34,8 @@ class NodeReport:
 @dataclass(frozen=True)
 class Answer:
     """``theta_ns``: beyond the node's prediction; ``least_ns`` and ``most_ns``: how far the node's
-    clock may be from that whatever the network did. NaN and infinite where not solved."""
+    clock may be from that whatever the network did. NaN and infinite where not solved.
+    ``residuals_ns``: what each edge of the node's report says beyond the solution."""
 
     node: int
     window: int
@@ -43,6 +44,7 @@ class Answer:
     least_ns: float
     most_ns: float
     rate: float
+    residuals_ns: Floats
 
 
 class Solver:
@@ -67,7 +69,7 @@ class Solver:
         ``now_window``: this node's own; a report far from it is of a node that has not found
         the job's time yet.
         """
-        if abs(report.window - now_window) > 2:
+        if abs(report.window - now_window) > 2 or (report.edges["b"] >= self._nodes).any():
             return False
         self._heard[report.node] = report.window
         if report.window <= self._solved:
@@ -85,7 +87,7 @@ class Solver:
         return newest if newest > self._solved else None
 
     def solve(self) -> list[Answer]:
-        """Answers to all who reported the newest window."""
+        """Answers to all who reported the newest window; none when no majority is tied together."""
         window = self.waiting()
         if window is None:
             return []
@@ -95,11 +97,13 @@ class Solver:
         for report in reports:
             theta[report.node], p_theta[report.node] = report.theta_ns, report.p_theta
         table = self._table(reports, window)
-        table = table[np.isfinite(theta[table["a"]]) & np.isfinite(theta[table["b"]])]
         edges = _edges(table, theta, self._nodes)
         solution = solve(edges, table["usable"] == 1, anchor=1 / p_theta, alive=self.alive)
         self.last = solution
+        if not solution.solved.any():
+            return []
         least, most = _hard(edges, table, solution)
+        own = {r.node: solution.residual_ns[edges.a == r.node] for r in reports}
         self._adapt(table)
         return [
             Answer(
@@ -110,6 +114,7 @@ class Solver:
                 float(least[r.node]),
                 float(most[r.node]),
                 self._rate,
+                own[r.node],
             )
             for r in reports
             if r.window == window
@@ -121,7 +126,7 @@ class Solver:
         for report in reports:
             table = report.edges.copy()
             table["offset_ns"] += table["slope_ppb"] * (window - report.window) * self._hop_s
-            tables.append(table[(table["a"] < self._nodes) & (table["b"] < self._nodes)])
+            tables.append(table)
         return np.concatenate(tables)
 
     def _adapt(self, table: NDArray[np.void]) -> None:
@@ -140,7 +145,7 @@ def _edges(table: NDArray[np.void], theta: Floats, nodes: int) -> Edges:
         nodes=nodes,
         a=a,
         b=b,
-        offset_ns=table["offset_ns"] - (theta[b] - theta[a]),
+        offset_ns=table["offset_ns"] - (theta[b] - theta[a]),  # NaN: the other end is silent
         sigma_ns=table["sigma_ns"].astype(float),
         common_ns=table["common_ns"].astype(float),
     )

@@ -107,7 +107,9 @@ def test_one_free_direction_and_the_floor_still_give_the_offset() -> None:
     back = gated(fit(70 + 5_000, 70 - 35_000, near_below=1), floors, RULES)
     assert back.offset_ns[0] == pytest.approx(70, abs=1)
     unsure = replace(floors, age=np.array([2]))
-    assert not gated(fit(35_070, -4_930, near_above=1), unsure, RULES).usable[0]
+    doubtful = gated(fit(35_070, -4_930, near_above=1), unsure, RULES)
+    assert not doubtful.one_sided[0]
+    assert doubtful.sigma_ns[0] > 5_000
 
 
 def test_without_a_floor_a_thin_edge_is_worth_no_more_than_its_margin() -> None:
@@ -126,9 +128,20 @@ def test_a_floor_is_learned_from_free_windows_only() -> None:
 def test_a_shorter_path_is_learned_at_once_a_longer_one_after_a_while() -> None:
     floors = learned(floors_of(5_000.0), fit(4_000, -4_000), RULES, 0.5)
     assert floors.margin_ns[0] == pytest.approx(4_000)
+    assert floors.age[0] == 1  # and believed when it was found again
+    for _ in range(5):
+        floors = learned(floors, fit(4_000, -4_000), RULES, 0.5)
     for _ in range(10):
         floors = learned(floors, fit(6_000, -6_000), RULES, 0.5)
     assert floors.margin_ns[0] == pytest.approx(4_000)
     for _ in range(60):
         floors = learned(floors, fit(6_000, -6_000), RULES, 0.5)
     assert floors.margin_ns[0] == pytest.approx(6_000)
+
+
+def test_a_floor_found_only_once_is_replaced() -> None:
+    floors = learned(Floors.unknown(1), fit(8, -8), RULES, 0.5)  # a window with a wrong slope
+    for _ in range(5):
+        floors = learned(floors, fit(5_000, -5_000), RULES, 0.5)
+    assert floors.margin_ns[0] == pytest.approx(5_000)
+    assert floors.age[0] >= RULES.confirmed

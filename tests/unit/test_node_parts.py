@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fabricctl.errors import FabricError, SystemRefusedError
-from fabricctl.node import allocation, orphans, requests, rootfiles, service, spawn
+from fabricctl.node import orphans, requests, rootfiles, service, spawn, spool
 from fabricctl.node.inotify import Inotify
 
 ENVELOPE = "v=1;mode=on;key=" + "ab" * 32 + ";spares=0;on_missing=warn"
@@ -190,14 +190,5 @@ def test_what_slurm_says_about_a_job(output: str, status: int, expected: str | N
 def test_journals_of_later_lives_come_later(tmp_path: Path) -> None:
     for name in ("10.journal", "9.journal", "x.journal", "start"):
         (tmp_path / name).write_text("")
-    assert [path.name for path in allocation.journals(tmp_path)] == ["9.journal", "10.journal"]
-    assert allocation.next_life(tmp_path) == 11
-
-
-def test_the_newest_attempt_of_a_job_is_found(tmp_path: Path) -> None:
-    for name in ("5.100", "5.99", "5.200", "55.300", "5.x"):
-        (tmp_path / name).mkdir()
-        if name != "5.200":
-            (tmp_path / name / "start").write_text("")
-    assert allocation.newest_spool(tmp_path, 5) == tmp_path / "5.100"
-    assert allocation.newest_spool(tmp_path, 6) is None
+    assert [path.name for path in spool.journals(tmp_path)] == ["9.journal", "10.journal"]
+    assert spool.next_life(tmp_path) == 11

@@ -57,7 +57,7 @@ void fabric_clock_close(struct fabric_clock *clock)
 
 int fabric_clock_now(const struct fabric_clock *clock, struct fabric_clock_reading *reading)
 {
-	if (page_now(&clock->page, reading) == 0)
+	if (page_read(&clock->page, 0, reading) == 0)
 		return 0;
 	errno = EAGAIN;
 	return -1;

@@ -32,18 +32,16 @@ static int get_page(PyObject *object, Py_buffer *buffer, int flags)
 	return -1;
 }
 
-/* now(page) -> Reading, or None while there is no job time. */
-static PyObject *now(PyObject *module, PyObject *object)
+static PyObject *read_page(PyObject *object, int64_t raw_ns)
 {
 	struct fabric_clock_reading r;
 	PyObject *result;
 	Py_buffer buffer;
 	int failed;
 
-	(void)module;
 	if (get_page(object, &buffer, PyBUF_SIMPLE) < 0)
 		return NULL;
-	failed = page_now(buffer.buf, &r);
+	failed = page_read(buffer.buf, raw_ns, &r);
 	PyBuffer_Release(&buffer);
 	if (failed)
 		Py_RETURN_NONE;
@@ -60,6 +58,25 @@ static PyObject *now(PyObject *module, PyObject *object)
 		return NULL;
 	}
 	return result;
+}
+
+/* now(page) -> Reading, or None while there is no job time. */
+static PyObject *now(PyObject *module, PyObject *object)
+{
+	(void)module;
+	return read_page(object, 0);
+}
+
+/* at(page, raw_ns) -> Reading: what now() said, or will say, at an instant near this one. */
+static PyObject *at(PyObject *module, PyObject *args)
+{
+	PyObject *object;
+	long long raw_ns;
+
+	(void)module;
+	if (!PyArg_ParseTuple(args, "OL", &object, &raw_ns))
+		return NULL;
+	return read_page(object, raw_ns);
 }
 
 /* begin(page): the head of an empty page. */
@@ -146,6 +163,7 @@ static PyObject *instant(PyObject *module, PyObject *unused)
 
 static PyMethodDef functions[] = {
 	{ "now", now, METH_O, NULL },
+	{ "at", at, METH_VARARGS, NULL },
 	{ "begin", begin, METH_O, NULL },
 	{ "write", write_body, METH_VARARGS, NULL },
 	{ "instant", instant, METH_NOARGS, NULL },

@@ -98,9 +98,11 @@ static inline void page_reading(
 		r->status = FABRIC_CLOCK_HOLDOVER;
 }
 
-/* The raw time is read inside: a body that was replaced meanwhile is not used with it. -1: the
- * writer died in the middle. */
-static inline int page_now(const struct page *page, struct fabric_clock_reading *r)
+/* The reading at raw_ns, or now when that is 0. The raw time is then read inside: a body that was
+ * replaced meanwhile is not used with it. -1: no job time, or the writer died in the middle. */
+static inline int page_read(
+	const struct page *page, int64_t raw_ns, struct fabric_clock_reading *r
+)
 {
 	struct page_body body;
 
@@ -111,7 +113,7 @@ static inline int page_now(const struct page *page, struct fabric_clock_reading 
 		if (before & 1)
 			continue;
 		memcpy(&body, &page->body, sizeof(body));
-		raw = page_clock_ns(CLOCK_MONOTONIC_RAW);
+		raw = raw_ns ? raw_ns : page_clock_ns(CLOCK_MONOTONIC_RAW);
 		atomic_thread_fence(memory_order_acquire);
 		if (atomic_load_explicit(&page->sequence, memory_order_relaxed) != before)
 			continue;
