@@ -82,7 +82,7 @@ class AgentConfig:
     realtime: bool = _key(
         True,
         "Run agents ahead of the job's processes (SCHED_FIFO 1), which fill every core: else "
-        "events are seen tens of ms late on a busy node. One that computes for 1 s on end is killed.",
+        "events are seen tens of ms late. One that computes for 1 s on end is killed.",
     )
     port_first: int = _key(20100, "First UDP port of the agents.", 1024, 65000)
     port_count: int = _key(400, "How many ports agents may use from port_first on.", 4, 40000)

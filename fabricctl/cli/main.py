@@ -58,8 +58,10 @@ def cli() -> None:
 def main() -> None:
     """Entry point. Exit statuses: 0 done, 1 failed, 2 usage, others from sysexits.h."""
     try:
-        cli.main(prog_name="fabricctl", standalone_mode=False)
+        # What `ctx.exit(status)` said comes back as a value (click 8.2), every other end as None.
+        status = cli.main(prog_name="fabricctl", standalone_mode=False)
         sys.stdout.flush()
+        sys.exit(status if isinstance(status, int) else 0)
     except click.exceptions.Exit as end:
         sys.exit(end.exit_code)
     except click.ClickException as error:

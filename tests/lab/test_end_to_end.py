@@ -1,6 +1,7 @@
 """One protected job through every part, and the same job without the flag."""
 
 import json
+import re
 import time
 from datetime import datetime
 from pathlib import Path
@@ -67,7 +68,7 @@ def node_state(lab: Lab, node: str) -> dict[str, set[str]]:
         return set(lab.exec(node, list(argv), check=False).stdout.splitlines())
 
     return {
-        "files": lines("find", run, spool, "/dev/shm", "/tmp", "-not", "-name", ".*"),
+        "files": lines("find", run, spool, "/dev/shm", "/tmp", "-not", "-name", "lock"),
         "agents": {line for line in lines("ps", "-eo", "user:20,args") if "fabric" in line},
         "addresses": lines("ip", "-o", "address"),
         "routes": lines("ip", "route", "show", "table", "all"),
@@ -84,9 +85,9 @@ def quiet_state(lab: Lab) -> dict[str, dict[str, set[str]]]:
             line
             for node in NODES
             for line in (*state[node]["agents"], *state[node]["files"])
-            if "sealer" in line
-            or "fabric-agent" in line
-            or (line.count("/") > 3 and "fabricctl/" in line)
+            if re.search(
+                r"sealer|fabric-(agent|pathd)|/(jobs|steps|requests|spool/fabricctl)/.", line
+            )
         ]
         if not busy:
             return state
