@@ -37,11 +37,10 @@ class SolverChoice:
             if working == SOLVERS or len(chosen) == ASKED:
                 break
             if node in dead or self._is_paused(node, window):
-                self._asked_since.pop(node, None)
                 continue
             chosen.append(node)
-            self._asked_since.setdefault(node, window)
             working += self._answers(node, window)
+        self._asked_since = {node: self._asked_since.get(node, window) for node in chosen}
         return chosen
 
     def _answers(self, node: int, window: int) -> bool:
