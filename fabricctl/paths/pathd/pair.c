@@ -255,6 +255,17 @@ static enum reason judge_quality(const struct pair *pair, unsigned rail, uint64_
 	return REASON_NONE;
 }
 
+/* Overdue: in doubt, which asks for quick probes, and nothing more. */
+static void doubt_if_overdue(struct path *path, uint64_t now_ns)
+{
+	if (now_ns <= path->due_ns + GRACE_NS + path_jitter_ns(path))
+		return;
+	path->unproven = path->listening == PROVING;
+	path->listening = SUSPECT;
+	path->suspect_ns = now_ns;
+	path->evidence = path->postponed = 0;
+}
+
 static bool evaluate_heard(struct pair *pair, unsigned rail, uint64_t now_ns,
 			   struct change_of *change)
 {
@@ -269,11 +280,7 @@ static bool evaluate_heard(struct pair *pair, unsigned rail, uint64_t now_ns,
 		path->reason = reason;
 		return true;
 	}
-	if (now_ns > path->due_ns + GRACE_NS + path_jitter_ns(path)) {
-		path->listening = SUSPECT;
-		path->suspect_ns = now_ns;
-		path->evidence = path->postponed = 0;
-	}
+	doubt_if_overdue(path, now_ns);
 	if (path->loss.small > LOSS_DOUBT || path->loss.large > LOSS_DOUBT) {
 		if (pair->doubt_until_ns + 2 * DOUBT_NS < now_ns)
 			pair->doubt_until_ns = now_ns + DOUBT_NS;
@@ -285,7 +292,7 @@ static bool evaluate_suspect(struct path *path, unsigned rail, uint64_t now_ns, 
 			     struct change_of *change)
 {
 	if (path->heard_ns > path->suspect_ns) {
-		path->listening = HEARD;
+		path->listening = path->unproven ? PROVING : HEARD;
 		return false;
 	}
 	if (path->evidence < EVIDENCE ||
@@ -299,6 +306,8 @@ static bool evaluate_suspect(struct path *path, unsigned rail, uint64_t now_ns, 
 	}
 	path->listening = GONE;
 	path->gone_ns = now_ns;
+	if (path->unproven)
+		return false; /* it was not in use: nothing new to tell */
 	path->reason = REASON_SILENT;
 	count_flap(path, now_ns);
 	mark(change, CHANGE_GONE, rail, REASON_SILENT, path->heard_ns);
@@ -317,10 +326,7 @@ static bool evaluate_proving(struct pair *pair, unsigned rail, uint64_t now_ns,
 {
 	struct path *path = &pair->path[rail];
 
-	if (now_ns > path->due_ns + GRACE_NS + path_jitter_ns(path)) {
-		path->listening = GONE;
-		path->gone_ns = now_ns;
-	} else if (path->loss.lost || path->slow_since_ns) {
+	if (path->loss.lost || path->slow_since_ns) {
 		begin_proving(path, now_ns);
 	} else if (now_ns - path->proving_ns >= hold_ns(pair, path) && seen_enough(path)) {
 		mark(change, CHANGE_GOOD, rail, path->reason, path->proving_ns);
@@ -328,6 +334,7 @@ static bool evaluate_proving(struct pair *pair, unsigned rail, uint64_t now_ns,
 		path->reason = REASON_NONE;
 		return true;
 	}
+	doubt_if_overdue(path, now_ns);
 	return false;
 }
 
@@ -399,7 +406,9 @@ enum level pair_own_level(const struct pair *pair, unsigned rail)
 
 	if (!path->carrier || path->listening == GONE)
 		return LEVEL_DEAD;
-	return path->drained || path->listening == PROVING ? LEVEL_POOR : LEVEL_GOOD;
+	if (path->listening == PROVING || (path->listening == SUSPECT && path->unproven))
+		return LEVEL_POOR;
+	return path->drained ? LEVEL_POOR : LEVEL_GOOD;
 }
 
 enum level pair_level(const struct pair *pair, unsigned rail)

@@ -44,6 +44,7 @@ struct path {
 	enum listening listening;
 	enum reason reason; /* why it is not GOOD; of the past while PROVING */
 	bool carrier, drained;
+	bool unproven; /* SUSPECT while it was PROVING: it falls back into that */
 	uint64_t heard_ns; /* newest arrival */
 	uint64_t due_ns; /* when the next probe was promised at the latest */
 	uint64_t suspect_ns, evidence_ns, gone_ns, proving_ns;

@@ -171,6 +171,22 @@ static void a_peer_run_for_moments_only_is_not_dead(void)
 	CHECK(sim.count[CHANGE_GONE] == 0);
 }
 
+static void a_rail_heals_although_its_peer_is_often_late(void)
+{
+	struct sim sim = start();
+
+	run(&sim, 1 * S);
+	sim.loss_percent[0] = 100;
+	run(&sim, 100 * MS);
+	sim.loss_percent[0] = 0;
+	for (int i = 0; i < 150; i++) {
+		sim.frozen = i % 2;
+		run(&sim, (uint64_t)(rand() % 12 + 4) * MS);
+	}
+	CHECK(sim.count[CHANGE_GONE] == 1 && sim.count[CHANGE_GOOD] == 1);
+	CHECK(pair_members(&sim.pair, 0) == 1);
+}
+
 /* We were not run: what arrived meanwhile is taken in first on one rail, then on the other. */
 static void our_own_absence_blames_nobody(void)
 {
@@ -359,6 +375,7 @@ int main(void)
 	flapping_at_20_hz_moves_once();
 	a_frozen_peer_is_stalled_not_dead();
 	a_peer_run_for_moments_only_is_not_dead();
+	a_rail_heals_although_its_peer_is_often_late();
 	our_own_absence_blames_nobody();
 	queueing_widens_what_is_waited_for();
 	loss_of_5_percent_is_left_within_250_ms();
