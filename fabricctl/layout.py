@@ -5,6 +5,8 @@ On a node (``run_dir``, ``spool_dir`` from the configuration)::
     run_dir/                         root 0711
       node.lock                      locked (flock) while the node service lives
       boot_id                        of the kernel under which all this was made
+      live/<job>                     root 0600   the start request of each allocation that is there,
+                                                 with the time of its begin; directory 0700
       requests/                      root 0711   <job>.start, <job>.stop  0600, from prolog, epilog
       jobs/<job>/                    agent user 0711
         envelope                     owner: the job's user 0400          docs/envelope.md
@@ -52,6 +54,7 @@ class NodeFiles:
         self.requests = run_dir / "requests"
         self.jobs = run_dir / "jobs"
         self.steps_dir = run_dir / "steps"
+        self.live_dir = run_dir / "live"
 
     def job_dir(self, job: int) -> Path:
         """The running allocation's directory."""
@@ -60,6 +63,10 @@ class NodeFiles:
     def request(self, job: int, what: str) -> Path:
         """``what``: ``start`` or ``stop``."""
         return self.requests / f"{job}.{what}"
+
+    def live(self, job: int) -> Path:
+        """The node service's own note of an allocation."""
+        return self.live_dir / str(job)
 
     def envelope(self, job: int) -> Path:
         return self.job_dir(job) / "envelope"

@@ -36,7 +36,8 @@ SCAN_S = 2.0  # step daemons and the plugin's marks
 FIRST_SCANS_S = 0.5  # at the beginning: jobs of a second have steps, too
 FIRST_SCANS = 10
 EARLY_NS = 2_000_000
-SPOOL_RETRY_S = 4.0
+SPOOL_RETRY_S = 1.0
+LAST_WAIT_S = 15.0  # at the end, for a full spool to take what is still in memory
 END_REASONS = {
     signal.SIGTERM: "stopped",
     signal.SIGUSR1: "the allocation is gone, no epilog came",
@@ -129,15 +130,17 @@ class Agent:
 
         An allocation of an instant may have ended already: it still gets its record.
         """
+        ended_s: float | None = None
         while True:
             try:
                 return Record(self._given, rails, self._rate_hz, self._log)
             except SystemRefusedError as error:
-                if self._ending.reason:
+                ended_s = time.monotonic() if self._ending.reason and ended_s is None else ended_s
+                if ended_s is not None and time.monotonic() - ended_s > LAST_WAIT_S:
                     return None
                 self._log.write(f"agent job={self._start.job}", str(error), Severity.ERROR)
                 self._write_status("starting", str(error))
-                select.select([self._ending], [], [], SPOOL_RETRY_S)
+                time.sleep(SPOOL_RETRY_S)
                 self._ending.reason = self._ending.reason or self._survival.reason(True)
 
     def _open_mesh(self) -> mesh.Mesh | None:
@@ -271,7 +274,7 @@ class Agent:
         if self._given.files.request(self._start.job, "stop").exists():
             reason = EPILOG_REASON
         self._record.note(Severity.INFO, "agent", f"ended: {reason}")
-        self._record.close()
+        self._record.close(LAST_WAIT_S)
 
     def _write_status(self, state: str, problem: str = "") -> None:
         record = getattr(self, "_record", None)

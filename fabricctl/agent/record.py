@@ -92,8 +92,13 @@ class Record:
             self._last_problem = self.problem
             self._log.write(self._who, self.problem, Severity.ERROR)
 
-    def close(self) -> None:
+    def close(self, wait_s: float = 0.0) -> None:
+        """Waits so long for a full spool to have room for what is still in memory."""
         self.flush()
+        deadline_s = time.monotonic() + wait_s
+        while self.problem and time.monotonic() < deadline_s:
+            time.sleep(0.5)
+            self.flush()
         self._journal.close()
 
 

@@ -43,7 +43,6 @@ class Survival:
             return f"the node service is gone and no step was seen for {IDLE_S:g} s"
         return ""
 
-
     def _is_the_agent(self) -> bool:
         """A service that died between forking this agent and hearing of it has a successor, which
         starts one that it can find."""

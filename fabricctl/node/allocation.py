@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,10 +14,12 @@ from fabricctl.agent.status import Status
 from fabricctl.config import Config
 from fabricctl.errors import FabricError
 from fabricctl.node import rootfiles, spawn
+from fabricctl.node import spool as spools
 from fabricctl.records import JobStart
 from fabricctl.store.schema import Severity
 
-STOP_WAIT_S = 5.0  # an agent needs a tenth of a second; a full machine may need more
+# An agent needs a tenth of a second to end, but with a full spool it waits LAST_WAIT_S for room.
+STOP_WAIT_S = 20.0
 BACKOFF_S = (0.2, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # between lives of an agent that keeps dying
 STABLE_S = 60.0  # an agent that lived that long starts again at once
 RETRY_S = 4.0  # when the system has no room to start one; the status stays younger than 15 s
@@ -76,15 +77,21 @@ class Keeper:
 
     def prepare(self, allocation: Allocation) -> None:
         """The directories; raises OSError. May be called again."""
-        user = (self._identity.uid, self._identity.gid)
-        rootfiles.make_dir(allocation.spool, 0o700, *user)
-        request = allocation.spool / "start"
-        if not request.exists():
-            temporary = allocation.spool / ".start.new"
+        live = self.files.live(allocation.job)
+        if not live.exists():
+            temporary = self.files.live_dir / f".{allocation.job}"
             temporary.unlink(missing_ok=True)
-            rootfiles.write_new(temporary, allocation.text.encode(), 0o600, 0, 0)
-            temporary.replace(request)
+            text = f"{allocation.text.rstrip()}\nbegin_real_ns={allocation.begin_real_ns}\n"
+            rootfiles.write_new(temporary, text.encode(), 0o600, 0, 0)
+            temporary.replace(live)
         self._prepare_job_dir(allocation)
+        rootfiles.make_dir(allocation.spool, 0o700, self._identity.uid, self._identity.gid)
+        try:
+            spools.save_start(allocation.spool, allocation.text)
+        except OSError as error:
+            # The agent keeps what it measures in memory meanwhile, and the request is saved later.
+            text = f"{allocation.spool}/start: {error.strerror}"
+            self._log.write(f"node job={allocation.job}", text, Severity.ERROR)
 
     def _prepare_job_dir(self, allocation: Allocation) -> None:
         job_dir = self.files.job_dir(allocation.job)
@@ -153,19 +160,15 @@ class Keeper:
 
     def adopt(self, job: int, now_s: float) -> Allocation | None:
         """An allocation that was there before this service; None when nothing of it is known."""
-        spool = newest_spool(self._config.node.spool_dir, job)
-        if spool is None:
-            return None
         try:
-            text = rootfiles.read_small(spool / "start", 0).decode()
-            start = JobStart.parse(text)
-        except (OSError, UnicodeDecodeError, FabricError) as error:
-            self._log.write(f"node job={job}", f"{spool}/start: {error}", Severity.ERROR)
+            given = rootfiles.read_small(self.files.live(job), 0).decode()
+            text, _, begin = given.rpartition("begin_real_ns=")
+            start, begin_real_ns = JobStart.parse(text), int(begin)
+        except (OSError, ValueError, FabricError) as error:
+            self._log.write(f"node job={job}", f"{self.files.live(job)}: {error}", Severity.ERROR)
             return None
-        parsed = layout.parse_spool(spool)
-        if start.job != job or parsed is None:
-            return None
-        found = Allocation(start, text, parsed[1], spool)
+        spool = layout.spool(self._config.node.spool_dir, job, begin_real_ns)
+        found = Allocation(start, text, begin_real_ns, spool)
         pid = self._living_agent(job)
         if pid is not None:
             self._watch(found, pid, now_s, is_child=False)
@@ -235,7 +238,7 @@ class Keeper:
             allocation.start,
             self.files,
             allocation.spool,
-            next_life(allocation.spool),
+            spools.next_life(allocation.spool),
             allocation.begin_real_ns,
             tuple(allocation.notes),
         )
@@ -244,6 +247,7 @@ class Keeper:
         """What of the job is in run_dir; raises OSError."""
         rootfiles.remove_tree(self.files.job_dir(job))
         rootfiles.remove_tree(self.files.steps(job))
+        self.files.live(job).unlink(missing_ok=True)
 
 
 def _how_it_ended(allocation: Allocation) -> str:
@@ -256,25 +260,3 @@ def _how_it_ended(allocation: Allocation) -> str:
     if os.WIFSIGNALED(status):
         return f"was killed by signal {os.WTERMSIG(status)}"
     return f"ended with status {os.WEXITSTATUS(status)}"
-
-
-def next_life(spool: Path) -> int:
-    """One more than the highest journal that is there."""
-    lives = [int(path.stem) for path in journals(spool)]
-    return max(lives, default=-1) + 1
-
-
-def journals(spool: Path) -> Sequence[Path]:
-    """The journals of all lives, in their order."""
-    found = [path for path in spool.glob("*.journal") if path.stem.isdecimal()]
-    return sorted(found, key=lambda path: int(path.stem))
-
-
-def newest_spool(spool_dir: Path, job: int) -> Path | None:
-    """The last attempt of a job."""
-    found = [
-        (parsed[1], path)
-        for path in spool_dir.glob(f"{job}.*")
-        if (parsed := layout.parse_spool(path)) is not None and (path / "start").exists()
-    ]
-    return max(found)[1] if found else None

@@ -22,7 +22,7 @@ from fabricctl import fields, layout
 from fabricctl.config import Config
 from fabricctl.errors import FabricError, SystemRefusedError
 from fabricctl.node import rootfiles, spawn
-from fabricctl.node.allocation import journals
+from fabricctl.node import spool as spools
 from fabricctl.records import JobStart
 from fabricctl.store import collect, journal, part
 
@@ -134,10 +134,10 @@ def seal(config: Config, spool_name: str, complete_only: bool) -> str:
     if parsed is None or not spool.is_dir():
         return "done is not there"
     owners = (0, spool.stat().st_uid)
-    found = [_open_journal(path, owners) for path in journals(spool)]
+    found = [_open_journal(path, owners) for path in spools.journals(spool)]
     if not found:
         return "done had no journal"
-    start = JobStart.parse(rootfiles.read_small(spool / "start", 0).decode())
+    start = JobStart.parse(spools.read_start(spool))
     has_part = (spool / PART_MARK).exists()
     _become(start)
     user_dir = collect.ensure_user_dir(config.trace.dir, start.user, start.uid)

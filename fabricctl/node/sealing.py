@@ -18,6 +18,7 @@ from fabricctl.agent.log import NodeLog
 from fabricctl.config import Config
 from fabricctl.errors import FieldsError
 from fabricctl.node import rootfiles
+from fabricctl.node import spool as spools
 from fabricctl.store.schema import Severity
 
 AT_ONCE = 2  # spools in the sealer's hands: it is to leave the node to the next job
@@ -31,6 +32,7 @@ class _Spool:
     next_s: float
     since_s: float  # when the allocation ended, or this service found it
     nodes: int
+    text: str  # the start request, where it is not in the spool yet; empty: it is
     failures: int = 0
     handed_s: float | None = None
 
@@ -52,9 +54,9 @@ class SealQueue:
     def fileno(self) -> int:
         return self._socket.fileno() if self._socket else -1
 
-    def add(self, spool: Path, nodes: int, now_s: float) -> None:
-        """An allocation of so many nodes is over."""
-        self._spools.setdefault(spool, _Spool(now_s, now_s, nodes))
+    def add(self, spool: Path, nodes: int, text: str, now_s: float) -> None:
+        """An allocation of so many nodes is over. ``text``: its start request, when known."""
+        self._spools.setdefault(spool, _Spool(now_s, now_s, nodes, text))
 
     def next_due_s(self) -> float | None:
         """When :meth:`run_due` has something to do."""
@@ -84,6 +86,9 @@ class SealQueue:
         waited = now_s - item.since_s >= self._config.trace.collect_wait_s
         task = {"spool": path.name, "complete_only": str(int(not waited))}
         try:
+            if item.text and path.is_dir():
+                spools.save_start(path, item.text)
+                item.text = ""
             if self._socket is None:
                 self._start()
             assert self._socket is not None

@@ -87,6 +87,7 @@ class Service:
         for path in (self._files.requests, self._files.jobs):
             rootfiles.make_dir(path, 0o711)
         rootfiles.make_dir(self._files.steps_dir, 0o755)
+        rootfiles.make_dir(self._files.live_dir, 0o700)
 
     def _watch_requests(self) -> None:
         if self._inotify is not None:
@@ -254,7 +255,8 @@ class Service:
         del self._allocations[allocation.job]
         self._keeper.leave_notes(allocation)
         self._remove(self._files.request(allocation.job, "stop"))
-        self._seals.add(allocation.spool, len(allocation.start.nodes), now_s)
+        nodes = len(allocation.start.nodes)
+        self._seals.add(allocation.spool, nodes, allocation.text, now_s)
         self._next_scan_s = now_s  # a requeue may wait
 
     # After a start of the service or of the node
@@ -265,20 +267,23 @@ class Service:
         if not self._same_boot():
             self._log.write("node", "the node was started again: its allocations are over")
             self._clear_jobs()
-        for path in sorted(self._files.jobs.iterdir()):
+        for path in sorted(self._files.live_dir.iterdir()):
             allocation = None
-            if path.name.isdecimal() and path.is_dir() and not path.is_symlink():
+            if path.name.isdecimal():
                 allocation = self._keeper.adopt(int(path.name), now_s)
             if allocation is None:
-                self._log.write("node", f"{path}: left over, removed")
-                rootfiles.remove_tree(path)
+                path.unlink()
             else:
                 self._allocations[allocation.job] = allocation
+        for path in sorted(self._files.jobs.iterdir()):
+            if not path.name.isdecimal() or int(path.name) not in self._allocations:
+                self._log.write("node", f"{path}: left over, removed")
+                rootfiles.remove_tree(path)
         self._clear_marks()
         live = {allocation.spool for allocation in self._allocations.values()}
         for path in sorted(self._config.node.spool_dir.iterdir()):
             if layout.parse_spool(path) is not None and path not in live:
-                self._seals.add(path, 1, now_s)
+                self._seals.add(path, 1, "", now_s)
 
     def _same_boot(self) -> bool:
         """Whether run_dir is of this boot of the node; from now on it is."""
@@ -296,7 +301,8 @@ class Service:
     def _clear_jobs(self) -> None:
         """What was made before the node was started; requests of this boot stay."""
         booted_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-        for directory in (self._files.jobs, self._files.steps_dir, self._files.requests):
+        files = self._files
+        for directory in (files.live_dir, files.jobs, files.steps_dir, files.requests):
             for path in directory.iterdir():
                 if path.lstat().st_mtime < booted_s:
                     rootfiles.remove_tree(path)

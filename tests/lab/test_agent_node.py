@@ -61,7 +61,7 @@ def test_the_key_is_nowhere_but_where_it_belongs(box: NodeBox) -> None:
             assert b"abababab" not in (box.root / f"proc/{pid}/{name}").read_bytes()
     wait_for(lambda: not list(box.files.requests.iterdir()), "the request is removed")
     found = box.run("grep", "-rls", "abababababababab", "/run", "/var/spool")
-    assert sorted(Path(line).name for line in found.split()) == ["envelope", "start"]
+    assert sorted(Path(line).name for line in found.split()) == ["5", "envelope", "start"]
 
 
 def test_link_events_are_caught_as_they_happen(box: NodeBox) -> None:
@@ -271,6 +271,20 @@ def test_a_full_spool_at_the_start_is_told_and_survived(tmp_path: Path) -> None:
             assert len(trace.table("n1", schema.HOST)) >= 1
 
 
+def test_a_job_that_met_only_a_full_spool_has_a_trace(tmp_path: Path) -> None:
+    with NodeBox(tmp_path, spool="1m") as box:
+        box.serve()
+        fill(box)
+        box.start(5)
+        wait_for(lambda: "No space left" in box.status(5).get("problem", ""), "it is told")
+        box.stop(5)
+        time.sleep(2)
+        (box.root / "var/spool/filler").unlink()
+        box.wait_clean()
+        with box.trace(5) as trace:
+            assert len(trace.table("n1", schema.HOST)) >= 1
+
+
 def test_a_spool_that_fills_up_costs_no_sample_that_fits_in_memory(tmp_path: Path) -> None:
     with NodeBox(tmp_path, spool="1m") as box:
         box.serve()
@@ -400,7 +414,7 @@ def test_what_an_earlier_boot_left_in_a_run_directory_on_disk_is_cleared(box: No
     box.end_service(signal.SIGKILL)
     box.kill(pid)
     (box.files.run_dir / "boot_id").write_text("another boot")
-    for path in (box.files.job_dir(5), box.files.requests / "9.start"):
+    for path in (box.files.job_dir(5), box.files.live(5), box.files.requests / "9.start"):
         path.touch()
         os.utime(path, (1, 1))
     box.serve()

@@ -183,7 +183,8 @@ class NodeBox:
         """Until nothing of any job is left on the node."""
 
         def clean() -> bool:
-            lists = (self.files.jobs, self.files.requests, self.files.steps_dir, self.spool)
+            files = self.files
+            lists = (files.jobs, files.live_dir, files.requests, files.steps_dir, self.spool)
             return not self.agents() and not any(list(path.iterdir()) for path in lists)
 
         try:

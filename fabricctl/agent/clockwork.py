@@ -1,0 +1,193 @@
+"""The job clock inside the agent: when it runs, what it records, and that it never hurts.
+
+numpy is imported here only when an allocation of several nodes has the clock switched on.
+"""
+
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fabricctl import fields
+from fabricctl.config import Config
+from fabricctl.errors import DataError, FabricError
+from fabricctl.records import JobStart
+from fabricctl.store import schema
+from fabricctl.store.schema import Severity
+from fabricctl.telemetry import netlink
+from fabricctl.telemetry.source import Row, Tell
+
+if TYPE_CHECKING:
+    from fabricctl.clock.live import JobClock
+    from fabricctl.clock.probing import Virtual
+
+LAB_CLOCK = Path("/run/fabricctl-lab/clock")  # fabricctl/lab/vclock.py; on no real node
+TRY_AGAIN_S = 5.0  # rails may get their addresses after the job began
+
+
+class Clockwork:
+    """Makes the clock when its rails have addresses, calls it when it is due, reads it out."""
+
+    def __init__(
+        self,
+        start: JobStart,
+        life: int,
+        config: Config,
+        rails: Sequence[str],
+        page: Path,
+        resolve: Callable[[str], str | None],
+        tell: Tell,
+    ) -> None:
+        self._start, self._life, self._config = start, life, config
+        self._rails, self._page, self._resolve, self._tell = tuple(rails), page, resolve, tell
+        self._clock: JobClock | None = None
+        self._tried_s = -TRY_AGAIN_S
+        self._told = ""
+        self._status = ""
+        self._lab_text: str | None = None
+        self._wanted = config.clock.enabled and len(start.nodes) > 1 and bool(rails)
+
+    @property
+    def fd(self) -> int | None:
+        """To be watched for reading; changes when the clock begins."""
+        return None if self._clock is None else self._clock.fileno()
+
+    def next_due_s(self) -> float:
+        """On CLOCK_MONOTONIC."""
+        if self._clock is not None:
+            return self._clock.next_due_s()
+        return self._tried_s + TRY_AGAIN_S if self._wanted else float("inf")
+
+    def run_due(self) -> None:
+        if self._clock is not None:
+            self._clock.run_due()
+        elif self._wanted and time.monotonic() >= self._tried_s + TRY_AGAIN_S:
+            self._tried_s = time.monotonic()
+            self._begin()
+
+    def receive(self) -> None:
+        if self._clock is not None:
+            self._clock.receive()
+
+    def set_missing(self, nodes: Sequence[str]) -> None:
+        """Nodes from which no agent is heard."""
+        if self._clock is not None:
+            self._clock.set_dead(nodes)
+
+    def close(self) -> None:
+        if self._clock is not None:
+            self._clock.close()
+            self._clock = None
+
+    def _begin(self) -> None:
+        try:
+            from fabricctl.clock.live import JobClock, Member
+            from fabricctl.clock.probing import Rail
+
+            addresses = rail_addresses(self._rails)
+            known = [Rail(name, addresses[name]) for name in self._rails if name in addresses]
+            if len(known) < len(self._rails):
+                bare = ", ".join(name for name in self._rails if name not in addresses)
+                self._complain(f"no job clock: rails without an address: {bare}")
+                return
+            clock, start = self._config.clock, self._start
+            self._clock = JobClock(
+                Member(start.job, start.nodes, start.node, start.envelope.key, self._life),
+                known,
+                clock_ports(start.job, clock.port_first, clock.port_count),
+                self._resolve,
+                page=self._page,
+                virtual=self._lab_clock(),
+            )
+        except (FabricError, OSError, ImportError) as error:
+            self._complain(str(error))
+
+    def _complain(self, text: str) -> None:
+        if text != self._told:
+            self._told = text
+            self._tell("clock", text)
+
+    def _lab_clock(self) -> "Virtual | None":
+        from fabricctl.clock.probing import Virtual
+
+        try:
+            self._lab_text = LAB_CLOCK.read_text()
+        except OSError:
+            self._lab_text = None
+            return None
+        try:
+            return Virtual.parse(fields.decode(self._lab_text))
+        except DataError as error:
+            self._complain(f"the lab's clock: {error}")
+            return None
+
+    def rows(self) -> tuple[Sequence[Row], Sequence[Row]]:
+        """Rows of the tables ``job_clock`` and ``delay``, once a second."""
+        if self._clock is None:
+            return [], []
+        self._follow_lab()
+        self._tell_status()
+        mono_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        state = self._clock.state()
+        bound = None if state.likely_ns is None else 2 * state.likely_ns
+        delays = [
+            (
+                mono_ns,
+                row.rail,
+                row.peer,
+                int(row.inbound),
+                row.size_class,
+                row.count,
+                *row.quantiles_ns,
+                row.floor_ns,
+                bound,
+                row.sent,
+                row.arrived,
+                row.duplicates,
+                row.reordered,
+            )
+            for row in self._clock.take_delays()
+        ]
+        return [state.row(mono_ns)], delays
+
+    def _follow_lab(self) -> None:
+        """A fault may have set the node's clock anew."""
+        assert self._clock is not None
+        before, virtual = self._lab_text, self._lab_clock()
+        if self._lab_text != before:
+            self._clock.set_virtual(virtual)
+
+    def _tell_status(self) -> None:
+        assert self._clock is not None
+        status = self._clock.state().status
+        if status == self._status:
+            return
+        first, self._status = not self._status, status
+        severity = Severity.INFO if status == "synchronised" else Severity.WARNING
+        if not (first and status == "unsynchronised"):
+            self._tell("clock", f"the job clock is {status}", severity)
+
+
+def clock_ports(job: int, first: int, count: int) -> list[int]:
+    from fabricctl.clock.exchange import ports
+
+    return ports(job, first, count)
+
+
+def rail_addresses(names: Sequence[str]) -> dict[str, str]:
+    """One address of each interface that has any, IPv4 before IPv6."""
+    found: dict[str, str] = {}
+    for index, address in netlink.addresses():
+        try:
+            name = socket.if_indextoname(index)
+        except OSError:
+            continue  # gone meanwhile
+        if name in names and not address.startswith("fe80"):
+            four = ":" not in address
+            if name not in found or (four and ":" in found[name]):
+                found[name] = address
+    return found
+
+
+DELAY, JOB_CLOCK = schema.DELAY, schema.JOB_CLOCK
