@@ -11,7 +11,13 @@ from pathlib import Path
 from fabricctl.errors import LabError
 from fabricctl.lab import accounting, cgroups
 from fabricctl.lab.site import Site
-from fabricctl.lab.slurmconf import cgroup_conf, has_cgroup_v1_plugin, installed_version, slurm_conf
+from fabricctl.lab.slurmconf import (
+    JOB_CONTAINER_CONF,
+    cgroup_conf,
+    has_cgroup_v1_plugin,
+    installed_version,
+    slurm_conf,
+)
 from fabricctl.lab.spec import AGENT_UID, AGENT_USER, JOB_USERS, SHARED, LabPaths, LabSpec
 
 _NSSWITCH = "".join(f"{db}: files\n" for db in ("passwd", "group", "shadow", "gshadow", "hosts"))
@@ -38,6 +44,7 @@ def make_etc(spec: LabSpec, paths: LabPaths, site: Site | None) -> bool:
         accounting.write(slurm)
     version = installed_version()
     v1 = cgroups.has_slurm_v1(cgroups.hierarchies()) and has_cgroup_v1_plugin()
+    _write(slurm / "job_container.conf", JOB_CONTAINER_CONF)
     _write(slurm / "cgroup.conf", cgroup_conf(version, cgroup_v1=v1))
     conf = slurm_conf(spec, cgroup_v1=v1, extra=extra)
     return _write(slurm / "slurm.conf", conf)

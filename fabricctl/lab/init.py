@@ -250,12 +250,9 @@ def _enter_namespaces(boot: Boot) -> None:
     kernel.setns(fd, kernel.CLONE_NEWNET)
     os.close(fd)
     kernel.unshare(
-        kernel.CLONE_NEWCGROUP
-        | kernel.CLONE_NEWUTS
-        | kernel.CLONE_NEWIPC
-        | kernel.CLONE_NEWPID
-        | kernel.CLONE_NEWNS
+        kernel.CLONE_NEWCGROUP | kernel.CLONE_NEWUTS | kernel.CLONE_NEWIPC | kernel.CLONE_NEWPID
     )
+    kernel.unshare_mounts()
 
 
 def _be_init(boot: Boot, ready: int) -> None:

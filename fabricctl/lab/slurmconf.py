@@ -78,6 +78,10 @@ def cgroup_conf(version: SlurmVersion, *, cgroup_v1: bool) -> str:
     return "CgroupPlugin=cgroup/v1\nConstrainCores=no\nConstrainRAMSpace=no\n"
 
 
+# Read only with `--conf JobContainerType=job_container/tmpfs --conf PrologFlags=Alloc,Contain`:
+# then every job has a /tmp and a /dev/shm of its own.
+JOB_CONTAINER_CONF = "AutoBasePath=true\nBasePath=/var/spool/containers\n"
+
 _BASE = {
     "SlurmUser": "slurm",
     "AuthType": "auth/munge",
