@@ -16,6 +16,14 @@ On a node (``run_dir``, ``spool_dir`` from the configuration)::
         <job>/                       root 0755   because the plugin writes here as root; made by
           <step>                     root 0644   the plugin, one per step that it saw begin; removed
                                                  with the job by the service
+      paths/                         root 0755   link failover (docs/paths.md)
+        lock  <slot>.lease           root 0600, 0644   locked while a fabric-pathd lives
+        sysctl.saved                 root 0644   what to put back
+        <job>/                       root 0755
+          state                      root 0644   fields: v, state (starting, ready, off), why...
+          env                        root 0644   NAME=value for the job's tasks; there when ready
+          events                     root 0644   one line of fields an event, joined by ;
+          control                    root 0600   datagram socket
     spool_dir/                       root 0711
       <job>.<begin>/                 agent user 0700   begin: CLOCK_REALTIME ns of the first start
         start                        root 0600   the start request, for the service after a crash
@@ -54,6 +62,7 @@ class NodeFiles:
         self.requests = run_dir / "requests"
         self.jobs = run_dir / "jobs"
         self.steps_dir = run_dir / "steps"
+        self.paths = run_dir / "paths"
         self.live_dir = run_dir / "live"
 
     def job_dir(self, job: int) -> Path:
@@ -83,6 +92,13 @@ class NodeFiles:
     def steps(self, job: int) -> Path:
         """The plugin's marks, one file a step; absent until the first step begins."""
         return self.steps_dir / str(job)
+
+    def paths_dir(self, job: int) -> Path:
+        """What link failover of the job keeps."""
+        return self.paths / str(job)
+
+    def path_events(self, job: int) -> Path:
+        return self.paths_dir(job) / "events"
 
 
 def spool(spool_dir: Path, job: int, begin_real_ns: int) -> Path:

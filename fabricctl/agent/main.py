@@ -25,6 +25,7 @@ from fabricctl.agent.survival import Survival
 from fabricctl.agent.ticker import Ticker
 from fabricctl.config import Config
 from fabricctl.errors import SystemRefusedError
+from fabricctl.paths.events import Follower
 from fabricctl.store import schema
 from fabricctl.store.schema import Severity
 from fabricctl.telemetry import processes
@@ -110,6 +111,7 @@ class Agent:
             say=lambda severity, text: record.note(severity, "peers", text),
             rng=random.Random(os.urandom(8)),  # noqa: S311 - jitter
         )
+        self._path_events = Follower(self._given.files.path_events(self._start.job))
         self._mesh = self._open_mesh()
         self._ticker = Ticker(int(1e9 / self._rate_hz))
         self._ticker_fd = self._ticker.fileno()
@@ -229,6 +231,7 @@ class Agent:
             self._record.tell("agent", f"{self._missed_samples} samples not taken in time")
             self._missed_samples = 0
         self._samplers.put()
+        self._record.put(schema.PATH_EVENT, self._path_events.rows())
         self._record.flush()
 
     def _scan_steps(self) -> None:
@@ -267,6 +270,7 @@ class Agent:
         self._samplers.take()
         self._samplers.take_clocks()
         self._samplers.put()
+        self._record.put(schema.PATH_EVENT, self._path_events.rows())
         self._samplers.close()
         self._scan_steps()
         self._put_steps(self._steps.finish())

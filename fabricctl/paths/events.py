@@ -18,7 +18,7 @@ _NUMBER = re.compile(r"[0-9]{1,20}")
 _NO_RAIL = 0xFF
 _TEXT_KEYS = ("what", "why", "action", "scheduler")
 
-Row = tuple[object, ...]
+Row = tuple[int | str, ...]
 
 
 def row(line: str) -> Row:
@@ -33,7 +33,7 @@ def row(line: str) -> Row:
         _number(given, "time_mono_ns"),
         _number(given, "time_real_ns"),
         event,
-        given.get("peer", "").encode()[:48],
+        given.get("peer", ""),
         _rail(given),
         _named(PathLevel, given.get("level")),
         _named(PathReason, given.get("reason")),
@@ -42,7 +42,7 @@ def row(line: str) -> Row:
         _number(given, "recovered_mono_ns"),
         min(_number(given, "streams"), 0xFFFF_FFFE),
         _number(given, "waiting_bytes"),
-        _text(given).encode()[:120],
+        _text(given),
     )
 
 

@@ -1,21 +1,9 @@
-"""What lies in ``run_dir/paths``: names, and the ``state`` file's content.
-
-::
-
-    run_dir/paths/                   root 0755
-      lock  <slot>.lease             locked while a fabric-pathd lives (pathd/shared.c)
-      sysctl.saved                   what to put back
-      <job>/                         root 0755
-        state                        fields: v, state (starting, ready, off), why, rail0, ...
-        env                          NAME=value lines for the job's tasks; there when `ready`
-        events                       one line of fields an event, joined by ;
-        control                      datagram socket, root alone
-"""
+"""What lies in ``run_dir/paths`` (fabricctl/layout.py): making, reading and removing it."""
 
 import shutil
 from pathlib import Path
 
-from fabricctl import fields
+from fabricctl import fields, layout
 from fabricctl.errors import DataError, NotFoundError
 
 MAX_BYTES = 65_536
@@ -25,11 +13,11 @@ class PathsFiles:
     """Names below ``run_dir/paths``."""
 
     def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
-        self.leases = run_dir / "paths"
+        self.node = layout.NodeFiles(run_dir)
+        self.leases = self.node.paths
 
     def job_dir(self, job: int) -> Path:
-        return self.leases / str(job)
+        return self.node.paths_dir(job)
 
     def state(self, job: int) -> Path:
         return self.job_dir(job) / "state"
@@ -38,13 +26,10 @@ class PathsFiles:
         return self.job_dir(job) / "env"
 
     def events(self, job: int) -> Path:
-        return self.job_dir(job) / "events"
+        return self.node.path_events(job)
 
     def control(self, job: int) -> Path:
         return self.job_dir(job) / "control"
-
-    def log(self, job: int) -> Path:
-        return self.job_dir(job) / "log"
 
     def make(self, job: int) -> None:
         """The job's directory; raises OSError."""

@@ -17,6 +17,7 @@ from fabricctl.paths.events import Follower, row
 from fabricctl.paths.files import PathsFiles, read_state, write_off
 from fabricctl.records import Envelope, JobStart
 from fabricctl.store import schema
+from fabricctl.store.journal import JournalWriter
 
 KEY = bytes(range(32))
 START = JobStart(
@@ -160,15 +161,15 @@ EVENT = (
 )
 
 
-def test_an_event_becomes_a_row_of_the_schema() -> None:
+def test_an_event_becomes_a_row_of_the_schema(tmp_path: Path) -> None:
     names = [column.name for column in schema.PATH_EVENT.columns]
     found = dict(zip(names, row(EVENT), strict=True))
-    assert found["peer"] == b"n2" and found["rail"] == 1
+    assert found["peer"] == "n2" and found["rail"] == 1
     assert found["event"] == schema.PathEvent.PATH
     assert found["level"] == schema.PathLevel.DEAD
     assert found["reason"] == schema.PathReason.SILENT
     assert (found["begin_mono_ns"], found["moved_mono_ns"]) == (20, 25)
-    schema.PATH_EVENT.packer.pack(*row(EVENT))
+    JournalWriter(tmp_path / "0.journal", {}).append(schema.PATH_EVENT, *row(EVENT))
 
 
 @pytest.mark.parametrize(
