@@ -22,10 +22,7 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 # Users as this machine does not have them, seen by one process and its children only.
 AS_TESTER = """
-mount --bind "$1/passwd" /etc/passwd
-for file in subuid subgid; do
-  [ ! -e "$1/$file" ] || { touch /etc/$file; mount --bind "$1/$file" /etc/$file; }
-done
+mount --bind "$1/etc" /etc
 into=""
 # The kernel gives no user namespace to a process in a chroot (user_namespaces(7)).
 [ ! -d "$1/root" ] || { mount --rbind / "$1/root"; into="chroot $1/root"; }
@@ -37,10 +34,12 @@ exec $into setpriv --reuid 7001 --regid 7001 --clear-groups env -u XDG_RUNTIME_D
 @pytest.fixture
 def users(tmp_path: Path) -> Path:
     """Files of users for AS_TESTER, with subordinate ids."""
-    line = f"tester:x:{UID}:{UID}::/nonexistent:/bin/bash\n"
-    (tmp_path / "passwd").write_text(Path("/etc/passwd").read_text() + line)
+    etc = tmp_path / "etc"
+    subprocess.run(["cp", "-a", "/etc", str(etc)], check=True)
+    with (etc / "passwd").open("a") as passwd:
+        passwd.write(f"tester:x:{UID}:{UID}::/nonexistent:/bin/bash\n")
     for name in ("subuid", "subgid"):
-        (tmp_path / name).write_text("tester:200000:65536\n")
+        (etc / name).write_text("tester:200000:65536\n")
     return tmp_path
 
 
@@ -105,7 +104,7 @@ def test_a_user_whose_keeper_was_killed_starts_anew(cli: Cli) -> None:
 
 
 def test_a_user_without_further_ids_is_told_what_to_do(cli: Cli, users: Path) -> None:
-    (users / "subuid").write_text("")
+    (users / "etc" / "subuid").write_text("")
     done = cli("up")
     assert done.returncode == 71
     assert done.stderr.splitlines()[-1] == (
