@@ -28,3 +28,4 @@ def lab(_lab: Lab) -> Iterator[Lab]:
     yield _lab
     _lab.heal_all()
     _lab.up()  # 50 ms when nothing died
+    _lab.exec("ctl", ["sh", "-c", "squeue -h -o %A | xargs -r scancel"], check=False)
