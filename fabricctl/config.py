@@ -101,6 +101,15 @@ class RailsConfig:
 
 
 @dataclass(frozen=True)
+class ClockConfig:
+    """The job clock: all nodes of a protected job on one time base (docs/clock.md)."""
+
+    enabled: bool = _key(True, "Keep a clock for jobs of two nodes or more.")
+    port_first: int = _key(20900, "First UDP port of its messages.", 1024, 65000)
+    port_count: int = _key(400, "How many ports it may use from port_first on.", 4, 40000)
+
+
+@dataclass(frozen=True)
 class PathsConfig:
     """Link failover of what a job's ranks send over TCP (docs/paths.md)."""
 
@@ -147,6 +156,7 @@ SECTIONS: Mapping[str, type] = {
     "node": NodeConfig,
     "agent": AgentConfig,
     "rails": RailsConfig,
+    "clock": ClockConfig,
     "paths": PathsConfig,
     "trace": TraceConfig,
 }
@@ -159,6 +169,7 @@ class Config:
     node: NodeConfig = field(default_factory=NodeConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     rails: RailsConfig = field(default_factory=RailsConfig)
+    clock: ClockConfig = field(default_factory=ClockConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
     source: Path | None = None

@@ -6,15 +6,15 @@ numpy is imported here only when an allocation of several nodes has the clock sw
 import socket
 import time
 from collections.abc import Callable, Sequence
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fabricctl import fields
+from fabricctl.agent.record import Assignment
 from fabricctl.config import Config
 from fabricctl.errors import DataError, FabricError
-from fabricctl.records import JobStart
-from fabricctl.store import schema
-from fabricctl.store.schema import Severity
+from fabricctl.store.schema import NOT_MEASURED, ClockStatus, Severity
 from fabricctl.telemetry import netlink
 from fabricctl.telemetry.source import Row, Tell
 
@@ -31,22 +31,24 @@ class Clockwork:
 
     def __init__(
         self,
-        start: JobStart,
-        life: int,
+        given: Assignment,
         config: Config,
         rails: Sequence[str],
-        page: Path,
         resolve: Callable[[str], str | None],
         tell: Tell,
     ) -> None:
-        self._start, self._life, self._config = start, life, config
-        self._rails, self._page, self._resolve, self._tell = tuple(rails), page, resolve, tell
+        """``resolve``: a node's address, None while it is not known."""
+        self._start, self._config, self._rails = given.start, config.clock, tuple(rails)
+        # A requeue begins later, a restarted agent has a higher number: what came before is old.
+        self._life = given.begin_real_ns + given.life
+        self._page = given.files.clock(given.start.job)
+        self._resolve, self._tell = resolve, tell
         self._clock: JobClock | None = None
         self._tried_s = -TRY_AGAIN_S
         self._told = ""
-        self._status = ""
+        self._status = ClockStatus.UNSYNCHRONISED
         self._lab_text: str | None = None
-        self._wanted = config.clock.enabled and len(start.nodes) > 1 and bool(rails)
+        self._wanted = self._config.enabled and len(self._start.nodes) > 1 and bool(rails)
 
     @property
     def fd(self) -> int | None:
@@ -82,6 +84,7 @@ class Clockwork:
 
     def _begin(self) -> None:
         try:
+            from fabricctl.clock.exchange import ports
             from fabricctl.clock.live import JobClock, Member
             from fabricctl.clock.probing import Rail
 
@@ -91,11 +94,11 @@ class Clockwork:
                 bare = ", ".join(name for name in self._rails if name not in addresses)
                 self._complain(f"no job clock: rails without an address: {bare}")
                 return
-            clock, start = self._config.clock, self._start
+            start, config = self._start, self._config
             self._clock = JobClock(
                 Member(start.job, start.nodes, start.node, start.envelope.key, self._life),
                 known,
-                clock_ports(start.job, clock.port_first, clock.port_count),
+                ports(start.job, config.port_first, config.port_count),
                 self._resolve,
                 page=self._page,
                 virtual=self._lab_clock(),
@@ -130,7 +133,7 @@ class Clockwork:
         self._tell_status()
         mono_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         state = self._clock.state()
-        bound = None if state.likely_ns is None else 2 * state.likely_ns
+        bound = None if state.likely_ns is None else _counted(2 * state.likely_ns)
         delays = [
             (
                 mono_ns,
@@ -149,7 +152,10 @@ class Clockwork:
             )
             for row in self._clock.take_delays()
         ]
-        return [state.row(mono_ns)], delays
+        if state.job_ns is None:
+            return [], delays
+        sure = [_counted(value) for value in (state.likely_ns, state.early_ns, state.late_ns)]
+        return [(state.mono_ns, state.job_ns, state.status, *sure, round(state.rate))], delays
 
     def _follow_lab(self) -> None:
         """A fault may have set the node's clock anew."""
@@ -160,19 +166,18 @@ class Clockwork:
 
     def _tell_status(self) -> None:
         assert self._clock is not None
-        status = self._clock.state().status
-        if status == self._status:
-            return
-        first, self._status = not self._status, status
-        severity = Severity.INFO if status == "synchronised" else Severity.WARNING
-        if not (first and status == "unsynchronised"):
-            self._tell("clock", f"the job clock is {status}", severity)
+        status = ClockStatus(self._clock.state().status)
+        if status != self._status:
+            self._status = status
+            good = status == ClockStatus.SYNCHRONISED
+            words = status.name.lower().replace("holdover", "holding over: no measurements")
+            severity = Severity.INFO if good else Severity.WARNING
+            self._tell("clock", f"the job clock is {words}", severity)
 
 
-def clock_ports(job: int, first: int, count: int) -> list[int]:
-    from fabricctl.clock.exchange import ports
-
-    return ports(job, first, count)
+def _counted(value: float | None) -> int | None:
+    """For a column of 32 bits; what does not fit is not known."""
+    return None if value is None or not value < NOT_MEASURED["I"] else max(0, ceil(value))
 
 
 def rail_addresses(names: Sequence[str]) -> dict[str, str]:
@@ -188,6 +193,3 @@ def rail_addresses(names: Sequence[str]) -> dict[str, str]:
             if name not in found or (four and ":" in found[name]):
                 found[name] = address
     return found
-
-
-DELAY, JOB_CLOCK = schema.DELAY, schema.JOB_CLOCK

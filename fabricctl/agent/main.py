@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fabricctl import layout
 from fabricctl.agent import mesh, samplers, status
+from fabricctl.agent.clockwork import Clockwork
 from fabricctl.agent.log import NodeLog
 from fabricctl.agent.pace import Pace
 from fabricctl.agent.peers import Peers, View
@@ -113,6 +114,10 @@ class Agent:
         )
         self._path_events = Follower(self._given.files.path_events(self._start.job))
         self._mesh = self._open_mesh()
+        self._clock = Clockwork(
+            self._given, self._config, rails, mesh.Resolver().address, record.tell
+        )
+        self._clock_fd: int | None = None
         self._ticker = Ticker(int(1e9 / self._rate_hz))
         self._ticker_fd = self._ticker.fileno()
         self._poll = select.epoll()
@@ -182,6 +187,7 @@ class Agent:
                     self._sample()
                 else:
                     self._take_in(fd)
+            due_mono_ns = int(min(due_mono_ns, self._clock.next_due_s() * 1e9))
             # What is nearly due is done now: another wake-up would cost more than it does.
             now_mono_ns = mono_ns() + EARLY_NS
             if now_mono_ns >= due_mono_ns:
@@ -192,15 +198,25 @@ class Agent:
         for pace, do in work:
             if pace.take(now_mono_ns) is not None:
                 do()
+        self._run_clock()
         due_mono_ns = min(pace.due_mono_ns for pace, _ in work)
+        due_mono_ns = int(min(due_mono_ns, self._clock.next_due_s() * 1e9))
         if self._mesh is None:
             return due_mono_ns
         self._mesh.run_due()
         return min(due_mono_ns, int(self._peers.next_due_s() * 1e9))
 
+    def _run_clock(self) -> None:
+        self._clock.run_due()
+        if self._clock.fd != self._clock_fd and self._clock.fd is not None:
+            self._clock_fd = self._clock.fd
+            self._poll.register(self._clock_fd, select.EPOLLIN)
+
     def _take_in(self, fd: int) -> None:
         """What came by itself: link events, and other agents' messages."""
         watch, network = self._samplers.watch, self._mesh
+        if fd == self._clock_fd:
+            self._clock.receive()
         if watch is not None and watch.fileno() == fd:
             self._samplers.take_events()
         elif network is not None and network.fileno() == fd:
@@ -231,8 +247,15 @@ class Agent:
             self._record.tell("agent", f"{self._missed_samples} samples not taken in time")
             self._missed_samples = 0
         self._samplers.put()
+        self._put_clock()
         self._record.put(schema.PATH_EVENT, self._path_events.rows())
         self._record.flush()
+
+    def _put_clock(self) -> None:
+        self._clock.set_missing(tuple(self._view.missing))
+        clocks, delays = self._clock.rows()
+        self._record.put(schema.JOB_CLOCK, clocks)
+        self._record.put(schema.DELAY, delays)
 
     def _scan_steps(self) -> None:
         self._scans += 1
@@ -262,7 +285,9 @@ class Agent:
     def _finish(self) -> None:
         """What an orderly end adds; everything before it is in the journal already."""
         self._samplers.put()
+        self._put_clock()
         self._record.flush()
+        self._clock.close()
         if self._mesh is not None:
             self._mesh.bye()
             self._mesh.close()

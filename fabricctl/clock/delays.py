@@ -14,8 +14,9 @@ Ints = NDArray[np.int64]
 class DelayRow:
     """One second of one path: an edge, a direction, a size of probes.
 
-    ``floor_ns``: the path's least one-way delay, half its known least round trip (None: not known
-    yet, or another size); what exceeds it is queueing.
+    ``quantiles_ns``: least, median, 99th percentile, most. ``floor_ns``: the path's least one-way
+    delay, half its known least round trip (None: not known yet, or another size); what exceeds it
+    is queueing. The counters are those of this direction since the peer's session began.
     """
 
     rail: int
@@ -23,11 +24,12 @@ class DelayRow:
     inbound: bool
     size_class: int
     count: int
-    min_ns: int
-    p50_ns: int
-    p99_ns: int
-    max_ns: int
+    quantiles_ns: tuple[int, int, int, int]
     floor_ns: int | None
+    sent: int
+    arrived: int
+    duplicates: int
+    reordered: int
 
 
 class DelayMeter:
@@ -49,8 +51,11 @@ class DelayMeter:
         )
         self._parts.append((key[known], delay[known]))
 
-    def flush(self, floors: dict[tuple[int, int], float]) -> Sequence[DelayRow]:
-        """The rows since the last call; ``floors``: margin of the smallest probes by edge."""
+    def flush(
+        self, floors: dict[tuple[int, int], float], counters: NDArray[np.void]
+    ) -> Sequence[DelayRow]:
+        """The rows since the last call; ``floors``: margin of the smallest probes by edge,
+        ``counters``: the engine's."""
         if not self._parts:
             return []
         key = np.concatenate([part[0] for part in self._parts])
@@ -60,15 +65,29 @@ class DelayMeter:
         key, delay = key[order], delay[order]
         begins = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if len(key) else np.empty(0, int)
         ends = np.r_[begins[1:], len(key)]
+        counted = {(int(row["rail"]), int(row["peer"])): row for row in counters}
         rows = []
         for begin, end in zip(begins.tolist(), ends.tolist(), strict=False):
             last = end - begin - 1
             at = [begin, begin + last // 2, begin + -(-last * 99 // 100), end - 1]
-            low, middle, high, top = np.rint(delay[at]).astype(np.int64).tolist()
+            quantiles = tuple(np.rint(delay[at]).astype(np.int64).tolist())
             number = int(key[begin])
             rail, peer, size = number >> 40, number >> 8 & 0xFFFF_FFFF, number & 0xF
+            inbound = bool(number >> 4 & 1)
             floor = floors.get((rail, peer)) if size == 0 else None
-            inbound, least = bool(number >> 4 & 1), None if floor is None else round(floor)
-            count = end - begin
-            rows.append(DelayRow(rail, peer, inbound, size, count, low, middle, high, top, least))
+            least = None if floor is None else round(floor)
+            counts = _counts(counted.get((rail, peer)), inbound, size)
+            rows.append(DelayRow(rail, peer, inbound, size, end - begin, quantiles, least, *counts))
         return rows
+
+
+def _counts(row: np.void | None, inbound: bool, size: int) -> tuple[int, int, int, int]:
+    """Sent, arrived, duplicates, reordered in one direction; the peer counts what we send."""
+    if row is None:
+        return 0, 0, 0, 0
+    if inbound:
+        names = ("expected", "arrived", "duplicates", "reordered")
+    else:
+        names = ("sent", "peer_arrived", "peer_duplicates", "peer_reordered")
+    sent, arrived = int(row[names[0]][size]), int(row[names[1]][size])
+    return sent, arrived, int(row[names[2]]), int(row[names[3]])

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fabricctl.clock import kalman
+from fabricctl.clock.bounds import SIGMAS
 from fabricctl.clock.edges import Model
 from fabricctl.clock.solver import Answer
 
@@ -40,6 +41,7 @@ class NodeClock:
         self.settled = False
         self.wander_ppb = FIRST_WANDER_PPB
         self.hard: HardBound | None = None
+        self.centre_likely_ns = float("inf")
         self.centre: Model | None = (
             None  # the clock at the last window's centre: best after the fact
         )
@@ -106,6 +108,18 @@ class NodeClock:
         """
         return self._at_centre(), float(self._clocks.p_theta[0]) * (1 if self.settled else 1e6)
 
+    def bounds(self, job_ns: int) -> tuple[float, float, float]:
+        """``(likely, early, late)`` in ns at an instant, as the page's readers compute them."""
+        hard = self.hard
+        assert hard is not None
+        passed_s = (job_ns - self.model.at_job_ns) * 1e-9
+        then = kalman.predicted(self._clocks, passed_s, self.wander_ppb)
+        age_s = abs(job_ns - hard.at_job_ns) * 1e-9
+        drift_ppb = 5 * float(self._clocks.drift_sigma_ppb[0])
+        grown = age_s * (drift_ppb + 5 * self.wander_ppb * np.sqrt(age_s))
+        likely = SIGMAS * float(then.sigma_ns[0])
+        return likely, hard.most_ns + grown, grown - hard.least_ns
+
     def follow(self, answer: Answer) -> bool:
         """Takes an answer; False when it is old or says nothing."""
         said = self._said.get(answer.window)
@@ -130,6 +144,7 @@ class NodeClock:
         self.settled |= self._accepted >= SETTLED_MEASUREMENTS and sigma_ns < SETTLED_SIGMA_NS
         centre_ns = self._end_ns(answer.window) - round(self._window_s / 2 * 1e9)
         self.centre = Model(centre_ns, float(then.theta_ns[0]), float(then.drift_ppb[0]))
+        self.centre_likely_ns = SIGMAS * float(then.sigma_ns[0])
         moved = float(then.theta_ns[0]) - float(seen[0])
         self.hard = HardBound(
             centre_ns,

@@ -21,7 +21,14 @@ from fabricctl.clock.delays import DelayMeter, DelayRow
 from fabricctl.clock.edges import OwnedEdges
 from fabricctl.clock.follow import HOLDOVER_WINDOWS, NodeClock
 from fabricctl.clock.gates import GateRules
-from fabricctl.clock.page import SYNCHRONISED, Body, Line, PageWriter
+from fabricctl.clock.page import (
+    HOLDOVER,
+    SYNCHRONISED,
+    UNSYNCHRONISED,
+    Body,
+    Line,
+    PageWriter,
+)
 from fabricctl.clock.probing import Flow, Prober, Rail, Virtual
 from fabricctl.clock.solver import Answer, NodeReport, Solver
 from fabricctl.errors import DataError, SystemRefusedError
@@ -50,6 +57,23 @@ class Member:
     node: str
     key: bytes
     life: int
+
+
+@dataclass(frozen=True)
+class ClockState:
+    """A pair of instants, the node's and the job's, and how sure it is; None: no job time.
+
+    Job time at ``mono_ns`` is ``job_ns``, likely within ``likely_ns``, certainly not more than
+    ``early_ns`` before or ``late_ns`` after. ``rate``: pairs of probes a second and peer.
+    """
+
+    status: int
+    mono_ns: int
+    job_ns: int | None
+    likely_ns: float | None
+    early_ns: float | None
+    late_ns: float | None
+    rate: float
 
 
 class JobClock:
@@ -96,6 +120,7 @@ class JobClock:
         self._ports: dict[int, Address] = {}  # where a node was heard from
         self._hellos: dict[int, exchange.Hello] = {}
         self._hello_due_s: dict[int, float] = {}
+        self._hello_at_s = 0.0
         self._choice = SolverChoice(len(member.nodes))
         self._solvers = list(range(min(ASKED, len(member.nodes))))
         self._solve_at_s: float | None = None
@@ -148,7 +173,7 @@ class JobClock:
 
     def next_due_s(self) -> float:
         """When :meth:`run_due` wants to be called, on CLOCK_MONOTONIC."""
-        due = [self._fit_at_s, *self._hello_due_s.values()]
+        due = [self._fit_at_s, self._hello_at_s]
         if self._solve_at_s is not None:
             due.append(self._solve_at_s)
         return min(due)
@@ -196,7 +221,30 @@ class JobClock:
 
     def take_delays(self) -> Sequence[DelayRow]:
         """Delays since the last call, of the edges this node owns; once a second."""
-        return self._delays.flush(self._edges.floors())
+        return self._delays.flush(self._edges.floors(), self.prober.counters())
+
+    def set_virtual(self, virtual: Virtual | None) -> None:
+        """The lab changed this node's clock, as a fault."""
+        self._virtual = virtual
+        self.prober.set_virtual(virtual or Virtual(0, 0, 0.0))
+
+    def state(self) -> ClockState:
+        """What this clock knows now: after the fact where it was measured within a second."""
+        now, model = self.prober.anchor(), self.clock.model
+        own_rate = self._virtual.rate(now.mono_ns) if self._virtual else 0.0
+        centre = self.clock.centre
+        if not self.clock.settled or centre is None:
+            return ClockState(UNSYNCHRONISED, now.mono_ns, None, None, None, None, self._rate)
+        status = HOLDOVER if self.clock.holding else SYNCHRONISED
+        since_ns = round(float(model.since_ns(np.array([now.node_ns]))[0]))
+        job_ns, mono_ns = model.at_job_ns + since_ns, now.mono_ns
+        likely_ns, early_ns, late_ns = self.clock.bounds(job_ns)
+        if status == SYNCHRONISED:
+            ago_ns = now.node_ns - (centre.at_job_ns + centre.theta_ns)
+            job_ns, mono_ns = centre.at_job_ns, now.mono_ns - round(ago_ns / (1 + own_rate))
+            likely_ns = self.clock.centre_likely_ns
+        likely_ns += ASYMMETRY_NS
+        return ClockState(status, mono_ns, job_ns, likely_ns, early_ns, late_ns, self._rate)
 
     # Messages
 
@@ -242,11 +290,15 @@ class JobClock:
         self._hello_due_s[sender] = time.monotonic() + HELLO_S[1]
 
     def _say_hellos(self, now_s: float) -> None:
-        wanted = {peer for _, peer in self._neighbours} | set(self._solvers) - {self._me}
+        if now_s < self._hello_at_s:
+            return
+        wanted = ({peer for _, peer in self._neighbours} | set(self._solvers)) - {self._me}
         for peer in wanted - self._dead:
             if now_s >= self._hello_due_s.get(peer, 0.0):
                 self._hello_due_s[peer] = now_s + HELLO_S[peer in self._hellos]
                 self._say_hello(peer, True)
+        due = [self._hello_due_s[peer] for peer in wanted - self._dead]
+        self._hello_at_s = max(min(due, default=0.0), now_s + HELLO_S[0])
 
     def _say_hello(self, peer: int, wanted: bool) -> None:
         pairs = zip(self._rails, self.prober.ports, strict=True)

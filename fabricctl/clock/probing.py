@@ -2,13 +2,13 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fabricctl.errors import SystemRefusedError
+from fabricctl.errors import DataError, SystemRefusedError
 
 try:
     from fabricctl.clock import _engine
@@ -93,6 +93,22 @@ class Virtual:
     waves: tuple[tuple[float, float, float], ...] = ()
     steps: tuple[tuple[float, float], ...] = ()
 
+    @classmethod
+    def parse(cls, given: Mapping[str, str]) -> "Virtual":
+        """From the lab's file; raises :class:`DataError`."""
+        try:
+            waves = [tuple(map(float, item.split(":"))) for item in _items(given["waves"])]
+            steps = [tuple(map(float, item.split(":"))) for item in _items(given["steps"])]
+            return cls(
+                int(given["begin_mono_ns"]),
+                int(given["offset_ns"]),
+                float(given["drift_ppb"]),
+                tuple((size, period, phase) for size, period, phase in waves),
+                tuple((at_s, step_ns) for at_s, step_ns in steps),
+            )
+        except (KeyError, ValueError) as error:
+            raise DataError(f"virtual clock: {error}") from None
+
     def error_ns(self, mono_ns: int) -> float:
         """How far the clock is ahead; the same as virtual_error_ns of csrc/stamps.c."""
         passed_s = (mono_ns - self.begin_mono_ns) * 1e-9
@@ -107,6 +123,10 @@ class Virtual:
         """How fast that grows, in seconds per second."""
         span_ns = 1_000_000
         return (self.error_ns(mono_ns + span_ns) - self.error_ns(mono_ns)) / span_ns
+
+
+def _items(text: str) -> list[str]:
+    return text.split(",") if text else []
 
 
 def probe_key(job_key: bytes, job: int) -> bytes:

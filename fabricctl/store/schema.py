@@ -42,6 +42,14 @@ class Severity(IntEnum):
     ERROR = 2
 
 
+class ClockStatus(IntEnum):
+    """Of a node's job clock."""
+
+    UNSYNCHRONISED = 0
+    SYNCHRONISED = 1
+    HOLDOVER = 2
+
+
 class StepEvent(IntEnum):
     """Life of a step as the plugin or the process table saw it."""
 
@@ -132,6 +140,7 @@ _COUNTERS = (
     ("tx_dropped", "1", "Packets dropped on transmit."),
 )
 _CPU = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
+_DELAYS = (("min", "the least"), ("p50", "median"), ("p99", "99th percentile"), ("max", "the most"))
 _PSI = ("cpu_some", "memory_some", "memory_full", "io_some", "io_full")
 
 RAIL = Table(
@@ -232,6 +241,42 @@ LIFE = Table(
         Column("damage", "232s", "1", "What was wrong with the journal; empty: nothing."),
     ),
 )
+JOB_CLOCK = Table(
+    "job_clock",
+    20,
+    "The node's clock on the job's time base, one row a second while there is job time: an "
+    "instant on both, as it was known after the fact (docs/clock.md).",
+    (
+        _time("The instant on the node."),
+        Column("job_ns", "q", "ns", "The same instant in job time.", "job clock"),
+        Column("status", "B", "1", "Of the clock.", values=ClockStatus),
+        Column("likely_ns", "I", "ns", "Error of the pairing in all but 1 of 1,000 rows."),
+        Column("early_ns", "I", "ns", "Job time was certainly not earlier by more than this."),
+        Column("late_ns", "I", "ns", "Job time was certainly not later by more than this."),
+        Column("probe_hz", "I", "Hz", "Pairs of probes a second and peer."),
+    ),
+)
+DELAY = Table(
+    "delay",
+    21,
+    "One-way delays on the job clock, one row a second, path, direction and size of probes, of "
+    "the edges of the probe graph that this node owns; each edge has one owner.",
+    (
+        _time("End of the second."),
+        _RAIL,
+        Column("peer", "I", "1", "The other node: its place in the job's `nodes`, from 0."),
+        Column("inbound", "B", "1", "1: from the peer to this node, 0: to the peer."),
+        Column("size_class", "B", "1", "0: 192 bytes, 1: half the rail's MTU, 2: the MTU."),
+        Column("count", "I", "1", "Probes measured in this second."),
+        *(Column(f"{n}_ns", "q", "ns", f"Delay: {doc}.") for n, doc in _DELAYS),
+        Column("floor_ns", "I", "ns", "Least delay known of the path; the rest is queueing."),
+        Column("bound_ns", "I", "ns", "Likely error of the two clocks together."),
+        Column("sent", "I", "1", "Probes of this size sent so far."),
+        Column("arrived", "I", "1", "Of them arrived; those under way count as not yet."),
+        Column("duplicates", "I", "1", "Copies received so far, of all sizes."),
+        Column("reordered", "I", "1", "Received late so far, behind later ones, of all sizes."),
+    ),
+)
 PATH_EVENT = Table(
     "path_event",
     30,
@@ -255,7 +300,19 @@ PATH_EVENT = Table(
     ),
 )
 
-TABLES: tuple[Table, ...] = (RAIL, HOST, JOB, LINK_EVENT, NOTE, CLOCK, STEP, LIFE, PATH_EVENT)
+TABLES: tuple[Table, ...] = (
+    RAIL,
+    HOST,
+    JOB,
+    LINK_EVENT,
+    NOTE,
+    CLOCK,
+    STEP,
+    LIFE,
+    JOB_CLOCK,
+    DELAY,
+    PATH_EVENT,
+)
 BY_NUMBER = {table.number: table for table in TABLES}
 BY_NAME = {table.name: table for table in TABLES}
 
