@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -162,7 +163,7 @@ def status(name: str, as_json: bool) -> None:
         return
     click.echo(f"{'node':7}{'state':9}{'slurm':9}services")
     for node in nodes:
-        services = [word if one["up"] else f"{word}(dead)" for word, one in node.services.items()]
+        services = [word + _ailment(one) for word, one in node.services.items()]
         line = f"{node.name:7}{node.state:9}{slurm.get(node.name, '-'):9}{' '.join(services)}"
         click.echo(line)
     click.echo(f"\nfaults in force: {len(faults) or 'none'}")
@@ -170,6 +171,12 @@ def status(name: str, as_json: bool) -> None:
         pause = "" if item.acting else "  (pausing)"
         click.echo(f"  {item.fault.sentence}{pause}")
     click.echo(f"fault log: {lab.paths.fault_log}")
+
+
+def _ailment(service: Mapping[str, object]) -> str:
+    if not service["up"]:
+        return "(dead)"
+    return "(stopped)" if service.get("stopped") else ""
 
 
 # Faults ------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """The lab: a real multi-node Slurm on this machine, one init process and its namespaces a node."""
 
+import calendar
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -140,12 +142,17 @@ class Lab:
 
     def _wait_idle(self) -> None:
         deadline = time.monotonic() + _IDLE_S
+        begun_s = {name: self.nodes.slurmd_start_s(name) for name in self.spec.compute_nodes}
         states: dict[str, str] = {}
         while time.monotonic() < deadline:
             states = self.slurm_states()
             waiting = [name for name in self.spec.compute_nodes if states.get(name) not in _FIT]
             if not waiting:
-                return
+                # slurmctld may not have noticed yet that a node is another one than before: a job
+                # that it sends there now would fail when the new slurmd registers.
+                known_s = self._registered_s()
+                if all(known_s.get(name, 0) >= begin_s for name, begin_s in begun_s.items()):
+                    return
             for name in waiting:
                 if "drain" in states.get(name, "") or "drng" in states.get(name, ""):
                     argv = ["scontrol", "update", f"NodeName={name}", "State=RESUME"]
@@ -162,6 +169,23 @@ class Lab:
             return {}
         pairs = (line.split() for line in done.stdout.splitlines())
         return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
+
+    def _registered_s(self) -> dict[str, int]:
+        """For each compute node the start of the slurmd that slurmctld knows, in seconds UTC."""
+        argv = ["scontrol", "show", "node", "-o"]
+        try:
+            done = self.exec(
+                CONTROLLER, argv, check=False, timeout_s=10, environment={"TZ": "UTC0"}
+            )
+        except (LabError, subprocess.TimeoutExpired):
+            return {}
+        pattern = r"NodeName=(\S+) .*SlurmdStartTime=([0-9T:-]+)"
+        found = (re.search(pattern, line) for line in done.stdout.splitlines())
+        return {
+            match.group(1): calendar.timegm(time.strptime(match.group(2), "%Y-%m-%dT%H:%M:%S"))
+            for match in found
+            if match
+        }
 
     # Down ------------------------------------------------------------------------------------
 

@@ -10,6 +10,8 @@ from fabricctl.errors import LabError
 from fabricctl.lab import cgroups, control
 from fabricctl.lab.spec import LabPaths
 
+_STOPPED = "Tt"  # by a signal; "t": by a debugger
+
 
 def freeze(paths: LabPaths, node: str) -> None:
     """Stops every process of a node. Raises :class:`LabError` when it is down."""
@@ -22,8 +24,9 @@ def freeze(paths: LabPaths, node: str) -> None:
 
 def thaw(paths: LabPaths, node: str) -> None:
     """Lets a node go on; content with one that is not frozen, or down."""
+    cgroups.freeze(paths.name, node, False)
     pid = control.init_pid(paths.node(node).control)
-    if not cgroups.freeze(paths.name, node, False) and pid is not None:
+    if pid is not None and process_state(pid) in _STOPPED:
         _signal_until(pid, signal.SIGCONT, stopped=False)
 
 
@@ -32,20 +35,29 @@ def is_frozen(paths: LabPaths, node: str) -> bool:
     if cgroups.is_frozen(paths.name, node):
         return True
     pid = control.init_pid(paths.node(node).control)
-    return pid is not None and _is_stopped(pid)
+    return pid is not None and process_state(pid) in _STOPPED
+
+
+def process_state(pid: int) -> str:
+    """The letter of /proc/PID/stat (proc(5)); X when the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1]
+    except OSError:
+        return "X"
 
 
 def _signal_until(init: int, number: int, *, stopped: bool) -> None:
     """Signals all processes of a pid namespace until each is as wanted: one may fork meanwhile."""
     for _ in range(100):
         pids = _members(init)
-        if all(_is_stopped(pid) == stopped for pid in pids):
+        states = [process_state(pid) for pid in pids]
+        if all(state in "TtZX" if stopped else state not in _STOPPED for state in states):
             return
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
         time.sleep(0.002)
-    raise LabError(f"the node of process {init} does not stand still")
+    raise LabError(f"the node of process {init} does not {'stand still' if stopped else 'go on'}")
 
 
 def _members(init: int) -> list[int]:
@@ -60,11 +72,3 @@ def _members(init: int) -> list[int]:
                 if (path / "ns" / "pid").stat().st_ino == wanted:
                     found.append(int(path.name))
     return found
-
-
-def _is_stopped(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1]
-    except OSError:
-        return True  # gone: as still as can be
-    return state in "TtZX"

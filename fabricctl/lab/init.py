@@ -6,8 +6,8 @@ death: the kernel then ends every process of the node's pid namespace.
 It answers on the socket ``control``: one line of JSON asks, one line answers.
 
 ================================================ =============================================
-``{"do": "status"}``                             services: pid, up, restarts, last exit status
-``{"do": "start", "service": S}``                starts S if it does not run
+``{"do": "status"}``                             services: pid, up, stopped, restarts, last status
+``{"do": "start", "service": S}``                starts S if it does not run, or continues it
 ``{"do": "kill", "service": S, "signal": N}``    and leaves it dead unless it restarts itself
 ``{"do": "signal", "match": TEXT, "signal": N}`` to all whose command line holds TEXT
 ================================================ =============================================
@@ -32,6 +32,7 @@ from typing import Any
 from fabricctl.errors import FabricError, LabError
 from fabricctl.lab import control, kernel, nodefs
 from fabricctl.lab.boot import Boot, Service
+from fabricctl.lab.freezer import process_state
 from fabricctl.lab.stamp import Stopwatch
 
 _RESTART_DELAY_S = 0.5  # "restarted within 1 s"; systemd's own default is 0.1 s
@@ -54,6 +55,7 @@ class _Running:
         return {
             "pid": self.pid or None,
             "up": bool(self.pid),
+            "stopped": bool(self.pid) and process_state(self.pid) in "Tt",
             "restarts": max(0, self.restarts),
             "exit_status": self.exit_status,
             "started_mono_ns": self.started_mono_ns,
@@ -77,6 +79,7 @@ class Init:
     def start(self, item: _Running) -> None:
         item.held, item.due_mono_s = False, None
         if item.pid:
+            os.kill(item.pid, signal.SIGCONT)  # it may have been stopped
             return
         item.pid = self._spawn(item.service)
         item.restarts += 1

@@ -4,6 +4,7 @@ import os
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ class Nodes:
 
     def _start_services(self, name: str) -> None:
         for service, state in self.status(name).services.items():
-            if not state["up"]:
+            if not state["up"] or state.get("stopped"):
                 self.ask(name, {"do": "start", "service": service})
 
     def _launch(self, name: str, site: Site | None) -> int:
@@ -135,6 +136,14 @@ class Nodes:
         except control.NodeStuckError:
             return NodeStatus(name, "frozen", self.pid(name), {})
         return NodeStatus(name, "up", self.pid(name), answer["services"])
+
+    def slurmd_start_s(self, name: str) -> int:
+        """When a node's slurmd was started, in whole seconds of CLOCK_REALTIME; 0: it is down."""
+        slurmd = self.status(name).services.get("slurmd")
+        if not slurmd or not slurmd["up"]:
+            return 0
+        ago_ns = time.monotonic_ns() - int(slurmd["started_mono_ns"])
+        return (time.time_ns() - ago_ns) // 1_000_000_000
 
     def exec_argv(
         self,
