@@ -22,6 +22,7 @@ from fabricctl.store.schema import Severity
 STOP_WAIT_S = 20.0
 BACKOFF_S = (0.2, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)  # between lives of an agent that keeps dying
 STABLE_S = 60.0  # an agent that lived that long starts again at once
+CLEAN_ENDS = ("ended", "ended with status 0")
 RETRY_S = 4.0  # when the system has no room to start one; the status stays younger than 15 s
 
 
@@ -193,9 +194,12 @@ class Keeper:
         how = _how_it_ended(allocation)
         os.close(allocation.pidfd)
         allocation.pidfd, allocation.kill_s = -1, None
-        if allocation.ending:
-            return
         lived_s = now_s - allocation.started_s
+        if allocation.ending:
+            if how not in CLEAN_ENDS:
+                text = f"the last agent {how} after {lived_s:.1f} s"
+                allocation.notes.append((Severity.ERROR, text))
+            return
         allocation.deaths = 0 if lived_s > STABLE_S else allocation.deaths
         wait_s = BACKOFF_S[min(allocation.deaths, len(BACKOFF_S) - 1)]
         allocation.deaths += 1
@@ -252,7 +256,7 @@ class Keeper:
 
 def _how_it_ended(allocation: Allocation) -> str:
     if not allocation.is_child:
-        return "ended (it was started by an earlier node service)"
+        return "ended"  # it was started by an earlier node service
     try:
         _, status = os.waitpid(allocation.pid, os.WNOHANG)
     except ChildProcessError:

@@ -458,3 +458,14 @@ def test_kills_at_random_points_cost_at_most_two_seconds(box: NodeBox) -> None:
             # An agent that was killed before its first row left nothing to lose.
             newer = any(last_ns <= other < at_ns for other in killed_ns[job])
             assert at_ns - last_ns < 2e9 or newer or not last_ns
+
+
+def test_an_agent_killed_at_once_still_leaves_a_record(box: NodeBox) -> None:
+    box.serve()
+    box.start(5)
+    wait_for(box.agents, "an agent lives")
+    box.kill(box.agents()[0], signal.SIGSTOP)
+    box.stop(5)
+    wait_for(lambda: "job=5: agent did not end in time" in box.log(), "it is killed", 30)
+    box.wait_clean()
+    assert any("the last agent was killed by signal 9" in text for text in box.notes(5))
