@@ -48,8 +48,10 @@ def hierarchies() -> list[Hierarchy]:
             found.append(Hierarchy(mount, ()))
         elif kind == "cgroup":
             names = [o for o in options.split(",") if o not in ("rw", "xattr", "clone_children")]
-            # A hierarchy without controllers (name=systemd) is of no use in a node.
-            if not any(name.startswith("name=") for name in names):
+            # A hierarchy without controllers (name=systemd) is of no use in a node. One of `cpu`
+            # alone does harm: Slurm needs none, and a group there has no real-time share of its
+            # own (below) and a nice value that counts for nothing outside of it.
+            if names != ["cpu"] and not any(name.startswith("name=") for name in names):
                 found.append(Hierarchy(mount, tuple(names)))
     return [tree for tree in found if not tree.v2] or found
 
