@@ -13,7 +13,6 @@ from fabricctl.errors import FabricError
 # name: (module that has the click command as `command`, help line). The only registry: modules
 # are imported when their command is called, so that --help stays fast.
 COMMANDS: Mapping[str, tuple[str, str]] = {
-    "clock": ("fabricctl.cli.clock", "The job clock: status and readings."),
     "config": ("fabricctl.cli.config", "Show and check the site's configuration."),
     "lab": ("fabricctl.cli.lab", "A real multi-node Slurm on this machine, with faults."),
     "node": ("fabricctl.cli.node", "The service that runs on every compute node."),
