@@ -35,7 +35,7 @@ from fabricctl.clock.page import ClockPage
 from fabricctl.clock.probing import Rail, Virtual
 from fabricctl.errors import ClockError
 
-MBIT = 100  # of each port, shaped in the switch: what two cores can fill eight times
+MBIT = 40  # of each port, shaped in the switch: what two cores can fill eight times
 PORTS = (20600, 20601, 20602)
 SETTLE_S = 6.0  # of the run, not counted
 QUIET_S = 8.0  # before a port is saturated: its floor must have been seen
@@ -369,7 +369,7 @@ def watch(run: Run) -> tuple[Seen, list[tuple[int, int]]]:
             origin = origin or pages[0].body().job_ns(0)
             read_all(run, pages, origin, seen)
         except ClockError:
-            continue  # not settled yet
+            pass  # not settled yet
         if run.peers and time.monotonic() > next_chrony:
             next_chrony = time.monotonic() + 1.0
             offsets = [chrony_offset(run, node) for node in range(1, run.nodes)]
@@ -401,7 +401,10 @@ def count_false(run: Run, pages: dict[int, ClockPage], seen: Seen) -> None:
         a, b = random.sample(range(run.nodes), 2)
         first, second = pages[a].now(), pages[b].now()
         seen.queries += 2
-        seen.false += second.latest_ns < first.earliest_ns
+        if second.latest_ns < first.earliest_ns:
+            if not seen.false:
+                print(f"first false interval: node {a} {first}, then node {b} {second}")
+            seen.false += 1
 
 
 def pairwise(rows: list[list[float]]) -> np.ndarray:
@@ -469,8 +472,9 @@ def report(run: Run, seen: Seen, pairs: list[tuple[int, int]]) -> None:
         f"{np.mean([s['packets_per_s'] for s in summaries]):.0f} probes/s a node, "
         f"rate {summaries[0]['rate']:.0f}, wander {summaries[0]['wander']:.0f}"
     )
-    if not all(s["settled"] for s in summaries):
-        print(f"{'':16} never synchronised: {[n for n, s in enumerate(summaries) if not s['settled']]}")
+    late = [node for node, summary in enumerate(summaries) if not summary["settled"]]
+    if late:
+        print(f"{'':16} never synchronised: {late}")
     if run.peers:
         chrony = pairwise(seen.chrony) if seen.chrony else np.empty(0)
         print(f"{name:16} chronyd -x      {quantiles(chrony)}  16 polls/s a node")

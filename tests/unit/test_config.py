@@ -100,7 +100,8 @@ def test_the_environment_beats_a_partitions_value(tmp_path: Path) -> None:
 WRONG = {
     "[agnet]": "{file}: unknown section [agnet]; did you mean 'agent'?",
     "[zzz]": (
-        "{file}: unknown section [zzz]; known are: node, agent, rails, clock, paths, trace, partition"
+        "{file}: unknown section [zzz]; known are: node, agent, rails, clock, paths, trace, "
+        "partition"
     ),
     "agent = 3": "{file}: [agent] must be a section, not a value",
     "[agent]\nsample_rate = 1": (
