@@ -283,7 +283,7 @@ def test_a_rail_is_drained_under_a_running_job(lab: Lab, job: int) -> None:
     assert stall_ms(said, begin) < 400 and stall_ms(said, end) < 400
     (request,) = events(lab, "n2", job, "request")
     assert (request["action"], request["why"], request["uid"]) == ("drain", "new cable", "0")
-    assert {item["reason"] for item in events(lab, "n2", job, "path")} == {"drained"}
+    assert "drained" in {item["reason"] for item in events(lab, "n2", job, "path")}
     lab.exec("n2", ["fabricctl", "path", "undrain-rail", "0"])
 
 
