@@ -113,7 +113,11 @@ class ClockConfig:
 class PathsConfig:
     """Link failover of what a job's ranks send over TCP (docs/paths.md)."""
 
-    enabled: bool = _key(True, "Give jobs of mode `on` fabric addresses and move their traffic.")
+    enabled: bool = _key(
+        False,
+        "Give jobs of mode `on` fabric addresses and move their traffic. Other jobs on a node "
+        "see the devices too, and an MPI library that takes every interface may use them.",
+    )
     pool4: str = _key(
         "100.64.0.0/10",
         "IPv4 network, used nowhere else on site, from which nodes get their fabric addresses.",

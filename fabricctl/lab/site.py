@@ -21,6 +21,9 @@ _TOML = f"""\
 [rails]
 interfaces = ["r*"]
 
+[paths]
+enabled = true
+
 [trace]
 dir = "{SHARED}/traces"
 """
