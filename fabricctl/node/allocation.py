@@ -66,9 +66,12 @@ class Keeper:
 
     # Beginning
 
-    def new(self, start: JobStart, text: str, waited_s: float) -> Allocation:
-        """An allocation that begins now; nothing is made on the disk yet."""
-        begin_real_ns = time.time_ns()
+    def new(self, start: JobStart, text: str, written_real_ns: int) -> Allocation:
+        """An allocation that began when its request was written: that may be a while ago, and
+        its trace has to meet those of the other nodes. Nothing is made on the disk yet."""
+        now_real_ns = time.time_ns()
+        begin_real_ns = min(written_real_ns, now_real_ns)
+        waited_s = (now_real_ns - begin_real_ns) / 1e9
         spool = layout.spool(self._config.node.spool_dir, start.job, begin_real_ns)
         made = Allocation(start, text, begin_real_ns, spool)
         if waited_s > 2:

@@ -25,9 +25,6 @@ class Request:
     path: Path
     written_real_ns: int
 
-    def waited_s(self) -> float:
-        return max(0.0, time.time() - self.written_real_ns / 1e9)
-
 
 def waiting(directory: Path, refuse: Callable[[Path, str], None]) -> list[Request]:
     """The requests in the order they were written; ``refuse`` is called for what is none.

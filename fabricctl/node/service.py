@@ -199,7 +199,7 @@ class Service:
             return
         known = self._allocations.get(start.job)
         if known is None:
-            allocation = self._keeper.new(start, text, request.waited_s())
+            allocation = self._keeper.new(start, text, request.written_real_ns)
             self._allocations[start.job] = allocation
             self._keeper.launch(allocation, now_s)
             self._paths.start(start, now_s)

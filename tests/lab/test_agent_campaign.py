@@ -283,11 +283,20 @@ def check_records(campaign: Campaign) -> None:
         with open_trace(path) as trace:
             if trace.job.missing_nodes:
                 problems.append(f"{item}: without {trace.job.missing_nodes}")
+                for node in trace.job.missing_nodes:
+                    problems += said_of(campaign.lab, node, item.job)
             if (trace.job.job, trace.job.user) != (item.job, item.user):
                 problems.append(f"{item}: is of {trace.job.job}, {trace.job.user}")
             if trace.job.uid != owner.st_uid or owner.st_mode & 0o777 != 0o600:
                 problems.append(f"{item}: owned by {owner.st_uid}, mode {owner.st_mode:o}")
     assert not problems, "\n".join([*problems, *campaign.done])
+
+
+def said_of(lab: Lab, node: str, job: int) -> list[str]:
+    """What the node's log has about a job."""
+    pattern = rf"(job={job}[: ]|[ /]{job}\.)"
+    argv = ["grep", "-E", pattern, "/var/log/fabricctl.log"]
+    return [f"  {node}: {line}" for line in lab.exec(node, argv, check=False).stdout.splitlines()]
 
 
 def trace_path(lab: Lab, item: Submitted) -> Path:
@@ -323,5 +332,7 @@ def wait_same(lab: Lab, node: str, before: dict[str, set[str]]) -> None:
     deadline_s = time.monotonic() + 120
     while (after := quiet(lab, node)) != before:
         left = {key: after[key] ^ before[key] for key in after if after[key] != before[key]}
-        assert time.monotonic() < deadline_s, (node, left)
+        if time.monotonic() >= deadline_s:
+            log = lab.exec(node, ["tail", "-60", "/var/log/fabricctl.log"], check=False).stdout
+            raise AssertionError(f"{node}: {left}\n{log}")
         time.sleep(1)

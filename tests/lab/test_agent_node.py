@@ -181,6 +181,7 @@ def test_a_new_attempt_while_the_old_one_still_runs_ends_the_old_one(box: NodeBo
 def test_requests_that_wait_for_the_service_are_served_when_it_comes(box: NodeBox) -> None:
     box.serve()
     box.end_service()
+    before_ns = time.time_ns()
     box.start(5)
     time.sleep(2.5)
     box.serve()
@@ -189,6 +190,8 @@ def test_requests_that_wait_for_the_service_are_served_when_it_comes(box: NodeBo
     box.stop(5)
     box.wait_clean()
     assert any("waited" in note and "for the node service" in note for note in box.notes(5))
+    with box.trace(5) as trace:  # begins with the prolog, as on the nodes that did not wait
+        assert before_ns - 50e6 < trace.job.begin_real_ns < before_ns + 1e9
 
 
 def test_nonsense_neither_stops_the_service_nor_stays(box: NodeBox) -> None:
