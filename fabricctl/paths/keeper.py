@@ -42,6 +42,7 @@ class _Running:
     restart_s: float | None = None
     kill_s: float | None = None
     stopping: bool = False
+    forgotten: bool = False  # its directories go for good once it has ended
 
 
 class PathsKeeper:
@@ -60,6 +61,9 @@ class PathsKeeper:
         should."""
         for start in live:
             self.start(start, now_s)
+        living = {*self._running, *living_leases(self._files.leases)}
+        for job in set(self._files.jobs()) - living:
+            self._files.remove(job)
         self._sweep_s = now_s
 
     def start(self, start: JobStart, now_s: float) -> None:
@@ -85,6 +89,8 @@ class PathsKeeper:
         self.stop(job, now_s)
         self._sweep_s = self._sweep_s or now_s + SWEEP_S
         self._files.remove(job)
+        if job in self._running:  # one that was just being started may yet make them
+            self._running[job].forgotten = True
 
     def next_due_s(self) -> float | None:
         """When :meth:`turn` wants to be called at the latest; it is cheap, call it often."""
@@ -106,6 +112,8 @@ class PathsKeeper:
                 self._launch(running, now_s)
             if running.stopping and not running.pid and not self._pids(running):
                 del self._running[job]
+                if running.forgotten:
+                    self._files.remove(job)
         self._turn_sweep(now_s)
 
     def alive(self, job: int) -> bool:
