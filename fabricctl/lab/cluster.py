@@ -94,6 +94,7 @@ class Lab:
             make_shared(self.paths)
             wire(self.spec, self.paths)
             self._thaw()
+            before = {name: self.nodes.pid(name) for name in self.spec.compute_nodes}
             healed = self.faults.heal_all(cause="up", already_locked=True)
             if healed:
                 say(f"healed: {', '.join(healed)}")
@@ -101,7 +102,7 @@ class Lab:
             started = self.nodes.start(self.spec.all_nodes, site)
             if reconfigured and CONTROLLER not in started:
                 self.exec(CONTROLLER, ["scontrol", "reconfigure"], check=False)
-            self._wait_idle()
+            self._wait_idle({name for name, pid in before.items() if pid != self.nodes.pid(name)})
         for name in self.nodes.outdated(site):
             say(f"node {name} runs with what was built when it was started; lab down renews it")
 
@@ -140,25 +141,39 @@ class Lab:
             if freezer.is_frozen(self.paths, name):
                 freezer.thaw(self.paths, name)
 
-    def _wait_idle(self) -> None:
+    def _wait_idle(self, rebooted: set[str]) -> None:
+        """Until Slurm takes jobs on every node. ``rebooted``: nodes on which no job lives."""
         deadline = time.monotonic() + _IDLE_S
         begun_s = {name: self.nodes.slurmd_start_s(name) for name in self.spec.compute_nodes}
         states: dict[str, str] = {}
         while time.monotonic() < deadline:
             states = self.slurm_states()
-            waiting = [name for name in self.spec.compute_nodes if states.get(name) not in _FIT]
-            if not waiting:
-                # slurmctld may not have noticed yet that a node is another one than before: a job
-                # that it sends there now would fail when the new slurmd registers.
-                known_s = self._registered_s()
-                if all(known_s.get(name, 0) >= begin_s for name, begin_s in begun_s.items()):
-                    return
+            waiting = [
+                name
+                for name in self.spec.compute_nodes
+                if states.get(name) not in _FIT or (name in rebooted and states[name] == "comp")
+            ]
+            # slurmctld may not have noticed yet that a node is another one than before: a job
+            # that it sends there now would fail when the new slurmd registers.
+            known_s = {} if waiting else self._registered_s()
+            if all(known_s.get(name, 0) >= begin_s for name, begin_s in begun_s.items()):
+                return
             for name in waiting:
-                if "drain" in states.get(name, "") or "drng" in states.get(name, ""):
-                    argv = ["scontrol", "update", f"NodeName={name}", "State=RESUME"]
-                    self.exec(CONTROLLER, argv, check=False, timeout_s=10)
+                self._help(name, states.get(name, ""))
             time.sleep(0.05)
         raise LabError(f"lab {self.name}: after {_IDLE_S:.0f} s Slurm says {states or 'nothing'}")
+
+    def _help(self, name: str, state: str) -> None:
+        """Tells slurmctld what it would not find out by itself, or only in a minute."""
+        if state == "comp":
+            # The node died with the word that its job ended: slurmctld asks again after 60 s.
+            self._update(name, "State=DOWN", "Reason=rebooted by the lab")
+        if state == "comp" or "drain" in state or "drng" in state:
+            self._update(name, "State=RESUME")
+
+    def _update(self, node: str, *settings: str) -> None:
+        argv = ["scontrol", "update", f"NodeName={node}", *settings]
+        self.exec(CONTROLLER, argv, check=False, timeout_s=10)
 
     def slurm_states(self) -> dict[str, str]:
         """Each compute node's state in sinfo's short form; empty while slurmctld is not there."""

@@ -7,6 +7,7 @@ import pytest
 
 from fabricctl.lab.cluster import Lab
 from fabricctl.lab.spec import LabSpec
+from tests.support.labname import lab_name
 
 pytestmark = [
     pytest.mark.lab,
@@ -22,7 +23,7 @@ def accounted(lab: Lab) -> str:
 
 
 def test_jobs_are_accounted_to_their_users_also_after_the_database_died() -> None:
-    with Lab(LabSpec(name="pytest-acct", nodes=1, rails=1, bare=True, accounting=True)) as lab:
+    with Lab(LabSpec(name=lab_name("acct"), nodes=1, rails=1, bare=True, accounting=True)) as lab:
         lab.run(["srun", "true"])
         deadline = time.monotonic() + 30
         while "1|alice|lab|COMPLETED" not in accounted(lab):

@@ -16,10 +16,11 @@ import pytest
 from fabricctl.errors import LabError
 from fabricctl.lab.cluster import Lab
 from fabricctl.lab.spec import LabSpec
+from tests.support.labname import lab_name
 
 pytestmark = pytest.mark.lab
 
-NAME = "pytest-life"
+NAME = lab_name("life")
 SMALL = LabSpec(name=NAME, nodes=2, rails=1, bare=True)
 
 
@@ -127,6 +128,25 @@ def test_up_heals_what_was_killed_one_by_one(small: Lab) -> None:
         assert len(services) == 6
         assert all(one["up"] for one in services), word
         assert small.run(["srun", "-p", "all", "-N2", "hostname"]).stdout.split() != []
+
+
+@pytest.mark.parametrize("what", ["fabricctl.lab.init", "slurmctld", "munged", "slurmd"])
+def test_up_continues_what_was_stopped(small: Lab, what: str) -> None:
+    small.up()
+    pid = next(pid for pid in small.processes() if what in command_line(Path(f"/proc/{pid}")))
+    os.kill(pid, signal.SIGSTOP)
+    small.up()
+    assert small.run(["srun", "-p", "all", "-N2", "hostname"]).returncode == 0
+
+
+def test_a_job_right_after_a_node_was_healed_runs(small: Lab) -> None:
+    """Slurm knows the rebooted node by the time that `up` returns."""
+    small.up()
+    for _ in range(3):
+        small.fault("node-kill", "n1")
+        small.up()
+        done = small.run(["srun", "-p", "all", "-N2", "hostname"])
+        assert sorted(done.stdout.split()) == ["n1", "n2"]
 
 
 def role(pid: int) -> str:

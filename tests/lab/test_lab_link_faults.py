@@ -227,28 +227,32 @@ def test_a_fault_for_a_time_heals_by_itself_in_time(lab: Lab) -> None:
 
 
 def test_the_log_brackets_what_the_kernel_tells(lab: Lab) -> None:
-    """The kernel's own message of the lost carrier arrives within 5 ms of the stamp."""
-    seen: list[int] = []
-    ready = threading.Event()
+    """The kernel's own message of a lost or regained carrier arrives with the stamp.
+
+    Never before it; how long after also depends on when this test's thread gets a CPU, so the
+    median of twelve counts.
+    """
+    told_ns: list[int] = []
     with in_netns(lab.paths.node_netns("n2")):
         monitor = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
     monitor.bind((0, 1))  # RTMGRP_LINK
-    monitor.settimeout(2)
+    monitor.settimeout(10)
 
     def listen() -> None:
-        ready.set()
-        for _ in range(2):
+        for _ in range(12):
             monitor.recv(65536)
-            seen.append(time.monotonic_ns())
+            told_ns.append(time.monotonic_ns())
 
     thread = threading.Thread(target=listen)
     thread.start()
-    ready.wait()
-    begun = lab.fault("cut", "n2", "r0")
-    time.sleep(0.05)
-    healed = lab.heal("cut", "n2", "r0")
+    stamps = []
+    for _ in range(6):
+        for change in (lab.fault, lab.heal):
+            stamps.append(change("cut", "n2", "r0"))
+            time.sleep(0.05)
     thread.join()
     monitor.close()
-    for stamp, told_ns in zip((begun, healed), seen, strict=True):
-        assert stamp.width_ns < 20e6
-        assert stamp.begin_mono_ns - 1e6 < told_ns < stamp.end_mono_ns + 5e6
+    late_ns = sorted(told - stamp.end_mono_ns for stamp, told in zip(stamps, told_ns, strict=True))
+    assert all(told > stamp.begin_mono_ns for stamp, told in zip(stamps, told_ns, strict=True))
+    assert late_ns[6] < 5e6
+    assert sorted(stamp.width_ns for stamp in stamps)[6] < 5e6

@@ -109,8 +109,7 @@ def test_a_killed_service_stays_dead_until_it_is_healed(lab: Lab, node: str, ser
     assert not up(lab, node, service)
     lab.heal("kill", node, service)
     assert up(lab, node, service)
-    # A slurmctld that was killed may call its nodes unknown until it has asked them.
-    wait_until(lambda: lab.slurm_states().get("n1") in ("idle", "mix"), timeout_s=90)
+    wait_until(lambda: lab.slurm_states().get("n1") == "idle")
     assert lab.run(["srun", "-w", "n1", "hostname"]).stdout == "n1\n"
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.labname import NUMBER, lab_name
+
 pytestmark = [
     pytest.mark.lab,
     pytest.mark.skipif(
@@ -16,18 +18,20 @@ pytestmark = [
     ),
 ]
 
-UID = 7001
-NAME = "pytest-rootless"
+UID = 7001 + NUMBER
+FIRST_ID = 200_000 + 65_536 * NUMBER
+NAME = lab_name("user")
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 # Users as this machine does not have them, seen by one process and its children only.
 AS_TESTER = """
 mount --bind "$1/etc" /etc
+uid=$2
 into=""
 # The kernel gives no user namespace to a process in a chroot (user_namespaces(7)).
 [ ! -d "$1/root" ] || { mount --rbind / "$1/root"; into="chroot $1/root"; }
-shift
-exec $into setpriv --reuid 7001 --regid 7001 --clear-groups env -u XDG_RUNTIME_DIR "$@"
+shift 2
+exec $into setpriv --reuid $uid --regid $uid --clear-groups env -u XDG_RUNTIME_DIR "$@"
 """
 
 
@@ -39,7 +43,7 @@ def users(tmp_path: Path) -> Path:
     with (etc / "passwd").open("a") as passwd:
         passwd.write(f"tester:x:{UID}:{UID}::/nonexistent:/bin/bash\n")
     for name in ("subuid", "subgid"):
-        (etc / name).write_text("tester:200000:65536\n")
+        (etc / name).write_text(f"tester:{FIRST_ID}:65536\n")
     return tmp_path
 
 
@@ -48,7 +52,7 @@ def cli(users: Path) -> Iterator[Cli]:
     def call(*words: str) -> "subprocess.CompletedProcess[str]":
         program = [sys.executable, "-m", "fabricctl.cli.main", "lab", *words]
         return subprocess.run(
-            ["unshare", "-m", "sh", "-ec", AS_TESTER, "sh", str(users), *program],
+            ["unshare", "-m", "sh", "-ec", AS_TESTER, "sh", str(users), str(UID), *program],
             capture_output=True,
             text=True,
             check=False,
@@ -65,7 +69,7 @@ def keepers() -> list[int]:
     for path in Path("/proc").glob("[0-9]*"):
         try:
             words = (path / "cmdline").read_bytes()
-            if path.stat().st_uid in range(200000, 265536) or (
+            if path.stat().st_uid in range(FIRST_ID, FIRST_ID + 65536) or (
                 path.stat().st_uid == UID and b"lab\0up" in words
             ):
                 found.append(int(path.name))

@@ -11,6 +11,7 @@ import pytest
 
 from fabricctl.lab.cluster import Lab
 from fabricctl.lab.spec import LabSpec
+from tests.support.labname import lab_name
 
 pytestmark = pytest.mark.lab
 
@@ -42,7 +43,7 @@ def test_an_mpi_program_finds_its_ranks(lab: Lab, tmp_path: Path) -> None:
 
 def test_job_containers_give_every_job_its_own_tmp() -> None:
     conf = {"JobContainerType": "job_container/tmpfs", "PrologFlags": "Alloc,Contain"}
-    spec = LabSpec(name="pytest-containers", nodes=2, rails=1, bare=True, conf=conf)
+    spec = LabSpec(name=lab_name("box"), nodes=2, rails=1, bare=True, conf=conf)
     with Lab(spec) as lab:
         for _ in range(4):
             script = "touch /tmp/mine /dev/shm/mine; srun -N2 ls /tmp /dev/shm"
