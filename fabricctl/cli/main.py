@@ -14,10 +14,12 @@ from fabricctl.errors import FabricError
 # are imported when their command is called, so that --help stays fast.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "config": ("fabricctl.cli.config", "Show and check the site's configuration."),
+    "job": ("fabricctl.cli.job", "One job: what is known of it, and what happened to it."),
     "lab": ("fabricctl.cli.lab", "A real multi-node Slurm on this machine, with faults."),
     "node": ("fabricctl.cli.node", "The service that runs on every compute node."),
     "path": ("fabricctl.cli.path", "Link failover of the jobs on this node."),
     "report": ("fabricctl.cli.report", "What happened to a job, and where its time went."),
+    "status": ("fabricctl.cli.status", "The cluster on one screen, and what is open."),
     "site": ("fabricctl.cli.site", "Check what this machine needs and has."),
 }
 
