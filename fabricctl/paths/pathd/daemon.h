@@ -2,6 +2,7 @@
 #ifndef FABRIC_DAEMON_H
 #define FABRIC_DAEMON_H
 
+#include "cause.h"
 #include "conf.h"
 #include "event.h"
 #include "mover.h"
@@ -60,7 +61,7 @@ struct rail {
 	unsigned ifindex, mtu, fabric_ifindex;
 	int socket;
 	bool carrier, drained;
-	uint64_t classify_ns; /* when to say what broke; 0: nothing to say */
+	struct cause cause;
 	uint8_t hears; /* percent of the peers that are heard here; 255: no peers */
 };
 
@@ -88,7 +89,7 @@ struct daemon {
 	unsigned active; /* peers with traffic */
 	unsigned turn;
 	bool late, realtime;
-	uint64_t next_diag_ns, next_second_ns, probes_sent, probes_received, moves;
+	uint64_t next_diag_ns, next_second_ns, next_census_ns, probes_sent, probes_received, moves;
 	bool state_changed;
 };
 
@@ -111,6 +112,7 @@ void hello_off(struct daemon *d, const char *why);
 void probing_receive(struct daemon *d);
 void probing_send(struct daemon *d, struct peer *peer);
 uint64_t probing_interval_ns(const struct daemon *d, const struct peer *peer);
+uint64_t probing_idle_ns(const struct daemon *d); /* to a peer without traffic */
 void probing_turn(struct daemon *d);
 
 /* moving.c */
@@ -119,7 +121,9 @@ void moving_peer_known(struct daemon *d, struct peer *peer);
 void moving_look(struct daemon *d, struct peer *peer);
 void moving_carrier(struct daemon *d, unsigned rail, bool carrier);
 void moving_drain(struct daemon *d, unsigned rail, bool drained);
-void moving_classify(struct daemon *d);
+
+/* cause.c */
+void cause_find(struct daemon *d);
 
 /* traffic.c: what the kernel's TCP sockets tell */
 void traffic_poll(struct daemon *d);

@@ -178,7 +178,7 @@ static void turn(struct daemon *d)
 		for (unsigned i = 0; i < d->conf.nodes; i++)
 			moving_look(d, &d->peer[i]);
 		probing_turn(d);
-		moving_classify(d);
+		cause_find(d);
 		traffic_poll(d);
 		traffic_turn(d);
 	}

@@ -4,7 +4,6 @@
 #include <inttypes.h>
 #include <string.h>
 
-#define CLASSIFY_NS (400 * MS) /* peers without traffic are probed every 100 ms, and find out then */
 #define LOOK_IDLE_NS (20 * MS)
 
 static const char *const LEVEL_NAMES[LEVELS] = {"good", "poor", "dead"};
@@ -123,8 +122,6 @@ static void tell(struct daemon *d, struct peer *peer, const struct change_of *ch
 		if (level == peer->told_level[i])
 			continue;
 		tell_rail(d, peer, i, begin, moved_ns, moved);
-		if (level == LEVEL_DEAD && !d->rail[i].classify_ns)
-			d->rail[i].classify_ns = d->now_ns + CLASSIFY_NS;
 		peer->told_level[i] = (uint8_t)level;
 	}
 	for (unsigned i = 0; i < count; i++)
@@ -200,73 +197,5 @@ void moving_drain(struct daemon *d, unsigned rail, bool drained)
 		d->peer[i].pair.path[rail].drained = drained;
 		d->peer[i].next_look_ns = 0;
 		moving_look(d, &d->peer[i]);
-	}
-}
-
-struct census {
-	unsigned peers, lost, deaf; /* deaf: of the lost, hear nobody on the rail either */
-};
-
-static struct census count_rail(const struct daemon *d, unsigned rail)
-{
-	struct census census = {0};
-
-	for (unsigned i = 0; i < d->conf.nodes; i++) {
-		const struct peer *peer = &d->peer[i];
-
-		if (!peer->known || peer->pair.said_stalled || !peer->probe[rail].size)
-			continue;
-		census.peers++;
-		if (pair_level(&peer->pair, rail) != LEVEL_DEAD)
-			continue;
-		census.lost++;
-		census.deaf += peer->pair.path[rail].peer_hears == 0;
-	}
-	return census;
-}
-
-static void classify(struct daemon *d, unsigned rail)
-{
-	struct census census = count_rail(d, rail);
-	const char *what;
-
-	if (!census.lost)
-		return;
-	if (!d->rail[rail].carrier)
-		what = "own_port";
-	else if (census.peers == 1)
-		what = "one_of_two_ports";
-	else if (census.lost == census.peers)
-		what = census.deaf == census.lost ? "switch" : "own_port";
-	else
-		what = census.deaf == census.lost ? "peers_port" : "path";
-	event_write(&d->events, "cause", ";rail=%u;what=%s;peers=%u;lost=%u;deaf=%u", rail, what,
-		    census.peers, census.lost, census.deaf);
-}
-
-static void count_hears(struct daemon *d, unsigned rail)
-{
-	unsigned peers = 0, heard = 0;
-
-	for (unsigned i = 0; i < d->conf.nodes; i++) {
-		const struct peer *peer = &d->peer[i];
-
-		if (!peer->known || peer->pair.said_stalled || !peer->probe[rail].size)
-			continue;
-		peers++;
-		heard += peer->pair.path[rail].listening == HEARD ||
-			 peer->pair.path[rail].listening == PROVING;
-	}
-	d->rail[rail].hears = peers ? (uint8_t)(100 * heard / peers) : 255;
-}
-
-void moving_classify(struct daemon *d)
-{
-	for (unsigned i = 0; i < d->conf.rails; i++) {
-		count_hears(d, i);
-		if (d->rail[i].classify_ns && d->now_ns >= d->rail[i].classify_ns) {
-			d->rail[i].classify_ns = 0;
-			classify(d, i);
-		}
 	}
 }

@@ -14,14 +14,19 @@
 
 static const uint8_t padding[LARGE_MAX];
 
+uint64_t probing_idle_ns(const struct daemon *d)
+{
+	uint64_t least = (uint64_t)d->conf.nodes * d->conf.rails * S / IDLE_BUDGET_PPS;
+
+	return least > IDLE_NS ? least : IDLE_NS;
+}
+
 uint64_t probing_interval_ns(const struct daemon *d, const struct peer *peer)
 {
 	uint64_t wanted = d->conf.interval_us * 1000ull, least;
 
-	if (d->now_ns > peer->active_until_ns) {
-		wanted = (uint64_t)d->conf.nodes * d->conf.rails * S / IDLE_BUDGET_PPS;
-		return wanted > IDLE_NS ? wanted : IDLE_NS;
-	}
+	if (d->now_ns > peer->active_until_ns)
+		return probing_idle_ns(d);
 	least = (uint64_t)d->active * d->conf.rails * S / d->conf.budget_pps;
 	return wanted > least ? wanted : least;
 }
