@@ -64,23 +64,30 @@ static int envelope_of_node(int run, uint32_t job, struct envelope *envelope)
 	return rc;
 }
 
-/* What the step is to have: the job's mode, or less where srun was told so. */
+/* What the step is to have: the job's mode, or less where srun was told so or the site allows the
+ * node's agents less (agent.max_mode: the service lowers the node's copy). */
 static enum mode decide(spank_t spank, int run, const struct args *args)
 {
-	struct envelope envelope = {.mode = MODE_OFF};
+	struct envelope envelope = {.mode = MODE_OFF}, here = {.mode = MODE_OFF};
+	bool carried = envelope_of_environment(spank, &envelope) == 0;
+	bool known = run >= 0 && envelope_of_node(run, step.job, &here) == 0;
 	enum mode mode;
 
-	if (envelope_of_environment(spank, &envelope) &&
-	    (run < 0 || envelope_of_node(run, step.job, &envelope))) {
+	if (!carried && known) {
+		envelope = here;
+	} else if (!carried) {
 		/* Neither: the option alone tells, as in a job of srun with --export=NONE. */
 		envelope.mode = options_given.mode_set ? options_given.mode : MODE_OFF;
 		envelope.refuse = args->refuse;
 	}
 	step.refuse = envelope.refuse || args->refuse;
 	mode = envelope.mode;
+	if (known && here.mode < mode)
+		mode = here.mode;
 	if (options_given.mode_set && options_given.mode < mode)
 		mode = options_given.mode;
 	explicit_bzero(&envelope, sizeof envelope);
+	explicit_bzero(&here, sizeof here);
 	return mode;
 }
 

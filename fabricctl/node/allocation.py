@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fabricctl import fields, hostlist, layout
@@ -73,11 +73,20 @@ class Keeper:
         begin_real_ns = min(written_real_ns, now_real_ns)
         waited_s = (now_real_ns - begin_real_ns) / 1e9
         spool = layout.spool(self._config.node.spool_dir, start.job, begin_real_ns)
-        made = Allocation(start, text, begin_real_ns, spool)
+        made = Allocation(self._allowed(start), text, begin_real_ns, spool)
         if waited_s > 2:
             note = f"the start request waited {waited_s:.0f} s for the node service"
             made.notes.append((Severity.WARNING, note))
+        if made.start != start:
+            note = f"the job asked for on; partition {start.partition} is only observed here"
+            made.notes.append((Severity.WARNING, f"{note} (agent.max_mode)"))
         return made
+
+    def _allowed(self, start: JobStart) -> JobStart:
+        """With no more than the site lets agents do on this node for that partition."""
+        if self._config.for_partition(start.partition).agent.max_mode == "on":
+            return start
+        return replace(start, envelope=replace(start.envelope, mode="observe"))
 
     def prepare(self, allocation: Allocation) -> None:
         """The directories; raises OSError. May be called again."""
@@ -172,7 +181,7 @@ class Keeper:
             self._log.write(f"node job={job}", f"{self.files.live(job)}: {error}", Severity.ERROR)
             return None
         spool = layout.spool(self._config.node.spool_dir, job, begin_real_ns)
-        found = Allocation(start, text, begin_real_ns, spool)
+        found = Allocation(self._allowed(start), text, begin_real_ns, spool)
         pid = self._living_agent(job)
         if pid is not None:
             self._watch(found, pid, now_s, is_child=False)

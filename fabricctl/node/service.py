@@ -43,7 +43,8 @@ class Service:
         self._config = config
         self._log = log
         self._files = layout.NodeFiles(config.node.run_dir)
-        self._keeper = Keeper(config, spawn.agent_identity(config.agent.user), log)
+        self._identity = spawn.agent_identity(config.agent.user)
+        self._keeper = Keeper(config, self._identity, log)
         self._allocations: dict[int, Allocation] = {}
         self._seals = SealQueue(config, log)
         self._paths = PathsKeeper(config, log)
@@ -59,7 +60,7 @@ class Service:
     def run(self) -> None:
         """Until SIGTERM; agents live on."""
         self._make_dirs()
-        lock_fd = take_lock(self._files.lock)
+        lock_fd = take_lock(self._files.lock, self._identity.gid)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         self._watch_requests()
@@ -202,7 +203,7 @@ class Service:
             allocation = self._keeper.new(start, text, request.written_real_ns)
             self._allocations[start.job] = allocation
             self._keeper.launch(allocation, now_s)
-            self._paths.start(start, now_s)
+            self._paths.start(allocation.start, now_s)
             self._remove(request.path)
         elif known.ending:
             return  # a requeue: served when the attempt before it is over
@@ -318,9 +319,15 @@ class Service:
                 rootfiles.remove_tree(path)
 
 
-def take_lock(path: Path) -> int:
-    """The lock that says that a node service lives; raises :class:`SystemRefusedError`."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+def take_lock(path: Path, reader_gid: int) -> int:
+    """The lock that says that a node service lives; raises :class:`SystemRefusedError`.
+
+    Who can open the file can lock it, and would keep the next service from starting: root and
+    ``reader_gid``, the group of the agents, which look whether somebody holds it.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
+    os.fchown(fd, 0, reader_gid)
+    os.fchmod(fd, 0o640)
     deadline_s = time.monotonic() + LOCK_WAIT_S
     while True:
         try:

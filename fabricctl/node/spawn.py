@@ -1,5 +1,6 @@
 """Processes of the node service: agents forked from it, without root's rights."""
 
+import contextlib
 import ctypes
 import os
 import pwd
@@ -116,7 +117,8 @@ def _go_ahead_of_the_job() -> None:
         policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
         os.sched_setscheduler(0, policy, os.sched_param(1))
     except PermissionError:
-        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
+        with contextlib.suppress(PermissionError):  # root of a user namespace may not either
+            os.setpriority(os.PRIO_PROCESS, 0, _NICE)
 
 
 def close_all_but(kept: Sequence[int]) -> None:

@@ -69,8 +69,8 @@ class PathsKeeper:
     def start(self, start: JobStart, now_s: float) -> None:
         """A job begins here; may be said twice. Nothing is done for one that is only observed."""
         config = self._config.for_partition(start.partition)
-        wanted = start.envelope.mode == "on" and config.agent.max_mode == "on"
-        if start.job in self._running or not wanted or not config.paths.enabled:
+        wanted = start.envelope.mode == "on" and config.paths.enabled
+        if start.job in self._running or not wanted:
             return
         running = self._running[start.job] = _Running(start)
         self._launch(running, now_s)

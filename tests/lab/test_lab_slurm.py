@@ -46,11 +46,11 @@ def test_job_containers_give_every_job_its_own_tmp() -> None:
     spec = LabSpec(name=lab_name("box"), nodes=2, rails=1, bare=True, conf=conf)
     with Lab(spec) as lab:
         for _ in range(4):
-            script = "touch /tmp/mine /dev/shm/mine; srun -N2 ls /tmp /dev/shm"
+            script = "touch /tmp/of-the-job /dev/shm/of-the-job; srun -N2 ls /tmp /dev/shm"
             lab.run(["sbatch", "-W", "-p", "all", "-N2", "-o", "out", "--wrap", script])
             text = (lab.paths.shared / "home/alice/out").read_text()
-            assert text.count("mine") == 2, text
-            assert lab.exec("n1", ["ls", "/tmp", "/dev/shm"]).stdout.count("mine") == 0
+            assert text.count("of-the-job") == 2, text
+            assert "of-the-job" not in lab.exec("n1", ["ls", "/tmp", "/dev/shm"]).stdout
 
 
 PLAN = """

@@ -55,9 +55,10 @@ def site(lab: Lab) -> Iterator[Lab]:
         restart_services(lab)
 
 
-def run_job(lab: Lab, partition: str) -> tuple[h5py.File, int]:
-    """The trace of a job of two nodes, and how many daemons of link failover its node had."""
-    look = "srun sleep 2; ps -eo args | grep -c '[f]abric-pathd'"
+def run_job(lab: Lab, partition: str) -> tuple[h5py.File, str, int]:
+    """The trace of a job of two nodes, the mode that its step had, and how many daemons of link
+    failover its node had."""
+    look = "srun -n1 sh -c 'sleep 2; echo $FABRIC_MODE'; ps -eo args | grep -c '[f]abric-pathd'"
     argv = ["sbatch", "--parsable", "-W", "-w", "n[1-2]", "-N2", "-p", partition]
     out = ["-o", "/shared/home/alice/%j.out", "--fabric-resilience", "--wrap", look]
     # grep ends with 1 when it counts none, and sbatch -W with the job.
@@ -68,18 +69,20 @@ def run_job(lab: Lab, partition: str) -> tuple[h5py.File, int]:
     while not path.exists():
         assert time.monotonic() < end_s, f"no trace of job {job}"
         time.sleep(0.1)
-    daemons = lab.host_path("ctl", f"/shared/home/alice/{job}.out").read_text().split()[-1]
-    return h5py.File(path), int(daemons)
+    mode, daemons = lab.host_path("ctl", f"/shared/home/alice/{job}.out").read_text().split()[-2:]
+    return h5py.File(path), mode, int(daemons)
 
 
 def test_a_partitions_values_hold_for_its_jobs_only(site: Lab) -> None:
-    trace, daemons = run_job(site, "all")
+    trace, mode, daemons = run_job(site, "all")
     with trace:
         attributes = trace["nodes/n1"].attrs
         assert (attributes["sample_hz"], attributes["rails"]) == (20.0, b"r1")
-    assert daemons == 0  # max_mode = "observe": measured, nothing moved
-    trace, daemons = run_job(site, "main")
+        texts = [note["text"].decode() for note in trace["nodes/n1/note"]]
+    assert any("partition all is only observed here" in text for text in texts), texts
+    assert (mode, daemons) == ("observe", 0)  # max_mode: measured, nothing moved, and said so
+    trace, mode, daemons = run_job(site, "main")
     with trace:
         attributes = trace["nodes/n1"].attrs
         assert (attributes["sample_hz"], attributes["rails"]) == (1.0, b"r0 r1")
-    assert daemons > 0
+    assert mode == "on" and daemons > 0

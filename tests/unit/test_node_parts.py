@@ -151,11 +151,11 @@ def test_a_renamed_file_wakes_the_watch(tmp_path: Path) -> None:
 
 def test_the_lock_is_held_by_one_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "LOCK_WAIT_S", 0.1)
-    fd = service.take_lock(tmp_path / "node.lock")
+    fd = service.take_lock(tmp_path / "node.lock", os.getgid())
     with pytest.raises(SystemRefusedError, match="another node service"):
-        service.take_lock(tmp_path / "node.lock")
+        service.take_lock(tmp_path / "node.lock", os.getgid())
     os.close(fd)
-    os.close(service.take_lock(tmp_path / "node.lock"))
+    os.close(service.take_lock(tmp_path / "node.lock", os.getgid()))
 
 
 def test_agents_do_not_run_as_root() -> None:
