@@ -35,6 +35,7 @@ In the shared directory (``trace.dir``)::
     <user>/job-<job>.h5              the user's 0600    the job's trace
     <user>/job-<job>.r<n>.h5         the same, n-th requeue
     <user>/job-<array>_<task>.h5     link to the newest trace of that array task
+    <user>/job-<job>+<offset>.h5     the same, of that component of a heterogeneous job
     <user>/.parts/job-<job>/<node>.<begin>.h5   node traces on their way
 """
 
@@ -44,6 +45,7 @@ from pathlib import Path
 from fabricctl.errors import UsageError
 
 _JOB = re.compile(r"[1-9][0-9]{0,9}")
+_ALIAS = re.compile(r"[1-9][0-9]{0,9}[_+][0-9]{1,10}")
 
 
 def job_number(text: str) -> int:
@@ -128,6 +130,7 @@ def parse_trace_file(path: Path) -> tuple[int, int] | None:
     return (int(match.group(1)), int(match.group(2) or 0)) if match else None
 
 
-def array_link(user_dir: Path, array_job: int, array_task: int) -> Path:
-    """The link to the newest trace of an array's task."""
-    return user_dir / f"job-{array_job}_{array_task}.h5"
+def alias_link(user_dir: Path, name: str) -> Path | None:
+    """The link to the newest trace of an array's task (``12_3``) or of a component of a
+    heterogeneous job (``12+1``); None for any other name."""
+    return user_dir / f"job-{name}.h5" if _ALIAS.fullmatch(name) else None

@@ -1,15 +1,48 @@
-"""From a trace's path to its report: load, align, summarise."""
+"""From a trace's path to its report: load, align, summarise, render."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fabricctl.store.trace import open_trace
+from fabricctl_analysis.findings import findings
 from fabricctl_analysis.load import job_facts, node_rows
 from fabricctl_analysis.model import Report
 from fabricctl_analysis.summarise import summarise
+from fabricctl_analysis.when import When
 
 
 def report_of(path: Path) -> Report:
-    """Raises :class:`~fabricctl.errors.TraceError`."""
-    with open_trace(path) as trace:
+    """Of what can be read; the rest is named in it.
+
+    Raises :class:`~fabricctl.errors.TraceError`.
+    """
+    with open_trace(path, partial=True) as trace:
         job = trace.job
-        return summarise(job_facts(trace), node_rows(trace), job.begin_real_ns, job.end_real_ns)
+        nodes = node_rows(trace)
+        return summarise(
+            job_facts(trace), nodes, job.begin_real_ns, job.end_real_ns, damage=trace.damage
+        )
+
+
+def renderings(
+    path: Path, wanted: Sequence[str], colour: bool = False, unicode: bool = True
+) -> dict[str, str]:
+    """The report in each of the ``wanted`` forms: ``text``, ``json``, ``html``."""
+    report = report_of(path)
+    when = When(report.whole)
+    found = findings(report, when)
+    texts: dict[str, str] = {}
+    for form in wanted:
+        if form == "html":
+            from fabricctl_analysis.render_html import render_html
+
+            texts[form] = render_html(report, found, when)
+        elif form == "json":
+            from fabricctl_analysis.render_json import render_json
+
+            texts[form] = render_json(report, found)
+        else:
+            from fabricctl_analysis.render_text import Screen, render_text
+
+            texts[form] = render_text(report, found, when, Screen(colour, unicode))
+    return texts

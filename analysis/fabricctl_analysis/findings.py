@@ -34,6 +34,7 @@ def findings(report: Report, when: When) -> tuple[Finding, ...]:
     """All of them, by severity, then by how long they lasted."""
     found = [
         *_lost_nodes(report),
+        *_damage(report),
         *_links(report, when),
         *_missed(report, when),
         *_gaps(report, when),
@@ -63,6 +64,18 @@ def _lost_nodes(report: Report) -> Iterator[Finding]:
             verb = "was" if len(one.nodes) == 1 else "were"
             text = f"{folded(one.nodes)} {verb} not measured at all: {one.why}."
             yield Finding("error", "node_missing", one.nodes, None, None, None, text)
+
+
+def _damage(report: Report) -> Iterator[Finding]:
+    """The file's own wounds, in one sentence: the table of what was not measured has each."""
+    torn = [one for one in report.unmeasured if one.damaged and one.what != "everything"]
+    if not torn:
+        return
+    nodes = tuple(dict.fromkeys(name for one in torn for name in one.nodes))
+    of = f" of {folded(nodes)}" if nodes else ""
+    more = f", and {len(torn) - 1} more" if len(torn) > 1 else ""
+    text = f"The trace{of} is damaged, this report is part of it: {torn[0].why}{more}."
+    yield Finding("error", "damaged", nodes, None, None, None, text)
 
 
 def _links(report: Report, when: When) -> Iterator[Finding]:

@@ -9,10 +9,15 @@ import pandas as pd
 
 from fabricctl import layout
 from fabricctl.store import schema
-from fabricctl.store.trace import JobInfo, Trace, open_trace
-from fabricctl_analysis.align import instants
+from fabricctl.store.trace import Damage, JobInfo, Trace, open_trace
+from fabricctl_analysis.align import Rows, instants
 from fabricctl_analysis.model import JobFacts
 from fabricctl_analysis.rows import Boot, NodeRows, clean, place
+
+# Tables with rows at the pace of samples; of the others each row becomes an object.
+SAMPLED = ("rail", "host", "job", "clock", "job_clock", "delay")
+# An agent notes at most 60 times a minute (agent/record.py): a day of that, of one node.
+MAX_EVENTS = 100_000
 
 
 def load(path: Path | str) -> dict[str, pd.DataFrame]:
@@ -55,7 +60,7 @@ def node_rows(trace: Trace) -> Iterator[NodeRows]:
         keys = list(groups)
         infos = [trace.nodes[key] for key in keys]
         boots = [
-            Boot({table.name: trace.table(key, table) for table in schema.TABLES}) for key in keys
+            Boot({table.name: _rows(trace, key, table) for table in schema.TABLES}) for key in keys
         ]
         yield place(
             name,
@@ -65,6 +70,16 @@ def node_rows(trace: Trace) -> Iterator[NodeRows]:
             begin_ns=min(instants(*(info.begin_real_ns for info in infos)), default=None),
             end_ns=max(instants(*(info.end_real_ns for info in infos)), default=None),
         )
+
+
+def _rows(trace: Trace, key: str, table: schema.Table) -> Rows:
+    """A table's rows; of words and events no more than an agent can have written."""
+    rows = trace.rows(key, table)
+    if table.name not in SAMPLED and len(rows) > MAX_EVENTS:
+        why = f"it has {len(rows)} rows, of which the first {MAX_EVENTS} are used"
+        trace.damage.append(Damage(trace.nodes[key].node, f"table {table.name}", why))
+        return rows[:MAX_EVENTS]
+    return rows
 
 
 def _pair(first: int | None, sign: str, second: int | None) -> str | None:

@@ -64,6 +64,7 @@ class Unmeasured:
     what: str
     why: str
     span: Span | None = None
+    damaged: bool = False  # the file should hold it
 
 
 @dataclass(frozen=True)

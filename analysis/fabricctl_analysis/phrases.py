@@ -74,8 +74,6 @@ def protection(report: Report) -> str:
         text += f" to {format_duration(periods[-1] / 1e9)}" if len(periods) > 1 else ""
     if job.spares:
         text += f"; {job.spares} nodes to spare"
-    if job.mode == "on":
-        text += f". A trace of version {job.schema_version} records no reroute or repair"
     return text + "."
 
 
@@ -104,7 +102,7 @@ def clock(report: Report) -> str:
 
 def unmeasured(one: Unmeasured, when: When) -> str:
     """``n4: everything (the trace has nothing from there)``."""
-    text = f"{folded(one.nodes)}: {one.what}"
+    text = f"{folded(one.nodes)}: {one.what}" if one.nodes else one.what
     if one.span is not None:
         length = format_duration(one.span.length_ns / 1e9)
         text += f", {length} from {when.clock(one.span.begin_ns)} to {when.clock(one.span.end_ns)}"

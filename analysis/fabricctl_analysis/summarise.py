@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fabricctl.store import schema
+from fabricctl.store.trace import Damage
 from fabricctl_analysis import coverage
 from fabricctl_analysis.align import ClockStep, Ns, instants
 from fabricctl_analysis.coverage import Span
@@ -54,17 +55,28 @@ class NodePart:
 
 
 def summarise(
-    job: JobFacts, nodes: Iterable[NodeRows], begin_ns: int | None, end_ns: int | None
+    job: JobFacts,
+    nodes: Iterable[NodeRows],
+    begin_ns: int | None,
+    end_ns: int | None,
+    *,
+    damage: Sequence[Damage] = (),
 ) -> Report:
-    """The report; ``begin_ns`` and ``end_ns`` of the job on CLOCK_REALTIME, as far as known."""
+    """The report; ``begin_ns`` and ``end_ns`` of the job on CLOCK_REALTIME, as far as known.
+
+    ``damage`` is looked at after the last node: reading nodes may add to it.
+    """
     parts = [node_part(rows) for rows in nodes]
     ends = [at for part in parts for at in part.ends_ns]
     ends += instants(begin_ns, end_ns)
     whole = Span(min(ends), max(ends)) if ends else Span(0, 0)
     present = [part.summary for part in parts]
-    missing = missing_nodes(job.nodes, (node.name for node in present))
+    torn = _torn(damage)
+    have = [*(node.name for node in present), *(name for one in torn for name in one.nodes)]
+    missing = missing_nodes(job.nodes, have)
     rails = tuple(rail for part in parts for rail in part.rails)
-    lost = [NodeSummary(name) for one in missing for name in one.nodes]
+    named = dict.fromkeys(name for one in (*missing, *torn) for name in one.nodes)
+    lost = [NodeSummary(name) for name in named if name not in {node.name for node in present}]
     return Report(
         job=job,
         whole=whole,
@@ -73,7 +85,7 @@ def summarise(
         marks=tuple(sorted((m for p in parts for m in p.marks), key=lambda mark: mark.at_ns)),
         steps=_steps(parts),
         remarks=tuple(sorted((r for p in parts for r in p.remarks), key=lambda r: r.at_ns)),
-        unmeasured=(*missing, *_unmeasured(parts, whole, rails)),
+        unmeasured=(*missing, *torn, *_unmeasured(parts, whole, rails)),
         clock_steps=tuple((p.summary.name, step) for p in parts for step in p.clock_steps),
     )
 
@@ -198,6 +210,17 @@ def _unmeasured(
         ),
         *empty_figures([p.summary for p in placed], [r for r in rails if r.counters]),
     ]
+
+
+def _torn(damage: Iterable[Damage]) -> tuple[Unmeasured, ...]:
+    """What the file should hold and does not: the same damage of several nodes is told once."""
+    same: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for one in damage:
+        same[one.what, clean(one.why)].append(clean(one.node))
+    return tuple(
+        Unmeasured(tuple(dict.fromkeys(name for name in names if name)), what, why, damaged=True)
+        for (what, why), names in same.items()
+    )
 
 
 def _order(allocation: Sequence[str]) -> Callable[[NodeSummary], tuple[int, str]]:

@@ -11,23 +11,24 @@ from fabricctl import config, layout
 from fabricctl.errors import NotFoundError, SystemRefusedError, UsageError
 
 _JOB = re.compile(r"[1-9][0-9]{0,9}")
-_TASK = re.compile(r"([1-9][0-9]{0,9})_([0-9]{1,9})")
 SQUEUE_TIMEOUT_S = 10
 
 
 def find(name: str, attempt: int | None = None) -> Path:
-    """The trace of ``name``: a job id, an array task or a file.
+    """The trace of ``name``: a job id, an array task, a component of a heterogeneous
+    job or a file.
 
     ``attempt``: how many requeues came before; None is the newest. Raises
     :class:`NotFoundError` with the reason, :class:`UsageError` for no such kind of name.
     """
     if "/" in name or name.endswith(".h5"):
         return _file(Path(name), attempt)
-    if not _JOB.fullmatch(name) and not _TASK.fullmatch(name):
+    if not _JOB.fullmatch(name) and layout.alias_link(Path(), name) is None:
         if Path(name).exists():
             return _file(Path(name), attempt)
         raise UsageError(
-            f"job {name[:40]!r}: neither a job id (4711), an array task (12_3), nor a file"
+            f"job {name[:40]!r}: neither a job id (4711), an array task (12_3), a component (12+1), "
+            "nor a file"
         )
     settings = config.load()
     folders = _folders(settings.trace.dir, name)
@@ -91,11 +92,10 @@ def _traces(folder: Path, name: str) -> dict[int, Path]:
 
 
 def _job_of(folder: Path, name: str) -> int | None:
-    """The job id; that of an array task stands in the link that its newest trace has."""
-    task = _TASK.fullmatch(name)
-    if task is None:
+    """The job id; that of an array's task or of a component stands in the link of its trace."""
+    link = layout.alias_link(folder, name)
+    if link is None:
         return layout.job_number(name)
-    link = layout.array_link(folder, int(task.group(1)), int(task.group(2)))
     if not link.is_symlink():
         return None
     which = layout.parse_trace_file(link.readlink())
@@ -107,12 +107,17 @@ def _newest(traces: dict[int, Path]) -> Path:
     if len(traces) == 1:
         return next(iter(traces.values()))
     from fabricctl.errors import TraceError
-    from fabricctl.store.trace import open_trace
+    from fabricctl_analysis.guard import Limits, guarded
 
     def begin_real_ns(path: Path) -> int:
+        def read() -> dict[str, str]:
+            from fabricctl.store.trace import open_trace
+
+            with open_trace(path, partial=True) as trace:
+                return {"begin": str(trace.job.begin_real_ns)}
+
         try:
-            with open_trace(path) as trace:
-                return trace.job.begin_real_ns
+            return int(guarded(path, read, Limits.of(path))["begin"])
         except TraceError:
             return -1  # damaged: only when there is no other
 

@@ -14,34 +14,35 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="For scripts, in place of the screen.")
 @click.option("--attempt", type=click.IntRange(min=0), metavar="N",
               help="Of a requeued job: the run after N requeues; default the newest.")  # fmt: skip
-def command(job: str, html: Path | None, as_json: bool, attempt: int | None) -> None:
+@click.option(
+    "--limits/--no-limits",
+    default=True,
+    help="Read in bounded time and memory (the default), or a trace that you trust.",
+)
+def command(job: str, html: Path | None, as_json: bool, attempt: int | None, limits: bool) -> None:
     """What ran where and when, each rail's links and traffic, CPU and memory, and what was not
     measured.
 
-    JOB is a job id, an array task (12_3) or a trace file. Your own jobs are looked for in the
-    site's trace directory; root finds everybody's.
+    JOB is a job id, an array task (12_3), a component of a heterogeneous job (12+1) or a trace
+    file. Your own jobs are looked for in the site's trace directory; root finds everybody's.
     """
     from fabricctl.cli import find_trace
-    from fabricctl_analysis.build import report_of
-    from fabricctl_analysis.findings import findings
-    from fabricctl_analysis.when import When
+    from fabricctl_analysis.guard import NO_LIMITS, Limits, guarded
 
-    report = report_of(find_trace.find(job, attempt))
-    when = When(report.whole)
-    found = findings(report, when)
+    path = find_trace.find(job, attempt)
+    wanted = ["json" if as_json else "text", *(["html"] if html is not None else [])]
+    terminal = _terminal()
+
+    def work() -> dict[str, str]:
+        from fabricctl_analysis.build import renderings
+
+        return renderings(path, wanted, *terminal)
+
+    texts = guarded(path, work, Limits.of(path) if limits else NO_LIMITS)
     if html is not None:
-        from fabricctl_analysis.render_html import render_html
-
-        _write(html, render_html(report, found, when))
+        _write(html, texts["html"])
         click.echo(f"fabricctl: wrote {html}", err=True)
-    if as_json:
-        from fabricctl_analysis.render_json import render_json
-
-        click.echo(render_json(report, found), nl=False)
-    else:
-        from fabricctl_analysis.render_text import Screen, render_text
-
-        click.echo(render_text(report, found, when, Screen(*_terminal())), nl=False, color=True)
+    click.echo(texts[wanted[0]], nl=False, color=True)
 
 
 def _terminal() -> tuple[bool, bool]:

@@ -43,7 +43,7 @@ class Attempt:
     end_real_ns: int
     stays: set[tuple[str, int]] = field(default_factory=set)  # node, begin_real_ns
     identity: tuple[int, int, int] | None = None
-    array: tuple[int, int] | None = None  # job and task, for a task of an array
+    alias: str = ""  # `12_3` of an array's task, `12+1` of a component
     nodes: tuple[str, ...] = ()  # of the allocation, as the trace has them
 
     @classmethod
@@ -53,9 +53,11 @@ class Attempt:
         with open_trace(path) as trace:
             stays = {(node.node, node.begin_real_ns) for node in trace.nodes.values()}
             job = trace.job
-            array = None
+            alias = ""
             if job.array_job is not None and job.array_task is not None:
-                array = (job.array_job, job.array_task)
+                alias = f"{job.array_job}_{job.array_task}"
+            elif job.het_job is not None and job.het_offset is not None:
+                alias = f"{job.het_job}+{job.het_offset}"
             return cls(
                 path,
                 number,
@@ -63,7 +65,7 @@ class Attempt:
                 job.end_real_ns,
                 stays,
                 identity,
-                array,
+                alias,
                 job.nodes,
             )
 

@@ -7,6 +7,7 @@ nearly anything.
 
 import contextlib
 import os
+import struct
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -21,6 +22,9 @@ _MAX_CHUNK_BYTES = 16 << 20  # ours have at most 2.2 MB (notes); HDF5 allocates 
 _MAX_TEXT = 1 << 20
 # zlib cannot do better than 1032:1 (zlib's technical page); the rest is for the chunks' ends.
 _MAX_RATIO = 1100
+# HDF5 File Format Specification, II.A, versions 2 and 3: signature, version, size of offsets, and
+# the end of the file behind two addresses.
+_SUPERBLOCK = struct.Struct("<8sBB2x16xQ")
 # Whatever h5py was seen to raise on damaged files; MemoryError for sizes that lie.
 DAMAGE = (
     ArithmeticError,
@@ -51,6 +55,18 @@ def damage_of(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno:  # the system's word, not HDF5's
             raise TraceError(f"trace {path}: cannot be read: {os.strerror(error.errno)}")
         raise DamagedTraceError(f"trace {path}: no HDF5 file, or damaged: {_short(error)}")
+
+
+def cut_off(path: Path) -> tuple[int, int] | None:
+    """How many bytes there are of how many, for an HDF5 file without its end."""
+    with path.open("rb") as file:
+        head = file.read(_SUPERBLOCK.size)
+        there = os.fstat(file.fileno()).st_size
+    if len(head) < _SUPERBLOCK.size:
+        return None
+    signature, version, offset_bytes, whole = _SUPERBLOCK.unpack(head)
+    ours = signature == b"\x89HDF\r\n\x1a\n" and version in (2, 3) and offset_bytes == 8
+    return (there, whole) if ours and there < whole else None
 
 
 def _short(error: BaseException) -> str:

@@ -113,7 +113,7 @@ class _Merge:
             attempts = _attempts(self.user_dir, self.job, locked=True)
             additions = distribute(parts, attempts, self.user_dir, self.job)
             waiting = [part for _, new in additions for part in new]
-            self._link_array_tasks(attempts)
+            self._link_aliases(attempts)
             if not keep_parts:
                 self._remove([part for part in parts if part not in waiting])
             if not waiting:
@@ -129,9 +129,9 @@ class _Merge:
                 parts = _parts(self.parts_dir)
         raise SystemRefusedError(f"{self.parts_dir}: traces change faster than they can be merged")
 
-    def _link_array_tasks(self, attempts: Sequence[Attempt]) -> None:
+    def _link_aliases(self, attempts: Sequence[Attempt]) -> None:
         for attempt in sorted(attempts, key=lambda a: a.begin_real_ns):
-            _link_array_task(self.user_dir, attempt)  # in the end the newest one's
+            _link_alias(self.user_dir, attempt)  # in the end the newest one's
         self.step("linked")
 
     def _remove(self, merged: Sequence[Part]) -> None:
@@ -140,11 +140,11 @@ class _Merge:
             self.step("removed")
 
 
-def _link_array_task(user_dir: Path, trace: Attempt) -> None:
-    """``job-<array>_<task>.h5`` leads to the newest trace of that task."""
-    if trace.array is None:
+def _link_alias(user_dir: Path, trace: Attempt) -> None:
+    """``job-<array>_<task>.h5``, ``job-<job>+<offset>.h5`` lead to the newest trace of those."""
+    link = layout.alias_link(user_dir, trace.alias)
+    if link is None:
         return
-    link = layout.array_link(user_dir, *trace.array)
     if link.exists() and not link.is_symlink():
         return  # not ours
     temporary = link.with_name(f".{link.name}.{os.uname().nodename}.{os.getpid()}.tmp")

@@ -67,16 +67,30 @@ class NodeInfo:
     lives: int
 
 
-class Trace:
-    """An open trace; a context manager. ``nodes`` is in the order of the job's host list."""
+@dataclass(frozen=True)
+class Damage:
+    """Something that a file should hold and that could not be read."""
 
-    def __init__(self, path: Path, file: h5py.File) -> None:
+    node: str  # "" for the whole file
+    what: str
+    why: str
+
+
+class Trace:
+    """An open trace; a context manager. ``nodes`` is in the order of the job's host list.
+
+    With ``partial``, nodes that are damaged are left out and told in :attr:`damage`.
+    """
+
+    def __init__(self, path: Path, file: h5py.File, partial: bool = False) -> None:
         self.path = path
         self.file = file
+        self.damage: list[Damage] = []
         with damage_of(path):
             self.schema_version = _version(path, file)
             self.job = _job(path, file)
-            self.nodes: Mapping[str, NodeInfo] = _nodes(path, file, self.job)
+            lost = self.damage if partial else None
+            self.nodes: Mapping[str, NodeInfo] = _nodes(path, file, self.job, lost)
 
     def __enter__(self) -> "Trace":
         return self
@@ -101,6 +115,15 @@ class Trace:
                 return dtypes.empty(table)
             return dtypes.conform(found[()], table)
 
+    def rows(self, node: str, table: schema.Table) -> dtypes.Rows:
+        """:meth:`table`, but no rows of one that is damaged, which :attr:`damage` then tells."""
+        try:
+            return self.table(node, table)
+        except DamagedTraceError as error:
+            why = _why(self.path, error)
+            self.damage.append(Damage(self.nodes[node].node, f"table {table.name}", why))
+            return dtypes.empty(table)
+
     def dataset(self, node: str, table: schema.Table) -> h5py.Dataset | None:
         """The table's dataset, after it was found to be one of ours."""
         name = f"{hdf5.NODES}/{node}/{table.name}"
@@ -112,10 +135,11 @@ class Trace:
         return found
 
 
-def open_trace(path: Path) -> Trace:
+def open_trace(path: Path, *, partial: bool = False) -> Trace:
     """Opens and checks a trace.
 
-    Raises :class:`TraceError` for whatever is not one of ours: :class:`NewerTraceError`,
+    With ``partial``, what can be read of a damaged one, the rest in :attr:`Trace.damage`. Raises
+    :class:`TraceError` for whatever is not one of ours: :class:`NewerTraceError`,
     :class:`DamagedTraceError`, and itself when the system does not let it be read.
     """
     try:
@@ -125,9 +149,17 @@ def open_trace(path: Path) -> Trace:
     if not stat.S_ISREG(mode):
         raise DamagedTraceError(f"trace {path}: not a regular file")
     with damage_of(path):
-        file = h5py.File(path, "r")
+        try:
+            file = h5py.File(path, "r")
+        except OSError:
+            if lengths := checked.cut_off(path):
+                raise DamagedTraceError(
+                    f"trace {path}: cut off, {lengths[0]} of {lengths[1]} bytes are there: "
+                    "copy it again"
+                )
+            raise
     try:
-        return Trace(path, file)
+        return Trace(path, file, partial)
     except BaseException:
         with contextlib.suppress(*checked.DAMAGE):
             file.close()
@@ -178,13 +210,26 @@ def _job(path: Path, file: h5py.File) -> JobInfo:
     )
 
 
-def _nodes(path: Path, file: h5py.File, job: JobInfo) -> dict[str, NodeInfo]:
+def _nodes(
+    path: Path, file: h5py.File, job: JobInfo, lost: list[Damage] | None
+) -> dict[str, NodeInfo]:
+    """``lost`` takes the nodes that are damaged; None: they are an error."""
     if file.get(hdf5.NODES, getlink=True) is None:
         return {}
     group = child(file, hdf5.NODES, h5py.Group, f"trace {path}")
     if len(group) > 2 * hostlist.MAX_HOSTS:
         raise DamagedTraceError(f"trace {path}: {len(group)} nodes")
-    infos = {str(name): _node(path, group, str(name)) for name in group}
+    infos = {}
+    for name in map(str, group):
+        try:
+            with damage_of(path):
+                infos[name] = _node(path, group, name)
+        except DamagedTraceError as error:
+            if lost is None:
+                raise
+            why = _why(path, error)
+            shown = name if hdf5.GROUP_NAME.fullmatch(name) else "?"
+            lost.append(Damage(shown.partition("@")[0], "everything", why))
     order = {node: nth for nth, node in enumerate(job.nodes)}
     last = len(order)
     return dict(sorted(infos.items(), key=lambda i: (order.get(i[1].node, last), i[0])))
@@ -207,6 +252,11 @@ def _node(path: Path, nodes: h5py.Group, name: str) -> NodeInfo:
         end_real_ns=get.int("end_real_ns") or 0,
         lives=get.int("lives") or 0,
     )
+
+
+def _why(path: Path, error: Exception) -> str:
+    words = str(error).removeprefix(f"trace {path}: ")
+    return words.replace("no HDF5 file, or damaged", "damaged")
 
 
 class _Typed:

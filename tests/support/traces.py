@@ -49,6 +49,7 @@ class Plan:
     user: str = "alice"
     mode: str = "on"
     array: tuple[int, int] | None = None
+    het: tuple[int, int] | None = None
     begin_real_ns: int = BEGIN_REAL_NS
 
 
@@ -90,6 +91,8 @@ def _attributes(plan: Plan, node: str) -> dict[str, str | int | float]:
     }
     if plan.array:
         given |= {"array_job": plan.array[0], "array_task": plan.array[1]}
+    if plan.het:
+        given |= {"het_job": plan.het[0], "het_offset": plan.het[1]}
     return given
 
 

@@ -92,6 +92,14 @@ def test_an_array_task_leads_to_its_newest_trace(site: Path, fabricctl: Fabricct
     assert fabricctl("15").stdout.startswith("Job 12_3 (job 15): alice")
 
 
+def test_a_component_of_a_heterogeneous_job_leads_to_its_trace(
+    site: Path, fabricctl: Fabricctl
+) -> None:
+    write(Plan(seconds=3, nodes=["n1"], job=16, het=(12, 1)), site / "alice")
+    assert fabricctl("12+1").stdout.startswith("Job 12+1 (job 16): alice")
+    failure(fabricctl("12+2"), 66, ["12+2", "no trace"])
+
+
 def test_the_newest_attempt_is_shown_unless_another_is_asked_for(
     site: Path, fabricctl: Fabricctl
 ) -> None:

@@ -98,8 +98,10 @@ def test_a_link_to_a_trace_is_a_trace(good: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("percent", [1, 10, 30, 50, 70, 90, 99])
 def test_a_trace_cut_short_is_refused(percent: int, good: Path) -> None:
     data = good.read_bytes()
-    good.write_bytes(data[: len(data) * percent // 100])
-    assert "damaged" in refusal(good)
+    there = len(data) * percent // 100
+    good.write_bytes(data[:there])
+    words = f"cut off, {there} of {len(data)} bytes are there" if there >= 48 else "damaged"
+    assert words in refusal(good)
 
 
 def test_a_newer_schema_is_told_from_damage_and_names_both_versions(good: Path) -> None:
