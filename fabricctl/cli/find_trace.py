@@ -27,8 +27,8 @@ def find(name: str, attempt: int | None = None) -> Path:
         if Path(name).exists():
             return _file(Path(name), attempt)
         raise UsageError(
-            f"job {name[:40]!r}: neither a job id (4711), an array task (12_3), a component (12+1), "
-            "nor a file"
+            f"job {name[:40]!r}: neither a job id (4711), an array task (12_3), a component "
+            "(12+1), nor a file"
         )
     settings = config.load()
     folders = _folders(settings.trace.dir, name)
