@@ -40,6 +40,11 @@ class SolverChoice:
                 continue
             chosen.append(node)
             working += self._answers(node, window)
+        if not working:
+            # Nobody answers, perhaps the network is bad: all are worth asking, in turn.
+            rest = [n for n in range(self._nodes) if n not in dead and n not in chosen]
+            rest.sort(key=lambda node: self._paused_until.get(node, window))
+            chosen += rest[: ASKED - len(chosen)]
         self._asked_since = {node: self._asked_since.get(node, window) for node in chosen}
         return chosen
 

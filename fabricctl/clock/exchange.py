@@ -36,7 +36,7 @@ MAX_BYTES = 60_000
 _MAGIC = b"FBC2"
 _HEAD = struct.Struct("<4sB3xIIQQ")
 _MAC_BYTES = 16
-_REPORT = struct.Struct("<qdd")
+_REPORT = struct.Struct("<qdd?7x")
 _ANSWER = struct.Struct("<qddddd")
 
 
@@ -127,7 +127,7 @@ def unpack_hello(body: bytes) -> Hello:
 
 
 def pack_report(report: NodeReport) -> bytes:
-    head = _REPORT.pack(report.window, report.theta_ns, report.p_theta)
+    head = _REPORT.pack(report.window, report.theta_ns, report.p_theta, report.settled)
     return head + report.edges.tobytes()
 
 
@@ -136,14 +136,14 @@ def unpack_report(body: bytes, sender: int) -> NodeReport:
     rest = len(body) - _REPORT.size
     if rest < 0 or rest % REPORT.itemsize:
         raise DataError("clock message: a report of the wrong size")
-    window, theta, p_theta = _REPORT.unpack_from(body)
+    window, theta, p_theta, settled = _REPORT.unpack_from(body)
     edges = np.frombuffer(body, REPORT, offset=_REPORT.size)
     numbers = [edges[name] for name in ("offset_ns", "slope_ppb", "sigma_ns", "common_ns")]
     if not (np.isfinite([theta, p_theta]).all() and all(np.isfinite(n).all() for n in numbers)):
         raise DataError("clock message: a report that is not of numbers")
     if p_theta <= 0 or (edges["sigma_ns"] <= 0).any() or (edges["a"] != sender).any():
         raise DataError("clock message: a report that cannot be")
-    return NodeReport(sender, window, theta, p_theta, edges)
+    return NodeReport(sender, window, theta, p_theta, settled, edges)
 
 
 def pack_answer(answer: Answer) -> bytes:

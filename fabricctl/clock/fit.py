@@ -17,6 +17,7 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 _STEPS = 40  # cutting planes: 4-8 are used, each side moves in every step
+DRIFT_MAX_PPB = 5e5  # of two clocks against each other; quartz is within 100 ppm
 _CROWD = 5  # samples near an edge below which the edge may stand on early stamps
 _PEELS = 3
 
@@ -48,8 +49,8 @@ class Fit:
     ``offset_ns`` their middle. ``sigma_ns`` is the offset's standard error from the scatter of
     those samples and from how freely they let the slope turn. ``near_above`` and ``near_below``
     count the samples near each edge, ``used_above`` and ``used_below`` all of them.
-    ``hard_above_ns`` and ``hard_below_ns`` hold without any assumption on the network: the
-    smallest and largest single sample along the fitted slope.
+    ``hard_above_ns`` and ``hard_below_ns`` hold without any assumption on the network or on the
+    slope: what the samples of one direction allow at the centre, whatever the drift.
     """
 
     offset_ns: Floats
@@ -102,7 +103,8 @@ def _fit(
     low, high = prior - 3 * sigma, prior + 3 * sigma
     slope = _widest(window, low, high)
     slope = np.where(ok, slope, np.nan)
-    hard_above, hard_below = _band(window, slope)
+    hard_above = np.where(ok, _ceiling(window.above_s, window.above_ns), np.nan)
+    hard_below = np.where(ok, -_ceiling(window.below_s, -window.below_ns), np.nan)
     window = _peeled(window, slope, near)
     lines = _refined(window, slope, near, sigma, prior)
     return Fit(
@@ -127,12 +129,6 @@ def _edges_at(window: Window, slope: Floats) -> tuple[Floats, Floats, Floats, Fl
     i, j = above.argmin(1), below.argmax(1)
     rows = np.arange(len(slope))
     return above[rows, i], below[rows, j], window.above_s[rows, i], window.below_s[rows, j]
-
-
-def _band(window: Window, slope: Floats) -> tuple[Floats, Floats]:
-    above, below, _, _ = _edges_at(window, np.where(np.isfinite(slope), slope, 0.0))
-    bad = ~(np.isfinite(above) & np.isfinite(below) & np.isfinite(slope))
-    return np.where(bad, np.nan, above), np.where(bad, np.nan, below)
 
 
 @dataclass(frozen=True)
@@ -177,6 +173,46 @@ def _widest(window: Window, low: Floats, high: Floats) -> Floats:
         right = right.where(live & (here.rise < 0), here)
         live &= ~done
     return best
+
+
+def _ceiling(at: Floats, delay: Floats) -> Floats:
+    """The highest line below all samples, at the centre: their lower convex hull at time 0.
+
+    No clock drifts by more than DRIFT_MAX_PPB, so a side without samples is bounded by that.
+    """
+    rows = np.arange(len(delay))
+
+    def lowest(slope: Floats) -> tuple[Floats, Floats]:
+        level = delay - slope[:, None] * at
+        first = level.argmin(1)
+        return level[rows, first], -at[rows, first]
+
+    left, right = np.full(len(rows), -DRIFT_MAX_PPB), np.full(len(rows), DRIFT_MAX_PPB)
+    (left_level, left_rise), (right_level, right_rise) = lowest(left), lowest(right)
+    top = np.where(left_rise <= 0, left_level, np.where(right_rise >= 0, right_level, np.inf))
+    live = np.isinf(top)
+    for _ in range(_STEPS):
+        if not live.any():
+            break
+        bend = np.where(live, left_rise - right_rise, 1.0)
+        middle = (right_level - left_level - right_rise * right + left_rise * left) / bend
+        middle = np.where(live, np.clip(middle, left, right), left)
+        level, rise = lowest(middle)
+        peak = left_level + left_rise * (middle - left)
+        done = live & ((rise == 0) | (peak - level < 1e-3 * (1 + np.abs(level))))
+        top = np.where(done, np.maximum(peak, level), top)
+        ahead = live & (rise > 0)
+        left, left_level, left_rise = (
+            np.where(ahead, new, old)
+            for new, old in ((middle, left), (level, left_level), (rise, left_rise))
+        )
+        behind = live & (rise < 0)
+        right, right_level, right_rise = (
+            np.where(behind, new, old)
+            for new, old in ((middle, right), (level, right_level), (rise, right_rise))
+        )
+        live &= ~done
+    return top
 
 
 def _meeting(left: _Tangent, right: _Tangent, live: Bools) -> Floats:

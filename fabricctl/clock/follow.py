@@ -34,7 +34,7 @@ class NodeClock:
         self._hop_s, self._window_s = hop_s, window_s
         self._clocks = kalman.first(1)
         self._window = 0
-        self._answered = 0
+        self.answered = 0  # the last window that an answer came for
         self._said: dict[int, float] = {}  # predictions that answers refer to, by window
         self._accepted = 0
         self._began = False
@@ -76,7 +76,7 @@ class NodeClock:
         self._clocks = replace(kalman.first(1), theta_ns=np.array([float(node_ns - job_ns)]))
         self._began = False
         self._said.clear()
-        self._window = self._answered = int(job_ns // round(self._hop_s * 1e9))
+        self._window = self.answered = int(job_ns // round(self._hop_s * 1e9))
 
     @property
     def fresh(self) -> bool:
@@ -101,12 +101,8 @@ class NodeClock:
         return float(clocks.theta_ns[0] - clocks.drift_ppb[0] * self._window_s / 2)
 
     def prediction(self) -> tuple[float, float]:
-        """``theta`` and its variance at the current window's centre, for the report.
-
-        The surer a clock is of itself, the more say it has in what job time is; one that is not
-        settled has none beside those that are.
-        """
-        return self._at_centre(), float(self._clocks.p_theta[0]) * (1 if self.settled else 1e6)
+        """``theta`` and its variance at the current window's centre, for the report."""
+        return self._at_centre(), float(self._clocks.p_theta[0])
 
     def bounds(self, job_ns: int) -> tuple[float, float, float]:
         """``(likely, early, late)`` in ns at an instant, as the page's readers compute them."""
@@ -123,9 +119,9 @@ class NodeClock:
     def follow(self, answer: Answer) -> bool:
         """Takes an answer; False when it is old or says nothing."""
         said = self._said.get(answer.window)
-        if said is None or answer.window <= self._answered or not np.isfinite(answer.theta_ns):
+        if said is None or answer.window <= self.answered or not np.isfinite(answer.theta_ns):
             return False
-        self._answered = answer.window
+        self.answered = answer.window
         back_s = (self._window - answer.window) * self._hop_s + self._window_s / 2
         seen = np.array([said + answer.theta_ns])
         # Windows overlap: each sample is in several, and counts once.

@@ -15,6 +15,7 @@ Bools = NDArray[np.bool_]
 
 FIRST_OFFSET_SIGMA_NS = 1e9
 FIRST_DRIFT_SIGMA_PPB = 1e5  # quartz is within 100 ppm
+DRIFT_MAX_PPB = 5e5  # beyond which no clock of a computer runs
 REOPEN_SIGMAS = 5.0  # a clock that stepped must not be fought with old confidence
 
 
@@ -121,11 +122,15 @@ def measured_before(
 
 
 def _reopened(clocks: Clocks, which: Bools, error: Floats) -> Clocks:
-    """Offset unknown by as much as the surprise; drift by a millionth, which a load change on a
-    quartz does not exceed and a fresh start of the filter finds in two windows."""
+    """Offset unknown by as much as the surprise, drift as at the beginning: the next two windows
+    find both, and until then the clock says how little it knows. A drift that was kept, and wrong,
+    would open the filter again and again."""
     return replace(
         clocks,
         p_theta=np.where(which, clocks.p_theta + error**2, clocks.p_theta),
         p_cross=np.where(which, 0.0, clocks.p_cross),
-        p_drift=np.where(which, np.maximum(clocks.p_drift, 1e3**2), clocks.p_drift),
+        p_drift=np.where(which, FIRST_DRIFT_SIGMA_PPB**2, clocks.p_drift),
+        drift_ppb=np.where(
+            which, np.clip(clocks.drift_ppb, -DRIFT_MAX_PPB, DRIFT_MAX_PPB), clocks.drift_ppb
+        ),
     )

@@ -43,7 +43,7 @@ ROW_S = 1.0  # between the page's rows for conversions
 # Software stamps: what a node's transmit and receive paths may differ by, which no loop of edges
 # can see. Assumed, not measured: on veth it is nothing.
 ASYMMETRY_NS = 20.0
-ALIGN_NS = 20_000_000  # beyond which the clocks of two beginners would number windows differently
+ALIGN_NS = 100_000_000  # beyond that two beginners number their windows too differently
 
 Address = tuple[str, int]
 
@@ -206,12 +206,14 @@ class JobClock:
         window = self.clock.window_at(self.prober.anchor().node_ns)
         before = self.clock.model
         self.clock.advance(window)
+        if self.clock.holding:
+            self._set_rate(FIRST_RATE)  # as all do whom nobody answers: reports come in time then
         model = self.clock.model
         if model.at_job_ns == before.at_job_ns:
             return
         edges = self._edges.fit(model.at_job_ns, WINDOW_S, model, self.clock.wander_ppb)
         theta_ns, p_theta = self.clock.prediction()
-        report = NodeReport(self._me, window, theta_ns, p_theta, edges)
+        report = NodeReport(self._me, window, theta_ns, p_theta, self.clock.settled, edges)
         self._solvers = self._choice.choose(window, self._dead)
         for solver in self._solvers:
             if solver == self._me:
@@ -243,7 +245,7 @@ class JobClock:
             ago_ns = now.node_ns - (centre.at_job_ns + centre.theta_ns)
             job_ns, mono_ns = centre.at_job_ns, now.mono_ns - round(ago_ns / (1 + own_rate))
             likely_ns = self.clock.centre_likely_ns
-        likely_ns += ASYMMETRY_NS
+        likely_ns += ASYMMETRY_NS + now.width_ns / 2
         return ClockState(status, mono_ns, job_ns, likely_ns, early_ns, late_ns, self._rate)
 
     # Messages
@@ -320,6 +322,7 @@ class JobClock:
 
     def _solve(self) -> None:
         self._solve_at_s = None
+        self._solver.rate = self._rate
         for answer in self._solver.solve():
             if answer.node == self._me:
                 self._follow(answer, self._me)
@@ -329,11 +332,15 @@ class JobClock:
     def _follow(self, answer: Answer, solver: int) -> None:
         self._choice.answered(solver, answer.window)
         self._edges.learn_residuals(round(answer.window * HOP_S * 1e9), answer.residuals_ns)
+        if answer.window > self.clock.answered:
+            self._set_rate(answer.rate)
         if self.clock.follow(answer) and self.clock.settled:
             self._write_page()
-        if abs(answer.rate / self._rate - 1) > 0.05:
-            self._rate = answer.rate
-            self.prober.set_rate(answer.rate)
+
+    def _set_rate(self, rate: float) -> None:
+        if abs(rate / self._rate - 1) > 0.01:
+            self._rate = rate
+            self.prober.set_rate(rate)
 
     def _write_page(self) -> None:
         if self._page is None:

@@ -18,6 +18,8 @@ Ints = NDArray[np.int64]
 _ITERATIONS = 400  # 10 on a regular graph; a long chain of nodes needs more
 _TOLERANCE = 1e-8  # relative: clocks 10 ms apart are known to 0.1 ns
 _REJECT = 4.0  # standard deviations; 1 of 16,000 good edges is lost
+ANCHOR_NS = 200.0  # surer than this all clocks count the same: an average of few could err together
+_FAR = 5.0  # standard deviations
 _ROUNDS = 4  # solve and reject; each round drops the worst first
 
 
@@ -101,9 +103,19 @@ def solve(
 
 
 def _anchored(theta: Floats, part: Bools, anchor: Floats | None) -> Floats:
+    """Job time is what most of the sure clocks say: one that errs, however sure it is of itself,
+    is far from the weighted median and has no part in the mean around it."""
     if not part.any():
         return np.full(len(theta), np.nan)
-    weight = np.where(part, 1.0 if anchor is None else anchor, 0.0)
+    weight = np.where(part, 1.0 if anchor is None else np.minimum(anchor, ANCHOR_NS**-2), 0.0)
+    if not weight.any():  # nobody who counts is tied to the others: the first one does
+        weight[np.flatnonzero(part)[0]] = 1.0
+    order = np.argsort(theta)
+    sums = np.cumsum(weight[order])
+    middle = theta[order[np.searchsorted(sums, sums[-1] / 2)]]
+    if anchor is not None:
+        near = np.abs(theta - middle) <= _FAR * np.sqrt(1 / np.maximum(weight, 1e-300))
+        weight = np.where(near, weight, 0.0)
     mean = float((weight * theta).sum() / weight.sum())
     return np.where(part, theta - mean, np.nan)
 

@@ -16,7 +16,7 @@ from fabricctl.clock.solve import Edges, Solution, solve
 
 Floats = NDArray[np.float64]
 
-NEAR_WANTED = (6, 20)  # samples near the band's edge: probe more below, less above
+NEAR_WANTED = (4, 10)  # samples near the band's edge: probe more below, less above
 RATE_LIMITS = (25.0, 200.0)  # pairs a second: 25 hold the goals at 40 % load (docs/decisions/0010)
 
 
@@ -28,6 +28,7 @@ class NodeReport:
     window: int  # number of the window: its end in job time, in hops
     theta_ns: float
     p_theta: float
+    settled: bool
     edges: NDArray[np.void]
 
 
@@ -51,13 +52,14 @@ class Solver:
     """Collects the reports of one window after the other.
 
     ``alive``: nodes of the allocation that are not known to be dead; only their majority is
-    solved, so that a job never has two times, whoever reports to whom.
+    solved, so that a job never has two times, whoever reports to whom. ``rate``: pairs of probes
+    a second as they are sent now.
     """
 
     def __init__(self, nodes: int, hop_s: float, rate: float) -> None:
         self._nodes = self.alive = nodes
         self._hop_s = hop_s
-        self._rate = rate
+        self.rate = rate
         self._heard = np.full(nodes, -(1 << 40))  # the last window each node reported
         self._reports: dict[int, NodeReport] = {}
         self._solved = -1
@@ -91,17 +93,19 @@ class Solver:
         window = self.waiting()
         if window is None:
             return []
-        self._solved = window
         reports = [r for r in self._reports.values() if r.window >= window - 1]
-        theta, p_theta = np.full(self._nodes, np.nan), np.full(self._nodes, np.inf)
+        theta = np.full(self._nodes, np.nan)
         for report in reports:
-            theta[report.node], p_theta[report.node] = report.theta_ns, report.p_theta
+            theta[report.node] = report.theta_ns
         table = self._table(reports, window)
         edges = _edges(table, theta, self._nodes)
-        solution = solve(edges, table["usable"] == 1, anchor=1 / p_theta, alive=self.alive)
+        solution = solve(
+            edges, table["usable"] == 1, anchor=_anchor(reports, self._nodes), alive=self.alive
+        )
         self.last = solution
         if not solution.solved.any():
-            return []
+            return []  # and tried again when one more has reported
+        self._solved = window
         least, most = _hard(edges, table, solution)
         own = {r.node: solution.residual_ns[edges.a == r.node] for r in reports}
         self._adapt(table)
@@ -113,7 +117,7 @@ class Solver:
                 float(solution.sigma_ns[r.node]),
                 float(least[r.node]),
                 float(most[r.node]),
-                self._rate,
+                self.rate,
                 own[r.node],
             )
             for r in reports
@@ -136,7 +140,23 @@ class Solver:
         typical = float(np.quantile(table["near"], 0.25))
         low, high = NEAR_WANTED
         factor = 1.1 if typical < low else 1 / 1.02 if typical > high else 1.0
-        self._rate = float(np.clip(self._rate * factor, *RATE_LIMITS))
+        self.rate = float(np.clip(self.rate * factor, *RATE_LIMITS))
+
+
+def _anchor(reports: list[NodeReport], nodes: int) -> Floats:
+    """How much each clock counts in job time: settled ones by how sure they are.
+
+    While none is settled one node's clock is job time, the first among the surest: solvers that
+    know of different nodes then still find the same answers.
+    """
+    anchor = np.zeros(nodes)
+    settled = [report for report in reports if report.settled]
+    for report in settled:
+        anchor[report.node] = 1 / report.p_theta
+    if not settled:
+        surest = min(report.p_theta for report in reports)
+        anchor[min(r.node for r in reports if r.p_theta <= 4 * surest)] = 1 / surest
+    return anchor
 
 
 def _edges(table: NDArray[np.void], theta: Floats, nodes: int) -> Edges:

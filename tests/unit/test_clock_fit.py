@@ -78,3 +78,20 @@ def test_an_edge_heard_in_one_direction_only_says_nothing() -> None:
     assert np.isfinite(fit.offset_ns[0])
     assert np.isnan([fit.offset_ns[1], fit.slope_ppb[1], fit.hard_above_ns[1]]).all()
     assert fit.used_below[1] == 0
+
+
+def test_the_hard_bounds_hold_whatever_drift_was_believed() -> None:
+    seen = window(0.0, 40_000.0, 0.3)  # the filter believes in no drift at all
+    fit = fit_edges(seen, NEAR_NS, slope_sigma_ppb=1.0)
+    assert (fit.hard_above_ns > 0).all()
+    assert (fit.hard_below_ns < 0).all()
+    right = fit_edges(seen, NEAR_NS, slope_sigma_ppb=1.0, slope_ppb=40_000.0)
+    assert np.allclose(fit.hard_above_ns, right.hard_above_ns, atol=5)
+
+
+def test_the_hard_bounds_are_the_hull_of_the_samples_at_the_centre() -> None:
+    at = np.array([[-0.5, -0.2, 0.1, 0.5]])
+    above = np.array([[100.0, 500.0, 900.0, 300.0]])  # the hull passes from -0.5 to 0.5
+    fit = fit_edges(Window(at, above, at, -above, 1.0), NEAR_NS)
+    assert fit.hard_above_ns[0] == pytest.approx(200.0, abs=1)
+    assert fit.hard_below_ns[0] == pytest.approx(-200.0, abs=1)

@@ -145,3 +145,12 @@ def test_a_floor_found_only_once_is_replaced() -> None:
         floors = learned(floors, fit(5_000, -5_000), RULES, 0.5)
     assert floors.margin_ns[0] == pytest.approx(5_000)
     assert floors.age[0] >= RULES.confirmed
+
+
+def test_a_wrong_drift_that_was_believed_is_found_again() -> None:
+    clocks = replace(followed(0.0, 0.0, 20), drift_ppb=np.array([-459_000.0]))
+    for second in range(1, 9):
+        clocks = kalman.predicted(clocks, 1.0, WANDER_PPB)
+        clocks = kalman.measured(clocks, np.array([14_000.0 * second]), np.array([5.0]))
+    assert clocks.drift_ppb[0] == pytest.approx(14_000, abs=50)
+    assert clocks.missed[0] == 0

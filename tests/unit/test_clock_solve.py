@@ -80,6 +80,17 @@ def test_who_joins_does_not_move_job_time() -> None:
     assert abs(found.theta_ns[9] - 1e7) < 15
 
 
+def test_an_erring_clock_that_is_sure_of_itself_does_not_move_job_time() -> None:
+    truth = np.zeros(64)
+    truth[9] = 50_000.0  # its prediction was wrong, and it does not know
+    edges = graph(truth)
+    anchor = np.full(64, 1 / 30.0**2)
+    anchor[9] = 1.0
+    found = solve(edges, all_of(edges), anchor=anchor)
+    assert np.abs(np.delete(found.theta_ns, 9)).max() < 20
+    assert abs(found.theta_ns[9] - 50_000) < 20
+
+
 def test_a_long_chain_is_solved_too() -> None:
     a, b = np.arange(63), np.arange(1, 64)
     edges = Edges(64, a, b, TRUTH[b] - TRUTH[a], np.full(63, 10.0), np.zeros(63))

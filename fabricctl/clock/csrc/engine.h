@@ -42,11 +42,12 @@ struct engine {
 	unsigned flows;
 	struct virtual_clock virtual;
 	struct anchor before, now;
+	int64_t narrowest_ns; /* least width of an anchor seen, slowly forgotten */
 	uint64_t random;
 	struct sample *samples;
 	unsigned sample_count;
 	uint64_t samples_lost; /* nobody took them in time */
-	uint64_t tagless, ticks;
+	uint64_t tagless, ticks, unread_ticks; /* unread: no anchor was narrow enough */
 };
 
 int engine_init(struct engine *engine);
