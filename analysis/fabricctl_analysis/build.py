@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fabricctl.store.trace import open_trace
 from fabricctl_analysis.findings import findings
-from fabricctl_analysis.load import job_facts, node_rows
+from fabricctl_analysis.load import job_facts, node_rows, width_for
 from fabricctl_analysis.model import Report
 from fabricctl_analysis.summarise import summarise
 from fabricctl_analysis.when import When
@@ -18,7 +18,7 @@ def report_of(path: Path) -> Report:
     """
     with open_trace(path, partial=True) as trace:
         job = trace.job
-        nodes = node_rows(trace)
+        nodes = node_rows(trace, width_for(trace))
         return summarise(
             job_facts(trace), nodes, job.begin_real_ns, job.end_real_ns, damage=trace.damage
         )

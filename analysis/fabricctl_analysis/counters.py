@@ -22,6 +22,7 @@ class Increments:
     amount: Floats
     resets: int
     not_measured: int  # readings that hold no value
+    longest_ns: Ns  # between two samples within: the interval's length unless rows were thinned
 
     @property
     def total(self) -> float:
@@ -35,16 +36,24 @@ class Increments:
         return self.amount * 1e9 / (self.end_ns - self.begin_ns)
 
 
-def increments(time_ns: Ns, readings: NDArray[np.unsignedinteger]) -> Increments:
+def increments(
+    time_ns: Ns, readings: NDArray[np.unsignedinteger], apart_ns: Ns | None = None
+) -> Increments:
     """Differences of an unsigned counter whose largest value means "not measured".
 
-    ``time_ns`` is non-decreasing; a second reading of the same instant is left out.
+    ``time_ns`` is non-decreasing; a second reading of the same instant is left out. ``apart_ns``
+    for thinned rows: the longest time between two samples since the row before.
     """
     measured = readings != np.iinfo(readings.dtype).max
     times, values = time_ns[measured], readings[measured].astype(np.uint64)
     fresh = np.ones(len(times), dtype=bool)
     fresh[1:] = np.diff(times) > 0
     times, values = times[fresh], values[fresh]
+    lengths = np.diff(times)
+    if apart_ns is not None and len(times) > 1:
+        # A value left out leaves a longer interval, whose parts are not told apart any more.
+        whole = len(times) == len(time_ns)
+        lengths = apart_ns[1:] if whole else np.maximum(lengths, apart_ns[measured][fresh][1:])
     before, after = values[:-1], values[1:]
     grew = after >= before
     amount = np.full(len(before), np.nan)
@@ -55,6 +64,7 @@ def increments(time_ns: Ns, readings: NDArray[np.unsignedinteger]) -> Increments
         amount,
         resets=int((~grew).sum()),
         not_measured=int((~measured).sum()),
+        longest_ns=lengths,
     )
 
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from fabricctl.store import dtypes, rollups
 from fabricctl_analysis.align import Ns, Rows
 from fabricctl_analysis.counters import Increments, increments, measured_floats
 from fabricctl_analysis.model import Figure
-from fabricctl_analysis.rows import NodeRows
+from fabricctl_analysis.rows import NodeRows, apart_ns
 from fabricctl_analysis.series import Floats, Series, as_intervals, reduce_series
 
-_BUSY = ("user", "nice", "system", "irq", "softirq", "steal")
 # iowait may go back by itself (proc(5)); with idle it does not.
 _IDLE = ("idle", "iowait")
 PRESSURES = ("cpu_some", "memory_some", "memory_full", "io_some", "io_full")
@@ -36,17 +36,23 @@ def _cpu(
     rows: NodeRows, longest_ns: int, figures: dict[str, Figure], series: dict[str, Series]
 ) -> None:
     times, host = rows.real_ns["host"], rows.tables["host"]
-    all_ns, idle_ns = _sum(host, _BUSY + _IDLE), _sum(host, _IDLE)
-    total = increments(times, all_ns)
-    idle = increments(times, np.where(all_ns == _NM, _NM, idle_ns))
+    all_ns, idle_ns = _sum(host, rollups.BUSY + _IDLE), _sum(host, _IDLE)
+    apart = apart_ns(host)
+    total = increments(times, all_ns, apart)
+    idle = increments(times, np.where(all_ns == _NM, _NM, idle_ns), apart)
     figures["cores"] = cores = _cores(total)
     # Of the CPU time that passed, not of the clock's: the two are read a little apart.
     share = np.full(len(total.amount), np.nan)
     np.divide(idle.amount, total.amount, out=share, where=total.amount > 0)
     used = (1 - share.clip(0, 1)) * (cores.value or np.nan)
     figures["cpu_mean"] = _weighted(used, total, "cores")
-    figures["cpu_max"] = peak(used, total, longest_ns, "cores")
-    series["cpu"] = reduce_series(total.begin_ns, total.end_ns, used, longest_ns)
+    tops = _extreme(host, rollups.peak("cpu_busy"))
+    if tops is not None:
+        tops = np.minimum(tops * 1e-9, cores.value or np.nan)
+    figures["cpu_max"] = peak(used, total, longest_ns, "cores", tops)
+    series["cpu"] = reduce_series(
+        total.begin_ns, total.end_ns, used, longest_ns, total.longest_ns, peaks=_fit(tops, used)
+    )
 
 
 def _cores(total: Increments) -> Figure:
@@ -61,23 +67,34 @@ def _memory(
     times, host = rows.real_ns["host"], rows.tables["host"]
     total = measured_floats(host["memory_total_bytes"])
     used = total - measured_floats(host["memory_available_bytes"])
+    least = _extreme(host, rollups.lowest("memory_available_bytes"))
+    most = used if least is None else total - least
+    apart = apart_ns(host)
     figures["memory_total"] = gauge(total, "B")
-    figures["memory_max"] = gauge(used, "B")
-    series["memory"] = reduce_series(*as_intervals(times, used), longest_ns)
+    figures["memory_max"] = gauge(most, "B")
+    series["memory"] = reduce_series(
+        *as_intervals(times, used), longest_ns, None if apart is None else apart[1:], peaks=most[1:]
+    )
 
 
 def _job(
     rows: NodeRows, longest_ns: int, figures: dict[str, Figure], series: dict[str, Series]
 ) -> None:
     times, job = _while_it_lived(rows.real_ns["job"], rows.tables["job"])
-    cpu = increments(times, job["cpu_ns"])
+    apart = apart_ns(job)
+    cpu = increments(times, job["cpu_ns"], apart)
     figures["job_cpu"] = _so_far(job["cpu_ns"], cpu)
     figures["job_cpu_mean"] = _mean(cpu, "cores")
-    series["job_cpu"] = reduce_series(cpu.begin_ns, cpu.end_ns, cpu.rate_per_s / 1e9, longest_ns)
+    series["job_cpu"] = reduce_series(
+        cpu.begin_ns, cpu.end_ns, cpu.rate_per_s / 1e9, longest_ns, cpu.longest_ns
+    )
     memory = measured_floats(job["memory_bytes"])
-    figures["job_memory_max"] = gauge(memory, "B")
+    most = _extreme(job, rollups.highest("memory_bytes"))
+    figures["job_memory_max"] = gauge(memory if most is None else most, "B")
     figures["job_processes_max"] = gauge(measured_floats(job["processes"]), "processes")
-    series["job_memory"] = reduce_series(*as_intervals(times, memory), longest_ns)
+    series["job_memory"] = reduce_series(
+        *as_intervals(times, memory), longest_ns, None if apart is None else apart[1:]
+    )
 
 
 def _while_it_lived(times: Ns, job: Rows) -> tuple[Ns, Rows]:
@@ -94,12 +111,17 @@ def _pressure(rows: NodeRows, figures: dict[str, Figure]) -> None:
 
 
 def _sum(rows: Rows, names: tuple[str, ...]) -> NDArray[np.uint64]:
-    """CPU times summed; not measured where any of them was not."""
-    columns = [rows[f"cpu_{name}_ns"] for name in names]
-    total: NDArray[np.uint64] = np.sum(columns, axis=0, dtype=np.uint64)
-    for column in columns:
-        total[column == _NM] = _NM
-    return total
+    return dtypes.summed([rows[f"cpu_{name}_ns"] for name in names])
+
+
+def _extreme(rows: Rows, column: str) -> Floats | None:
+    """What thinned rows say of the rows that were left out."""
+    return measured_floats(rows[column]) if column in (rows.dtype.names or ()) else None
+
+
+def _fit(tops: Floats | None, values: Floats) -> Floats | None:
+    """For intervals, of which there is one less than rows; None when readings were left out."""
+    return tops[1:] if tops is not None and len(tops) == len(values) + 1 else None
 
 
 def total_figure(counter: Increments, unit: str, factor: float = 1.0) -> Figure:
@@ -142,9 +164,13 @@ def _weighted(values: Floats, counter: Increments, unit: str) -> Figure:
     return Figure(value, unit, int(known.sum()), counter.not_measured)
 
 
-def peak(values: Floats, counter: Increments, longest_ns: int, unit: str) -> Figure:
-    """The highest rate over one interval between samples; gaps hide theirs and do not count."""
-    short = (counter.end_ns - counter.begin_ns) <= longest_ns
-    known = values[short & ~np.isnan(values)]
+def peak(
+    values: Floats, counter: Increments, longest_ns: int, unit: str, tops: Floats | None = None
+) -> Figure:
+    """The highest rate over one interval between samples; gaps hide theirs and do not count.
+    ``tops``: of thinned rows, the highest within each."""
+    if tops is None:
+        tops = values[counter.longest_ns <= longest_ns]
+    known = tops[~np.isnan(tops)]
     highest = float(known.max()) if len(known) else None
     return Figure(highest, unit, len(known), counter.not_measured)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from fabricctl import layout
-from fabricctl.store import schema
+from fabricctl.store import rollups, schema, thin
 from fabricctl.store.trace import Damage, JobInfo, Trace, open_trace
 from fabricctl_analysis.align import Rows, instants
 from fabricctl_analysis.model import JobFacts
@@ -20,20 +20,31 @@ SAMPLED = ("rail", "host", "job", "clock", "job_clock", "delay")
 MAX_EVENTS = 100_000
 
 
-def load(path: Path | str) -> dict[str, pd.DataFrame]:
+def load(path: Path | str, width: str | None = None) -> dict[str, pd.DataFrame]:
     """The whole trace as one frame per table of the schema (docs/data-format.md).
+
+    ``width``: of the sampled tables the rollup, "1s" or "1min", under the table's own name.
 
     Columns: ``node``, the table's own, ``time_s`` (seconds since the job began) and ``time_real``
     (UTC), both on the node's own CLOCK_REALTIME. What was not measured is NA, texts are str.
     Raises :class:`~fabricctl.errors.TraceError`.
     """
     with open_trace(Path(path)) as trace:
-        nodes = list(node_rows(trace))
+        nodes = list(node_rows(trace, width))
         first_ns = [
             int(times[0]) for rows in nodes for times in rows.real_ns.values() if len(times)
         ]
         begin_ns = (instants(trace.job.begin_real_ns) or [min(first_ns, default=0)])[0]
-        return {table.name: _frame(table, nodes, begin_ns) for table in schema.TABLES}
+        known = [
+            rollups.BY_TABLE[table.name].tables[width]
+            if width is not None and table.name in rollups.BY_TABLE
+            else table
+            for table in schema.TABLES
+        ]
+        return {
+            raw.name: _frame(raw.name, table, nodes, begin_ns)
+            for raw, table in zip(schema.TABLES, known, strict=True)
+        }
 
 
 def job_facts(trace: Trace) -> JobFacts:
@@ -54,13 +65,33 @@ def job_facts(trace: Trace) -> JobFacts:
     )
 
 
-def node_rows(trace: Trace) -> Iterator[NodeRows]:
-    """Each node's rows on the time line, one node at a time; boots of one node together."""
+# More samples than this are read thinned: the report draws 800 points of each series, and two
+# million rows take 2 s and 250 MB.
+MANY_ROWS = 2_000_000
+
+
+def width_for(trace: Trace) -> str | None:
+    """The rollup to read a trace by: the finest that is not too much; None for every sample."""
+    seconds = max(0.0, (trace.job.end_real_ns - trace.job.begin_real_ns) / 1e9)
+    nodes = trace.nodes.values()
+    streams = sum(2 + len(info.rails) for info in nodes)
+    hz = max((info.sample_hz or 1.0 for info in nodes), default=1.0)
+    if seconds * streams * max(hz, 1.0) <= MANY_ROWS:
+        return None
+    return "1s" if hz > 1 and seconds * streams <= MANY_ROWS else "1min"
+
+
+def node_rows(trace: Trace, width: str | None = None) -> Iterator[NodeRows]:
+    """Each node's rows on the time line, one node at a time; boots of one node together.
+
+    ``width``: thinned to that rollup, under the names of the tables themselves.
+    """
     for name, groups in groupby(trace.nodes, key=lambda key: trace.nodes[key].node):
         keys = list(groups)
         infos = [trace.nodes[key] for key in keys]
         boots = [
-            Boot({table.name: _rows(trace, key, table) for table in schema.TABLES}) for key in keys
+            Boot({table.name: _read(trace, key, table, width) for table in schema.TABLES})
+            for key in keys
         ]
         yield place(
             name,
@@ -70,6 +101,15 @@ def node_rows(trace: Trace) -> Iterator[NodeRows]:
             begin_ns=min(instants(*(info.begin_real_ns for info in infos)), default=None),
             end_ns=max(instants(*(info.end_real_ns for info in infos)), default=None),
         )
+
+
+def _read(trace: Trace, key: str, table: schema.Table, width: str | None) -> Rows:
+    rollup = rollups.BY_TABLE.get(table.name)
+    if width is None or rollup is None:
+        return _rows(trace, key, table)
+    if trace.has(key, rollup.tables[width]):
+        return trace.rows(key, rollup.tables[width])
+    return thin.thin(_rows(trace, key, table), rollup, width)
 
 
 def _rows(trace: Trace, key: str, table: schema.Table) -> Rows:
@@ -86,16 +126,16 @@ def _pair(first: int | None, sign: str, second: int | None) -> str | None:
     return None if first is None or second is None else f"{first}{sign}{second}"
 
 
-def _frame(table: schema.Table, nodes: list[NodeRows], begin_ns: int) -> pd.DataFrame:
-    frames = [_node_frame(table, rows, begin_ns) for rows in nodes if rows.clocks]
+def _frame(name: str, table: schema.Table, nodes: list[NodeRows], begin_ns: int) -> pd.DataFrame:
+    frames = [_node_frame(name, table, rows, begin_ns) for rows in nodes if rows.clocks]
     if not frames:
         names = ["node", *(column.name for column in table.columns), "time_s", "time_real"]
         return pd.DataFrame(columns=names)
     return pd.concat(frames, ignore_index=True)
 
 
-def _node_frame(table: schema.Table, rows: NodeRows, begin_ns: int) -> pd.DataFrame:
-    stored, real_ns = rows.tables[table.name], rows.real_ns[table.name]
+def _node_frame(name: str, table: schema.Table, rows: NodeRows, begin_ns: int) -> pd.DataFrame:
+    stored, real_ns = rows.tables[name], rows.real_ns[name]
     columns: dict[str, object] = {"node": np.full(len(stored), rows.name, dtype=object)}
     for column in table.columns:
         values = stored[column.name]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fabricctl_analysis.align import NodeClock, Ns, Rows, node_clock, possible
+from fabricctl_analysis.align import MAX_TIME_NS, NodeClock, Ns, Rows, node_clock, possible
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,15 @@ def _on_line(rows: Rows, clock: NodeClock) -> tuple[Rows, Ns]:
     rows = rows[possible(rows["time_mono_ns"])]
     times = clock.real(rows["time_mono_ns"].astype(np.int64))
     return rows[possible(times)], times[possible(times)]
+
+
+def apart_ns(rows: Rows) -> Ns | None:
+    """Of thinned rows, the longest time between two samples since the row before; None: each
+    sample is there."""
+    if "longest_ns" not in (rows.dtype.names or ()):
+        return None
+    longest = rows["longest_ns"]
+    return np.where(longest < MAX_TIME_NS, longest, MAX_TIME_NS).astype(np.int64)
 
 
 def clean(text: str | bytes) -> str:

@@ -28,16 +28,26 @@ class Series:
 
 
 def reduce_series(
-    begin_ns: Ns, end_ns: Ns, values: Floats, longest_ns: int, bins: int = BINS
+    begin_ns: Ns,
+    end_ns: Ns,
+    values: Floats,
+    longest_ns: int,
+    apart_ns: Ns | None = None,
+    *,
+    bins: int = BINS,
+    peaks: Floats | None = None,
 ) -> Series:
     """At most ``bins`` points for drawing.
 
-    An interval longer than ``longest_ns`` is a gap in measurement: its value becomes NaN.
+    An interval longer than ``longest_ns``, or with samples further apart (``apart_ns``, for thinned
+    rows), is a gap in measurement: its value becomes NaN. ``peaks`` are the highest values within.
     The mean is weighted with the lengths of the intervals.
     """
-    values = np.where(end_ns - begin_ns > longest_ns, np.nan, values)
+    gap = (end_ns - begin_ns if apart_ns is None else apart_ns) > longest_ns
+    values = np.where(gap, np.nan, values)
+    tops = values if peaks is None else np.where(gap | np.isnan(peaks), values, peaks)
     if len(values) <= bins:
-        return Series(begin_ns, end_ns, values, values, values)
+        return Series(begin_ns, end_ns, values, values, tops)
     edges = np.linspace(begin_ns[0], end_ns[-1], bins + 1).astype(np.int64)
     bin_of = np.clip(np.searchsorted(edges, end_ns, side="left") - 1, 0, bins - 1)
     weight = np.where(np.isnan(values), 0.0, (end_ns - begin_ns).astype(np.float64))
@@ -48,7 +58,7 @@ def reduce_series(
     low, high = np.full(bins, np.inf), np.full(bins, -np.inf)
     known = ~np.isnan(values)
     np.minimum.at(low, bin_of[known], values[known])
-    np.maximum.at(high, bin_of[known], values[known])
+    np.maximum.at(high, bin_of[known], tops[known])
     empty = weights == 0
     low[empty] = high[empty] = np.nan
     return Series(edges[:-1], edges[1:], mean, low, high)

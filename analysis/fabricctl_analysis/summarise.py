@@ -4,7 +4,7 @@ Nodes are taken one by one, so that a wide job's rows are never in memory togeth
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ from fabricctl_analysis.model import (
     Unmeasured,
 )
 from fabricctl_analysis.rails import rail_summary
-from fabricctl_analysis.rows import NodeRows, clean
+from fabricctl_analysis.rows import NodeRows, apart_ns, clean, of_rail
 from fabricctl_analysis.unmeasured import empty_figures, gaps_of, missing_nodes
 
 _SEVERITY: dict[int, Severity] = {
@@ -95,13 +95,14 @@ def node_part(rows: NodeRows) -> NodePart:
     times = _sample_times(rows)
     period_ns = _period_ns(rows, times)
     limit_ns = coverage.gap_limit_ns(period_ns or 0)
+    spans = coverage.union(_measured(rows, limit_ns), limit_ns)
     figures, series = host_figures(rows, limit_ns)
     errors = [clock.error_ns for clock in rows.clocks]
     known = [error for error in errors if error is not None]
     indices = {*range(len(rows.rails)), *np.unique(rows.tables["rail"]["rail"]).tolist()}
     summary = NodeSummary(
         name=rows.name,
-        measured=tuple(coverage.measured_spans(times, limit_ns)),
+        measured=tuple(spans),
         period_ns=period_ns,
         agent_lives=len(rows.tables["life"]),
         clock_error_ns=max(known) if known and len(known) == len(errors) else None,
@@ -129,11 +130,24 @@ def _sample_times(rows: NodeRows) -> Ns:
     return np.unique(np.concatenate([rows.real_ns[name] for name in _SAMPLED]))
 
 
+def _measured(rows: NodeRows, limit_ns: int) -> Iterator[Span]:
+    """Of each source, and of each rail."""
+    for name in ("host", "job"):
+        table = rows.tables[name]
+        yield from coverage.measured_spans(rows.real_ns[name], limit_ns, apart_ns(table))
+    for rail in np.unique(rows.tables["rail"]["rail"]).tolist():
+        times, table = of_rail(rows, "rail", rail)
+        yield from coverage.measured_spans(times, limit_ns, apart_ns(table))
+
+
 def _period_ns(rows: NodeRows, times: Ns) -> int | None:
     """What was asked for; without that, the usual distance of the node's samples."""
     if rows.sample_hz is not None and rows.sample_hz > 0:
         return int(1e9 / rows.sample_hz)
     host = rows.real_ns["host"]
+    apart = apart_ns(rows.tables["host"])
+    if apart is not None and len(apart) > 1:
+        return int(np.median(apart[1:]))
     return coverage.sampling_period_ns(host if len(host) > 1 else times)
 
 

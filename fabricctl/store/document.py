@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from fabricctl.errors import UsageError
-from fabricctl.store import dtypes, journal, schema
+from fabricctl.store import dtypes, journal, rollups, schema
 
 _DOCUMENT = Path("docs/data-format.md")
 
@@ -29,6 +29,24 @@ def rendered(document: str) -> str:
 
 def _tables() -> str:
     return "\n".join(_table(table) for table in schema.TABLES)
+
+
+def _rollups() -> str:
+    """What each rollup has beside the columns of its table."""
+    first = next(iter(rollups.WIDTHS_S))
+    known = [
+        (rollup, column)
+        for rollup in rollups.ROLLUPS
+        for column in rollup.tables[first].columns[len(rollup.table.columns) :]
+    ]
+    return _grid(
+        ("table", "column", "dtype", "unit", "meaning"),
+        ((f"`{r.table.name}_*`", f"`{c.name}`", f"`{_dtype(c)}`", c.unit, c.doc) for r, c in known),
+    )
+
+
+def _dtype(column: schema.Column) -> str:
+    return dtypes.dtype(schema.Table("", 0, "", (column,)))[0].str.lstrip("|")
 
 
 def _table(table: schema.Table) -> str:
@@ -104,6 +122,7 @@ def _grid(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 PARTS: Mapping[str, Callable[[], str]] = {
     "tables": _tables,
+    "rollups": _rollups,
     "job attributes": lambda: _attributes(schema.JOB_ATTRIBUTES),
     "trace attributes": lambda: _attributes(schema.TRACE_ATTRIBUTES),
     "node attributes": lambda: _attributes(schema.NODE_ATTRIBUTES),

@@ -1,5 +1,7 @@
 """The schema's tables as numpy dtypes, and arrays of other versions made to fit them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,6 +36,14 @@ def conform(array: Rows, table: Table) -> Rows:
         if name in (result.dtype.names or ()):
             result[name] = array[name]
     return result
+
+
+def summed(counters: Sequence[NDArray[np.unsignedinteger]]) -> NDArray[np.uint64]:
+    """Counters added up; not measured where any of them was not."""
+    total: NDArray[np.uint64] = np.sum(counters, axis=0, dtype=np.uint64)
+    for counter in counters:
+        total[counter == np.iinfo(counter.dtype).max] = np.iinfo(np.uint64).max
+    return total
 
 
 def prefix(table: Table, row_bytes: int) -> np.dtype[np.void] | None:

@@ -8,7 +8,7 @@ import h5py
 import fabricctl
 from fabricctl import hostlist
 from fabricctl.errors import TraceError
-from fabricctl.store import hdf5, schema
+from fabricctl.store import hdf5, rollups, schema
 from fabricctl.store.attempts import Attempt, Part, identity_of
 from fabricctl.store.checked import DamagedTraceError, attributes, damage_of
 from fabricctl.store.trace import Trace, open_trace
@@ -87,7 +87,7 @@ def _copy_node(trace: Trace, name: str, file: h5py.File) -> None:
     info = trace.nodes[name]
     group = hdf5.create_node(file, _free_name(file, name, info.begin_real_ns))
     _copy_attributes(trace.file[hdf5.NODES][name], group, schema.NODE_ATTRIBUTES)
-    for table in schema.TABLES:
+    for table in (*schema.TABLES, *rollups.TABLES):
         source = trace.dataset(name, table)
         if source is None or not len(source):
             continue

@@ -12,8 +12,9 @@ import numpy as np
 import fabricctl
 from fabricctl import hostlist
 from fabricctl.errors import DataError, SystemRefusedError, TraceError
-from fabricctl.store import dtypes, hdf5, schema
+from fabricctl.store import dtypes, hdf5, rollups, schema
 from fabricctl.store.journal_reader import Journal
+from fabricctl.store.thin import thinned
 
 
 def write_part(
@@ -118,6 +119,17 @@ def _write_node(
     for table in schema.TABLES:
         rows = _lives(lives) if table is schema.LIFE else _rows(lives, table.name)
         hdf5.write_table(file, group, table, rows)
+        if table.name in rollups.BY_TABLE:
+            _write_rollups(file, group, rollups.BY_TABLE[table.name], rows)
+
+
+def _write_rollups(
+    file: h5py.File, group: h5py.Group, rollup: rollups.Rollup, rows: dtypes.Rows
+) -> None:
+    for width, table in rollup.tables.items():
+        kept = thinned(rows, rollup, width)
+        if kept is not None:
+            hdf5.write_table(file, group, table, kept)
 
 
 def _rows(lives: Sequence[Journal], table: str) -> dtypes.Rows:

@@ -115,6 +115,13 @@ class Trace:
                 return dtypes.empty(table)
             return dtypes.conform(found[()], table)
 
+    def has(self, node: str, table: schema.Table) -> bool:
+        """Whether the node has rows of the table, as far as can be seen."""
+        with contextlib.suppress(*checked.DAMAGE):
+            group = self.file[hdf5.NODES][self.nodes[node].name]
+            return group.get(table.name, getlink=True) is not None
+        return False
+
     def rows(self, node: str, table: schema.Table) -> dtypes.Rows:
         """:meth:`table`, but no rows of one that is damaged, which :attr:`damage` then tells."""
         try:
