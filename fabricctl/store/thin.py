@@ -10,8 +10,9 @@ from fabricctl.store.rollups import Rollup
 Bools = NDArray[np.bool_]
 Indices = NDArray[np.intp]
 
-# A rollup that keeps more than this share of its table's rows saves nobody anything.
-WORTH = 0.25
+# A rollup that keeps more than this share of its table's rows saves nobody anything, and a table
+# of so few rows is read in no time.
+WORTH, FEW_ROWS = 0.25, 600
 # Samples further apart than so many usual distances have a gap between them, and a timer that is
 # late by the rest has not (fabricctl_analysis.coverage judges by the same figures).
 GAP_PERIODS, GAP_SLACK_NS = 2.5, 100_000_000
@@ -19,6 +20,8 @@ GAP_PERIODS, GAP_SLACK_NS = 2.5, 100_000_000
 
 def thinned(rows: Rows, rollup: Rollup, width: str) -> Rows | None:
     """The rollup of rows in the order of time; None when it would not be worth its place."""
+    if len(rows) < FEW_ROWS:
+        return None
     result = thin(rows, rollup, width)
     return result if len(result) <= WORTH * len(rows) else None
 

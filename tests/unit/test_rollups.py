@@ -4,6 +4,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 from fabricctl.store import dtypes, rollups, schema, thin
@@ -72,6 +73,14 @@ def test_a_trace_without_rollups_is_thinned_while_it_is_read(path: Path, tmp_pat
                 del node[name]
     for a, b in zip(report(path, "1min").rails, report(bare, "1min").rails, strict=True):
         assert (a.link, a.counters, a.peaks) == (b.link, b.counters, b.peaks)
+
+
+def test_three_lines_of_h5py_read_a_rollup(path: Path, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "data-format.md").read_text()
+    lines = text.split("## Rollups")[1].split("```python\n")[1].split("```")[0]
+    scope: dict[str, pd.DataFrame] = {}
+    exec(lines.replace("job-7.h5", str(path)), scope)
+    assert scope["rail"]["rows"].sum() == 2 * 1500
 
 
 def test_a_rollup_is_a_frame_like_its_table(path: Path) -> None:

@@ -76,7 +76,9 @@ def test_the_snippets_run_as_they_stand(
     trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snippets = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
-    assert len(snippets) == 3
+    assert len(snippets) == 4
+    *snippets, rollup = snippets
+    assert len(rollup.splitlines()) == 3, "three lines were promised"
     assert len(snippets[0].splitlines()) == 3, "three lines were promised"
     (tmp_path / "snippets.py").write_text("".join(snippets))
     monkeypatch.chdir(tmp_path)
