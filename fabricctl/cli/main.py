@@ -13,6 +13,7 @@ from fabricctl.errors import FabricError
 # name: (module that has the click command as `command`, help line). The only registry: modules
 # are imported when their command is called, so that --help stays fast.
 COMMANDS: Mapping[str, tuple[str, str]] = {
+    "clock": ("fabricctl.cli.clock", "The job clock: its state, its time, what was first."),
     "config": ("fabricctl.cli.config", "Show and check the site's configuration."),
     "job": ("fabricctl.cli.job", "One job: what is known of it, and what happened to it."),
     "lab": ("fabricctl.cli.lab", "A real multi-node Slurm on this machine, with faults."),

@@ -1,5 +1,5 @@
 import mmap
-from typing import NamedTuple
+from typing import Self
 
 PAGE_BYTES: int
 BODY_BYTES: int
@@ -7,12 +7,20 @@ BODY_OFFSET: int
 ROWS_OFFSET: int
 ROWS: int
 
-class Reading(NamedTuple):
-    time_ns: int
-    earliest_ns: int
-    latest_ns: int
-    likely_ns: int
-    status: int
+class Reading(tuple[int, int, int, int, int]):
+    """A structseq: made of one tuple, as time.struct_time is."""
+
+    def __new__(cls, values: tuple[int, int, int, int, int], /) -> Self: ...
+    @property
+    def time_ns(self) -> int: ...
+    @property
+    def earliest_ns(self) -> int: ...
+    @property
+    def latest_ns(self) -> int: ...
+    @property
+    def likely_ns(self) -> int: ...
+    @property
+    def status(self) -> int: ...
 
 def now(page: mmap.mmap, /) -> Reading | None: ...
 def at(page: mmap.mmap, raw_ns: int, /) -> Reading | None: ...

@@ -224,6 +224,7 @@ class PageWriter:
         self._job, self._node = job, node
         if self._body.job != job:
             self._body = Body(job=job, node=node)
+            _page.write(self._memory, self._body.pack())
 
     def write(self, line: Line, bounds: Body) -> None:
         """Follows ``line`` from now on; ``bounds`` has the fields from state_raw_ns on."""
