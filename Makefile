@@ -40,7 +40,7 @@ build: ## the wheel and the plugin
 	.venv/bin/pip wheel -q --no-deps -w dist .
 
 install: ## on a node or into DESTDIR=; then docs/install.md
-	$(MAKE) -s -C spank_plugin && $(MAKE) -s -C fabricctl/paths
+	$(MAKE) -s -C spank_plugin && $(MAKE) -s -C fabricctl/paths && $(MAKE) -s -C fabricctl/clock
 	DESTDIR=$(DESTDIR) tools/install
 
 uninstall: ## take away what install put there
