@@ -10,6 +10,7 @@ from itertools import takewhile
 from fabricctl import hostlist
 from fabricctl.errors import DataError
 from fabricctl.units import format_duration
+from fabricctl_analysis.clock_findings import clock_findings
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.links import Cause, Down
 from fabricctl_analysis.model import SEVERITIES, Figure, Finding, RailSummary, Report, Severity
@@ -41,6 +42,7 @@ def findings(report: Report, when: When) -> tuple[Finding, ...]:
         *_errors(report),
         *_remarks(report, when),
         *_clock(report, when),
+        *clock_findings(report, when),
     ]
     return tuple(sorted(found, key=_weight))
 

@@ -22,18 +22,18 @@ def tables(report: Report, when: When) -> Iterator[str]:
     head: tuple[str, ...]
     head = ("rail", "interface", "received", "sent", "peak received", "peak sent", "down",
             "times", "carrier changes", "errors", "drops")  # fmt: skip
-    yield from _table(head, [_rail_cells(rail) for rail in rails])
+    yield from table(head, [_rail_cells(rail) for rail in rails])
     yield "<h2>Nodes</h2>"
     nodes = most_telling_nodes(report.nodes, MAX_ROWS)
     if len(nodes) < len(report.nodes):
         yield of_many(len(nodes), len(report.nodes), "nodes")
     head = ("node", "measured", "agent lives", "CPU", "CPU peak", "cores", "memory peak", "of",
             "job CPU", "job memory peak", "processes", "stalled most by")  # fmt: skip
-    yield from _table(head, [_node_cells(node, report) for node in nodes])
+    yield from table(head, [_node_cells(node, report) for node in nodes])
     yield "<h2>Not measured</h2>"
     if report.unmeasured:
         rows = [_unmeasured_cells(one, when) for one in report.unmeasured[:MAX_ROWS]]
-        yield from _table(("nodes", "what", "when", "why"), rows, text=(1, 2, 3))
+        yield from table(("nodes", "what", "when", "why"), rows, text=(1, 2, 3))
         yield from _more(len(report.unmeasured))
     else:
         yield "<p>Every source gave every reading that it was asked for.</p>"
@@ -43,7 +43,7 @@ def tables(report: Report, when: When) -> Iterator[str]:
             (when.clock(note.at_ns), note.node, note.severity, note.source, note.text)
             for note in report.remarks[:MAX_ROWS]
         ]
-        yield from _table(("at", "node", "weight", "from", "note"), notes, text=(1, 2, 3, 4))
+        yield from table(("at", "node", "weight", "from", "note"), notes, text=(1, 2, 3, 4))
         yield from _more(len(report.remarks))
 
 
@@ -96,9 +96,10 @@ def _unmeasured_cells(one: Unmeasured, when: When) -> tuple[str, ...]:
     return folded(one.nodes), one.what, times, one.why
 
 
-def _table(
+def table(
     head: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = ()
 ) -> Iterator[str]:
+    """Rows of cells; the columns ``text`` are not numbers."""
     yield '<div class="scroll"><table><thead><tr>'
     yield "".join(
         f"<th{' class=text' if nth in text else ''}>{escape(word)}</th>"

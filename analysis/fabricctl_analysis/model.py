@@ -9,6 +9,7 @@ from typing import Literal
 
 from fabricctl_analysis.align import ClockStep
 from fabricctl_analysis.coverage import Span
+from fabricctl_analysis.job_clock import ClockSummary
 from fabricctl_analysis.links import LinkHistory
 from fabricctl_analysis.series import Series
 
@@ -104,6 +105,7 @@ class NodeSummary:
     clock_error_ns: int | None = None
     figures: dict[str, Figure] = field(default_factory=dict)
     series: dict[str, Series] = field(default_factory=dict, repr=False)
+    clock: ClockSummary | None = None  # None: no job time on this node
 
     @property
     def measured_ns(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fabricctl.units import format_bytes, format_duration
 from fabricctl_analysis.findings import bounds_ns, folded
 from fabricctl_analysis.host import PRESSURES
+from fabricctl_analysis.job_clock import apart_ns
 from fabricctl_analysis.model import Figure, NodeSummary, RailSummary, Report, Unmeasured
 from fabricctl_analysis.when import When
 
@@ -93,10 +94,17 @@ def clock(report: Report) -> str:
     within = (
         "with an error not known" if error is None else f"within {format_duration(error / 1e9)}"
     )
-    return (
-        f"Times are each node's own CLOCK_REALTIME, converted from CLOCK_MONOTONIC {within}. "
+    apart = apart_ns([node.clock for node in report.nodes if node.measured])
+    between = (
         "How far the nodes' clocks were apart was not measured: times of two nodes compare only "
         "as well as the site keeps its clocks."
+        if apart is None
+        else f"By the job clock these clocks were never further apart than "
+        f"{format_duration(apart / 1e9)}: times of two nodes compare as well as that."
+    )
+    return (
+        f"Times are each node's own CLOCK_REALTIME, converted from CLOCK_MONOTONIC {within}. "
+        f"{between}"
     )
 
 

@@ -104,13 +104,19 @@ def time_axis(report: Report, when: When) -> Axis:
 
 
 def plot(
-    axis: Axis, height_px: int, last: bool = True, values: tuple[float, float] | None = None
+    axis: Axis,
+    height_px: int,
+    last: bool = True,
+    values: tuple[float, float] | None = None,
+    *,
+    log: bool = False,
 ) -> figure:
     """An empty plot; only the ``last`` of a group shows the times below it."""
     made = figure(
         height=height_px + (24 if last else 4),
         sizing_mode="stretch_width",
         x_axis_type="datetime",
+        y_axis_type="log" if log else "auto",
         x_range=axis.range,
         tools=[
             BoxZoomTool(dimensions="width"),

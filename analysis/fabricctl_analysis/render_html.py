@@ -14,6 +14,7 @@ from fabricctl_analysis import phrases
 from fabricctl_analysis.choose import most_telling
 from fabricctl_analysis.html_tables import of_many, tables
 from fabricctl_analysis.model import Finding, RailSummary, Report
+from fabricctl_analysis.plot_clock import clock_chart, section
 from fabricctl_analysis.plot_hosts import CHARTS, colours, host_chart
 from fabricctl_analysis.plot_overview import overview
 from fabricctl_analysis.plot_rails import traffic
@@ -48,6 +49,7 @@ def render_html(report: Report, found: Sequence[Finding], when: When) -> str:
             *_time_line(report, places),
             *_traffic(report, places),
             *_hosts(report, places),
+            *section(report, when, places.get("clock")),
             *tables(report, when),
             *_foot(report),
         ]
@@ -113,6 +115,8 @@ def _plots(report: Report, axis: Axis) -> dict[str, Model]:
         made = host_chart(report, name, axis)
         if made is not None:
             plots[name] = made
+    if (drawn := clock_chart(report, axis)) is not None:
+        plots["clock"] = drawn
     return plots
 
 

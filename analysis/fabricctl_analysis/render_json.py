@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 
+from fabricctl_analysis import clock_words
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.links import Down
 from fabricctl_analysis.model import Figure, Finding, NodeSummary, RailSummary, Report
@@ -26,6 +27,7 @@ def document(report: Report, found: Sequence[Finding]) -> dict[str, Json]:
         "version": VERSION,
         "job": _job(report),
         "clock": _clock(report),
+        "job_clock": clock_words.json_section(report),
         "coverage": {"value": report.coverage, "unit": "1"},
         "findings": [_finding(one, begin) for one in found],
         "nodes": [_node(node, begin) for node in report.nodes],
@@ -87,7 +89,7 @@ def _clock(report: Report) -> Json:
     begin = report.whole.begin_ns
     return {
         "basis": "CLOCK_REALTIME of each node",
-        "between_nodes_error_ns": None,
+        "between_nodes_error_ns": clock_words.between_nodes_ns(report),
         "within_node_error_ns": report.clock_error_ns,
         "steps": [
             {

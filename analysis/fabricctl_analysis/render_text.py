@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fabricctl.units import format_rate
-from fabricctl_analysis import phrases, spark
+from fabricctl_analysis import clock_words, phrases, spark
 from fabricctl_analysis.choose import most_telling, most_telling_nodes
 from fabricctl_analysis.model import Finding, NodeSummary, RailSummary, Report
 from fabricctl_analysis.when import When
@@ -50,6 +50,7 @@ def render_text(
         *_nodes(report, screen),
         *_unmeasured(report, when, screen),
         "",
+        *(line for words in clock_words.sentences(report, when) for line in _wrap(words)),
         *_wrap(phrases.clock(report)),
     ]
     text = "\n".join(lines) + "\n"

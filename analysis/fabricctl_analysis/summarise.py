@@ -15,6 +15,7 @@ from fabricctl_analysis import coverage
 from fabricctl_analysis.align import ClockStep, Ns, instants
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.host import host_figures
+from fabricctl_analysis.job_clock import clock_summary
 from fabricctl_analysis.model import (
     JobFacts,
     LinkMark,
@@ -108,6 +109,7 @@ def node_part(rows: NodeRows) -> NodePart:
         clock_error_ns=max(known) if known and len(known) == len(errors) else None,
         figures=figures,
         series=series,
+        clock=clock_summary(rows),
     )
     ends = instants(rows.begin_ns, rows.end_ns)
     ends += [int(times[0]), int(times[-1])] if len(times) else []

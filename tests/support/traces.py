@@ -10,7 +10,7 @@ from fabricctl import hostlist, layout
 from fabricctl.store import collect, dtypes, schema
 from fabricctl.store.journal_reader import Journal
 from fabricctl.store.part import write_part
-from fabricctl.store.schema import LinkEvent, Severity, StepEvent
+from fabricctl.store.schema import ClockStatus, LinkEvent, Severity, StepEvent
 
 S = 1_000_000_000
 BEGIN_REAL_NS = 1_790_000_000 * S  # 2026-09-21 14:13:20 UTC
@@ -45,6 +45,9 @@ class Plan:
     notes: Sequence[tuple[str, float, Severity, str, str]] = ()  # node, at, severity, source, text
     clock_step: dict[str, tuple[float, int]] = field(default_factory=dict)  # at, by ns
     errors: Sequence[tuple[str, int, str, int]] = ()  # node, rail, column, count
+    clock_from_s: float | None = None  # when the job clock was there; None: never
+    clock_held: dict[str, tuple[float, float]] = field(default_factory=dict)  # held over, by node
+    clock_lost: dict[str, tuple[float, float]] = field(default_factory=dict)  # no job time
     job: int = 4711
     user: str = "alice"
     mode: str = "on"
@@ -135,6 +138,7 @@ def _journal(plan: Plan, node: str, nth: int, begin_s: float, end_s: float) -> J
     )
     tables["link_event"] = _events(life)
     tables["clock"] = _clock(life)
+    tables["job_clock"] = _job_clock(life)
     tables["note"] = _notes(life)
     tables["step"] = _steps(life)
     return Journal({"boot_id": f"boot-{node}"}, schema.SCHEMA_VERSION, tables, None)
@@ -209,6 +213,24 @@ def _events(life: _Life) -> np.ndarray:
 def _clock(life: _Life) -> np.ndarray:
     rows = _blank("clock", life, np.arange(life.begin_s + 0.05, life.end_s, 1.0))
     rows["width_ns"] = 300
+    return rows
+
+
+def _job_clock(life: _Life) -> np.ndarray:
+    """Likely within 60 ns, 1 us a second more in holdover; the n-th node's system clock is n ms
+    ahead of job time."""
+    plan, begin_s = life.plan, life.plan.clock_from_s
+    at = np.empty(0) if begin_s is None else life.at_s[life.at_s >= begin_s]
+    lost = plan.clock_lost.get(life.node, (0.0, 0.0))
+    at = at[(at < lost[0]) | (at >= lost[1])]
+    rows = _blank("job_clock", life, at)
+    held = plan.clock_held.get(life.node, (0.0, 0.0))
+    holds = (at >= held[0]) & (at < held[1])
+    rows["job_ns"] = life.real(at) - life.nth * 1_000_000
+    rows["status"] = np.where(holds, ClockStatus.HOLDOVER, ClockStatus.SYNCHRONISED)
+    rows["likely_ns"] = 60 + np.where(holds, np.rint((at - held[0]) * 1_000), 0)
+    rows["early_ns"], rows["late_ns"] = rows["likely_ns"] + 5_000, rows["likely_ns"] + 6_000
+    rows["probe_hz"] = 50
     return rows
 
 
