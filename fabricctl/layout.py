@@ -7,6 +7,8 @@ On a node (``run_dir``, ``spool_dir`` from the configuration)::
       boot_id                        of the kernel under which all this was made
       live/<job>                     root 0600   the start request of each allocation that is there,
                                                  with the time of its begin; directory 0700
+      live/<job>.<begin>             root 0600   the same of one that has ended, while its spool is
+                                                 too full to take it
       requests/                      root 0711   <job>.start, <job>.stop  0600, from prolog, epilog
       jobs/<job>/                    agent user 0711
         envelope                     owner: the job's user 0400          docs/envelope.md
@@ -78,6 +80,10 @@ class NodeFiles:
     def live(self, job: int) -> Path:
         """The node service's own note of an allocation."""
         return self.live_dir / str(job)
+
+    def unsaved(self, spool: Path) -> Path:
+        """The start request of an allocation that has ended, which its spool did not take yet."""
+        return self.live_dir / spool.name
 
     def envelope(self, job: int) -> Path:
         return self.job_dir(job) / "envelope"

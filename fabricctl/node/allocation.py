@@ -174,9 +174,8 @@ class Keeper:
     def adopt(self, job: int, now_s: float) -> Allocation | None:
         """An allocation that was there before this service; None when nothing of it is known."""
         try:
-            given = rootfiles.read_small(self.files.live(job), 0).decode()
-            text, _, begin = given.rpartition("begin_real_ns=")
-            start, begin_real_ns = JobStart.parse(text), int(begin)
+            text, begin_real_ns = read_live(self.files.live(job))
+            start = JobStart.parse(text)
         except (OSError, ValueError, FabricError) as error:
             self._log.write(f"node job={job}", f"{self.files.live(job)}: {error}", Severity.ERROR)
             return None
@@ -259,11 +258,26 @@ class Keeper:
             tuple(allocation.notes),
         )
 
+    def remove_ended(self, allocation: Allocation) -> None:
+        """As :meth:`remove`; the start request stays until the spool has it: without it, nobody
+        would know whose the spool is once this service is gone."""
+        live = self.files.live(allocation.job)
+        if allocation.spool.is_dir() and not spools.has_start(allocation.spool) and live.exists():
+            live.replace(self.files.unsaved(allocation.spool))
+        self.remove(allocation.job)
+
     def remove(self, job: int) -> None:
         """What of the job is in run_dir; raises OSError."""
         rootfiles.remove_tree(self.files.job_dir(job))
         rootfiles.remove_tree(self.files.steps(job))
         self.files.live(job).unlink(missing_ok=True)
+
+
+def read_live(path: Path) -> tuple[str, int]:
+    """The start request and the begin (CLOCK_REALTIME ns) that :meth:`Keeper.prepare` wrote;
+    raises OSError and ValueError."""
+    text, _, begin = rootfiles.read_small(path, 0).decode().rpartition("begin_real_ns=")
+    return text, int(begin)
 
 
 def _how_it_ended(allocation: Allocation) -> str:

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from fabricctl import fields
+from fabricctl import fields, layout
 from fabricctl.agent.log import NodeLog
 from fabricctl.config import Config
 from fabricctl.errors import FieldsError
@@ -42,6 +42,7 @@ class SealQueue:
 
     def __init__(self, config: Config, log: NodeLog) -> None:
         self._config = config
+        self._files = layout.NodeFiles(config.node.run_dir)
         self._log = log
         self._spools: dict[Path, _Spool] = {}
         self._socket: socket.socket | None = None
@@ -88,6 +89,7 @@ class SealQueue:
         try:
             if item.text and path.is_dir():
                 spools.save_start(path, item.text)
+                self._files.unsaved(path).unlink(missing_ok=True)
                 item.text = ""
             if self._socket is None:
                 self._start()

@@ -23,7 +23,8 @@ from fabricctl.agent.record import boot_id
 from fabricctl.config import Config
 from fabricctl.errors import FabricError, SystemRefusedError
 from fabricctl.node import requests, rootfiles, spawn
-from fabricctl.node.allocation import Allocation, Keeper
+from fabricctl.node import spool as spools
+from fabricctl.node.allocation import Allocation, Keeper, read_live
 from fabricctl.node.inotify import Inotify
 from fabricctl.node.orphans import OrphanWatch
 from fabricctl.node.requests import Request
@@ -249,7 +250,7 @@ class Service:
     def _close(self, allocation: Allocation, now_s: float) -> None:
         """The agent has ended: clears run_dir and hands the spool over."""
         try:
-            self._keeper.remove(allocation.job)
+            self._keeper.remove_ended(allocation)
         except OSError as error:
             self._log.write(f"node job={allocation.job}", f"not removed: {error}", Severity.ERROR)
         self._paths.forget(allocation.job, now_s)
@@ -269,6 +270,10 @@ class Service:
             self._log.write("node", "the node was started again: its allocations are over")
             self._clear_jobs()
         for path in sorted(self._files.live_dir.iterdir()):
+            if layout.parse_spool(path) is not None:
+                if not (self._config.node.spool_dir / path.name).is_dir():
+                    path.unlink()
+                continue
             allocation = None
             if path.name.isdecimal():
                 allocation = self._keeper.adopt(int(path.name), now_s)
@@ -284,7 +289,20 @@ class Service:
         live = {allocation.spool for allocation in self._allocations.values()}
         for path in sorted(self._config.node.spool_dir.iterdir()):
             if layout.parse_spool(path) is not None and path not in live:
-                self._seals.add(path, 1, "", now_s)
+                self._adopt_spool(path, now_s)
+
+    def _adopt_spool(self, path: Path, now_s: float) -> None:
+        """The spool of an allocation that has ended."""
+        text = ""
+        if not spools.has_start(path):
+            try:
+                text, _ = read_live(self._files.unsaved(path))
+            except (OSError, ValueError):
+                why = "nobody knows whose it is: the node went down while its spool was full"
+                self._log.write("node", f"{path}: removed: {why}", Severity.ERROR)
+                rootfiles.remove_tree(path)
+                return
+        self._seals.add(path, 1, text, now_s)
 
     def _same_boot(self) -> bool:
         """Whether run_dir is of this boot of the node; from now on it is."""

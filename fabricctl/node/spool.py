@@ -9,12 +9,17 @@ from fabricctl.node import rootfiles
 def save_start(spool: Path, text: str) -> None:
     """Keeps the start request for the sealer, also after the node's next boot; raises OSError."""
     path = spool / "start"
-    if path.exists():
+    if has_start(spool):
         return
     temporary = spool / ".start.new"
     temporary.unlink(missing_ok=True)
     rootfiles.write_new(temporary, text.encode(), 0o600, 0, 0)
     temporary.replace(path)
+
+
+def has_start(spool: Path) -> bool:
+    """Whether :func:`save_start` was done."""
+    return (spool / "start").exists()
 
 
 def read_start(spool: Path) -> str:

@@ -288,6 +288,36 @@ def test_a_job_that_met_only_a_full_spool_has_a_trace(tmp_path: Path) -> None:
             assert len(trace.table("n1", schema.HOST)) >= 1
 
 
+def test_a_service_that_dies_while_the_spool_is_full_loses_no_trace(tmp_path: Path) -> None:
+    with NodeBox(tmp_path, spool="1m") as box:
+        box.serve()
+        fill(box)
+        box.start(5)
+        wait_for(box.agents, "an agent lives")
+        time.sleep(1)
+        box.stop(5)
+        unsaved = box.root / "run/fabricctl/live"
+        wait_for(lambda: any("." in path.name for path in unsaved.iterdir()), "it has ended")
+        box.end_service(signal.SIGKILL)
+        box.serve()
+        (box.root / "var/spool/filler").unlink()
+        box.wait_clean(60)
+        assert list(unsaved.iterdir()) == []
+        with box.trace(5) as trace:
+            assert (trace.job.job, trace.job.user) == (5, "alice")
+
+
+def test_a_spool_of_nobody_is_removed(box: NodeBox) -> None:
+    box.serve()
+    box.end_service()
+    orphan = box.root / "var/spool/fabricctl/9.1000"
+    orphan.mkdir()
+    (orphan / "0.journal").write_bytes(b"x")
+    box.serve()
+    wait_for(lambda: not orphan.exists(), "it is gone")
+    assert "nobody knows whose it is" in box.log()
+
+
 def test_a_spool_that_fills_up_costs_no_sample_that_fits_in_memory(tmp_path: Path) -> None:
     with NodeBox(tmp_path, spool="1m") as box:
         box.serve()
