@@ -22,6 +22,7 @@ DEFAULT_FILE = Path("/etc/fabricctl.toml")
 
 # Slurm splits lists of partitions at commas and its own records at blanks and "=".
 _PARTITION = re.compile(r"[^\s,=\[\]]{1,64}")
+LOSS_CAUSES = ("node_fail", "boot_fail", "preempted", "link_down")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")  # useradd(8)
 
 
@@ -156,6 +157,21 @@ class TraceConfig:
     keep_parts: bool = _key(False, "Keep the node traces beside the job trace.")
 
 
+@dataclass(frozen=True)
+class UsageConfig:
+    """What an hour costs, and what is not charged for (docs/administration.md)."""
+
+    currency: str = _key("EUR", "What prices are in.")
+    node_hour: float = _key(0.0, "Price of a node for an hour.", 0, 1e6, per_partition=True)
+    cpu_hour: float = _key(0.0, "Price of a CPU for an hour.", 0, 1e6, per_partition=True)
+    gpu_hour: float = _key(0.0, "Price of a GPU for an hour.", 0, 1e6, per_partition=True)
+    credit: tuple[str, ...] = _key(
+        ("node_fail", "boot_fail"),
+        "Causes of loss that are not charged for: node_fail, boot_fail, preempted (the whole "
+        "attempt), link_down (while a link of the job was down).",
+    )
+
+
 SECTIONS: Mapping[str, type] = {
     "node": NodeConfig,
     "agent": AgentConfig,
@@ -163,6 +179,7 @@ SECTIONS: Mapping[str, type] = {
     "clock": ClockConfig,
     "paths": PathsConfig,
     "trace": TraceConfig,
+    "usage": UsageConfig,
 }
 
 
@@ -176,6 +193,7 @@ class Config:
     clock: ClockConfig = field(default_factory=ClockConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
+    usage: UsageConfig = field(default_factory=UsageConfig)
     source: Path | None = None
     # Partition -> "section.key" -> checked value, as the file has them.
     partitions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -367,6 +385,10 @@ def _check_whole(config: Config) -> None:
     if config.node.run_dir == config.node.spool_dir:
         why = "must differ from node.run_dir, which a boot empties"
         _refuse(config, "node.spool_dir", why, because_of="node.run_dir")
+    for cause in config.usage.credit:
+        if cause not in LOSS_CAUSES:
+            known = nearest(cause, LOSS_CAUSES)
+            _refuse(config, "usage.credit", f"{cause!r} is not a cause of loss{known}")
     for each in (config, *map(config.for_partition, config.partitions)):
         for name in each.rails.interfaces:
             if not name or "/" in name or name != name.strip():

@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "node": ("fabricctl.cli.node", "The service that runs on every compute node."),
     "path": ("fabricctl.cli.path", "Link failover of the jobs on this node."),
     "report": ("fabricctl.cli.report", "What happened to a job, and where its time went."),
+    "usage": ("fabricctl.cli.usage", "Who used the cluster, what faults took, what it costs."),
     "status": ("fabricctl.cli.status", "The cluster on one screen, and what is open."),
     "site": ("fabricctl.cli.site", "Check what this machine needs and has."),
 }

@@ -40,7 +40,9 @@ def command(job: str, html: Path | None, as_json: bool, attempt: int | None, lim
 
     texts = guarded(path, work, Limits.of(path) if limits else NO_LIMITS)
     if html is not None:
-        _write(html, texts["html"])
+        from fabricctl.cli.write_file import write_private
+
+        write_private(html, texts["html"])
         click.echo(f"fabricctl: wrote {html}", err=True)
     click.echo(texts[wanted[0]], nl=False, color=True)
 
@@ -49,20 +51,3 @@ def _terminal() -> tuple[bool, bool]:
     """Whether standard output shows colours, and characters beyond ASCII."""
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     return colour, (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-
-
-def _write(path: Path, text: str) -> None:
-    """The file appears whole, readable by its owner alone, as the trace is."""
-    from fabricctl.errors import SystemRefusedError
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w",
-                           encoding="utf-8") as stream:  # fmt: skip
-                stream.write(text)
-            temporary.rename(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise SystemRefusedError(f"report {path}: cannot be written: {error.strerror}") from None

@@ -105,7 +105,7 @@ def node(given: Table) -> Node:
 def usage(given: Table) -> Usage:
     """From ``sacct``."""
     time = given["time"]
-    cpus = [t["count"] for t in given["tres"]["allocated"] if t["type"] == "cpu"]
+    tres = {(t["type"], t["name"]): t["count"] for t in given["tres"]["allocated"]}
     return Usage(
         job=given["job_id"],
         user=given["user"] or None,
@@ -114,12 +114,13 @@ def usage(given: Table) -> Usage:
         state=state_word(given["state"]["current"]),
         nodes=text.names(given["nodes"]),
         node_count=given["allocation_nodes"],
-        cpus=cpus[0] if cpus else 0,
+        cpus=tres.get(("cpu", ""), 0),
         submit_real_s=time["submission"] or None,
         start_real_s=time["start"] or None,
         end_real_s=time["end"] or None,
         elapsed_s=time["elapsed"],
         name=given["name"],
+        gpus=tres.get(("gres", "gpu"), 0),
     )
 
 

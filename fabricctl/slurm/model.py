@@ -134,8 +134,9 @@ class Usage:
     submit_real_s: int | None
     start_real_s: int | None
     end_real_s: int | None
-    elapsed_s: int
+    elapsed_s: int  # without the time it was suspended
     name: str
+    gpus: int = 0  # of AllocTRES gres/gpu
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ JOB_FORMAT = RECORD + FIELD.join(
 NUMBERS_FORMAT = "JobID:12,RestartCnt:12,HetJobID:12,HetJobOffset:12,exit_code:12"
 STEP_FORMAT = RECORD + FIELD.join(("%i", "%A", "%N", "%S", "%j"))
 USAGE_FORMAT = ("JobIDRaw,User,Account,Partition,State,NodeList,NNodes,AllocCPUS,Submit,Start,End,"
-                "ElapsedRaw,JobName")  # fmt: skip
+                "ElapsedRaw,AllocTRES,JobName")  # fmt: skip
 
 _NOTHING = frozenset({"", "(null)", "N/A", "None", "n/a", "NONE", "Unknown", "None assigned"})
 _REASON = re.compile(r" Reason=(.*?) \[([^\s\[\]@]+)@(\d+)\](?= Comment=| Extra=| *$)", re.DOTALL)
@@ -149,13 +149,13 @@ def usage(text: str) -> Iterator[Usage]:
     pending: list[str] = []
     for line in text.splitlines():
         # sacct has no separator of records: a line without fields goes on with a job's name.
-        if line.count(FIELD) == 12 or not pending:
+        if line.count(FIELD) == 13 or not pending:
             pending.append(line)
         else:
             pending[-1] += "\n" + line
     for record in pending:
         row = record.split(FIELD)
-        if len(row) != 13:
+        if len(row) != 14:
             raise SlurmError(f"sacct: {record[:60]!r} is not {USAGE_FORMAT}: report this, please")
         if seconds(row[9]) is None:
             continue  # it never began
@@ -172,7 +172,8 @@ def usage(text: str) -> Iterator[Usage]:
             start_real_s=seconds(row[9]),
             end_real_s=seconds(row[10]),
             elapsed_s=int(row[11] or 0),
-            name=row[12],
+            name=row[13],
+            gpus=_tres(row[12]).get("gres/gpu", 0),
         )
 
 
@@ -232,6 +233,12 @@ def _pairs(line: str) -> Mapping[str, str]:
     for match in re.finditer(r"(?:^| )([A-Za-z][\w:/]*)=(\S*)", line):
         found.setdefault(match.group(1), match.group(2))
     return found
+
+
+def _tres(text: str) -> dict[str, int]:
+    """``billing=4,cpu=4,gres/gpu=2,gres/gpu:a100=2,mem=8G``: those with a plain number."""
+    pairs = (item.partition("=") for item in text.split(","))
+    return {name: int(count) for name, _, count in pairs if count.isdecimal()}
 
 
 def _exit(text: str) -> tuple[int | None, int | None]:

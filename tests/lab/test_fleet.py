@@ -1,0 +1,119 @@
+"""What administrators use, against a real Slurm with its accounting."""
+
+import csv
+import io
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from fabricctl.lab.cluster import Lab
+from fabricctl.lab.spec import LabSpec
+from tests.support.labname import lab_name
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif(
+        shutil.which("mariadbd") is None or shutil.which("slurmdbd") is None,
+        reason="apt-get install mariadb-server-core mariadb-client-core slurmdbd",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Lab]:
+    lab = Lab(LabSpec(name=lab_name("fleet"), nodes=8, accounting=True))
+    lab.down()
+    with lab:
+        yield lab
+
+
+def until(what: Callable[[], Any], why: str, wait_s: float = 60) -> Any:
+    deadline = time.monotonic() + wait_s
+    while not (found := what()):
+        assert time.monotonic() < deadline, why
+        time.sleep(0.3)
+    return found
+
+
+def ask(lab: Lab, *words: str, user: str = "root") -> Any:
+    done = lab.exec("ctl", ["fabricctl", *words, "--json"], user=user, check=False)
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout)
+
+
+def submit(lab: Lab, script: str, *options: str, user: str = "alice") -> int:
+    argv = ["sbatch", "--parsable", *options, "--wrap", script]
+    return int(lab.run(argv, user=user).stdout)
+
+
+def ended(lab: Lab, *jobs: int) -> bool:
+    line = ["squeue", "-h", "-t", "PD,R,CG,CF", "-o", "%A"]
+    return not {str(job) for job in jobs} & set(lab.exec("ctl", line).stdout.split())
+
+
+def test_usage_equals_sacct_and_credits_what_the_fault_log_says(fleet: Lab) -> None:
+    begin_s = int(time.time())
+    wide = submit(fleet, "srun sleep 6", "--fabric-resilience", "-N3", "-w", "n[1-3]")
+    jobs = [wide, submit(fleet, "sleep 2", "-N2", "-n8", user="bob"),
+            submit(fleet, "exit 3", user="bob"), submit(fleet, "sleep 1", "-a", "0-2")]  # fmt: skip
+    until(lambda: f'"{wide}"' and fleet.run(["squeue", "-h", "-s"]).stdout.count(f"{wide}.0"),
+          "the step never began")  # fmt: skip
+    down = fleet.fault("cut", "n2", "r1")
+    time.sleep(1.5)  # how long the cable is out is what is measured
+    up = fleet.heal("cut", "n2", "r1")
+    until(lambda: ended(fleet, *jobs), "jobs do not end")
+    trace = fleet.paths.shared / "traces" / "alice" / f"job-{wide}.h5"
+    until(trace.exists, "no trace")
+    shown = ["sacct", "-a", "-X", "-D", "-T", "-n", "-P", "-S", f"now-{int(time.time()) - begin_s}",
+             "-o", "jobidraw,user,elapsedraw,nnodes,alloccpus,state"]  # fmt: skip
+
+    def accounted() -> list[list[str]]:
+        rows = [line.split("|") for line in fleet.exec("ctl", shown).stdout.splitlines()]
+        return (
+            rows
+            if len(rows) == 6 and all(row[5] in ("COMPLETED", "FAILED") for row in rows)
+            else []
+        )
+
+    rows = until(accounted, "sacct lacks jobs")
+    said = ask(
+        fleet, "usage", "--from", time.strftime("%FT%TZ", time.gmtime(begin_s)), "--by", "user"
+    )
+    for group in said["groups"]:
+        mine = [row for row in rows if row[1] == group["user"]]
+        node_s = sum(int(row[2]) * int(row[3]) for row in mine)
+        cpu_s = sum(int(row[2]) * int(row[4]) for row in mine)
+        assert group["node_hours"] * 3600 == pytest.approx(node_s, rel=1e-3, abs=0.01)
+        assert group["cpu_hours"] * 3600 == pytest.approx(cpu_s, rel=1e-3, abs=0.01)
+        assert group["attempts"] == len(mine)
+    assert {group["user"] for group in said["groups"]} == {"alice", "bob"}
+    truth_s = (up.real_ns - down.real_ns) / 1e9
+    lost_s = said["total"]["lost_link_down_node_hours"] * 3600 / 3
+    assert lost_s == pytest.approx(truth_s, abs=1.0)
+    table = fleet.exec("ctl", ["fabricctl", "usage", "--by", "job", "--from", "1d", "--csv"]).stdout
+    assert {int(row["job"]) for row in csv.DictReader(io.StringIO(table))} >= set(jobs)
+
+
+def test_status_and_a_jobs_events_say_what_was_done_to_them(fleet: Lab) -> None:
+    fleet.exec("ctl", ["scontrol", "update", "NodeName=n8", "State=DRAIN", "Reason=broken fan"])
+    try:
+        said = ask(fleet, "status", user="bob")
+    finally:
+        fleet.exec("ctl", ["scontrol", "update", "NodeName=n8", "State=RESUME"])
+    assert (said["cluster"], said["worst"]) == (fleet.name, "warning")
+    assert [(one["kind"], one["nodes"]) for one in said["findings"]] == [("node_drained", ["n8"])]
+    job = submit(fleet, "srun sleep 3", "--fabric-resilience", "-N2")
+    until(lambda: fleet.run(["squeue", "-h", "-s"]).stdout.count(f"{job}.0"), "no step")
+    node = ask(fleet, "job", "show", str(job), user="alice")["job"]["nodes"][0]
+    fleet.fault("cut", node, "r0")
+    fleet.heal("cut", node, "r0")
+    trace = fleet.paths.shared / "traces" / "alice" / f"job-{job}.h5"
+    until(trace.exists, "no trace")
+    argv = ["fabricctl", "job", "events", str(job), "--kind", "link", "--json"]
+    lines = fleet.run(argv).stdout.splitlines()
+    assert {(e["node"], e["rail"]) for e in map(json.loads, lines)} == {(node, 0)}
+    assert fleet.run(["fabricctl", "job", "show", str(job)], user="bob").returncode == 0
