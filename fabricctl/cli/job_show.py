@@ -109,20 +109,29 @@ def _print_job(job: Job, steps: tuple[Step, ...]) -> None:
 
 
 def _trace_facts(path: Path) -> dict[str, Any]:
-    from fabricctl_analysis.build import report_of
-    from fabricctl_analysis.findings import findings
-    from fabricctl_analysis.when import When
+    """Read in a child: a trace is its user's, and may be anything."""
+    from fabricctl_analysis.guard import Limits, guarded
 
-    report = report_of(path)
-    found = findings(report, When(report.whole))
-    missing = {node for one in report.unmeasured if one.what == "everything" for node in one.nodes}
-    return {
-        "path": str(path),
-        "mode": report.job.mode,
-        "of": len(report.job.nodes),
-        "measured": len(set(report.job.nodes) - missing),
-        "findings": [one.text for one in found if one.severity != "info"],
-    }
+    def work() -> dict[str, str]:
+        from fabricctl_analysis.build import report_of
+        from fabricctl_analysis.findings import findings
+        from fabricctl_analysis.when import When
+
+        report = report_of(path)
+        found = findings(report, When(report.whole))
+        unmeasured = [one.nodes for one in report.unmeasured if one.what == "everything"]
+        missing = {node for nodes in unmeasured for node in nodes}
+        facts = {
+            "path": str(path),
+            "mode": report.job.mode,
+            "of": len(report.job.nodes),
+            "measured": len(set(report.job.nodes) - missing),
+            "findings": [one.text for one in found if one.severity != "info"],
+        }
+        return {"facts": json.dumps(facts)}
+
+    facts: dict[str, Any] = json.loads(guarded(path, work, Limits.of(path))["facts"])
+    return facts
 
 
 def _clock(real_s: int) -> str:

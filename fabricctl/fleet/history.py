@@ -1,7 +1,8 @@
 """What happened to a job, event by event, out of its trace."""
 
+import json
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from fabricctl.store import schema
 from fabricctl.store.schema import LinkEvent, PathEvent, PathLevel, PathReason, StepEvent
 from fabricctl.store.trace import NodeInfo, Trace, open_trace, text
 from fabricctl.units import format_duration
+from fabricctl_analysis.guard import Limits, guarded
 
 _LINK_WORDS: Mapping[int, str] = {
     LinkEvent.CARRIER_DOWN: "lost carrier",
@@ -36,7 +38,19 @@ class Event:
 
 
 def job_events(path: Path) -> tuple[Event, ...]:
-    """All events of a trace, oldest first. Raises :class:`~fabricctl.errors.TraceError`."""
+    """All events of a trace, oldest first. Raises :class:`~fabricctl.errors.TraceError`.
+
+    Read in a child: a trace is its user's, and may be anything.
+    """
+
+    def work() -> dict[str, str]:
+        return {"events": json.dumps([asdict(event) for event in _events(path)])}
+
+    texts = guarded(path, work, Limits.of(path))
+    return tuple(Event(**given) for given in json.loads(texts["events"]))
+
+
+def _events(path: Path) -> tuple[Event, ...]:
     with open_trace(path) as trace:
         job = trace.job
         found = [Event(job.begin_real_ns, "", "job", "info", "the job began")]
