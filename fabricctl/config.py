@@ -158,6 +158,13 @@ class TraceConfig:
 
 
 @dataclass(frozen=True)
+class FleetConfig:
+    """What the commands for administrators keep, on the host where they run."""
+
+    dir: Path = _key(Path("/var/lib/fabricctl/fleet"), "Plans and journals of maintenance.")
+
+
+@dataclass(frozen=True)
 class UsageConfig:
     """What an hour costs, and what is not charged for (docs/administration.md)."""
 
@@ -179,6 +186,7 @@ SECTIONS: Mapping[str, type] = {
     "clock": ClockConfig,
     "paths": PathsConfig,
     "trace": TraceConfig,
+    "fleet": FleetConfig,
     "usage": UsageConfig,
 }
 
@@ -193,6 +201,7 @@ class Config:
     clock: ClockConfig = field(default_factory=ClockConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
+    fleet: FleetConfig = field(default_factory=FleetConfig)
     usage: UsageConfig = field(default_factory=UsageConfig)
     source: Path | None = None
     # Partition -> "section.key" -> checked value, as the file has them.

@@ -17,6 +17,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "config": ("fabricctl.cli.config", "Show and check the site's configuration."),
     "job": ("fabricctl.cli.job", "One job: what is known of it, and what happened to it."),
     "lab": ("fabricctl.cli.lab", "A real multi-node Slurm on this machine, with faults."),
+    "maintenance": ("fabricctl.cli.maintenance", "Update nodes with a bounded share of them out."),
     "node": ("fabricctl.cli.node", "The service that runs on every compute node."),
     "path": ("fabricctl.cli.path", "Link failover of the jobs on this node."),
     "report": ("fabricctl.cli.report", "What happened to a job, and where its time went."),

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import shutil
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -117,3 +119,82 @@ def test_status_and_a_jobs_events_say_what_was_done_to_them(fleet: Lab) -> None:
     lines = fleet.run(argv).stdout.splitlines()
     assert {(e["node"], e["rail"]) for e in map(json.loads, lines)} == {(node, 0)}
     assert fleet.run(["fabricctl", "job", "show", str(job)], user="bob").returncode == 0
+
+
+def sampled(lab: Lab, stop: threading.Event, seen: list[int]) -> None:
+    """How many nodes are drained or down, every 100 ms."""
+    line = ["sinfo", "-h", "-N", "-p", "all", "-o", "%N %t"]
+    while not stop.wait(0.1):
+        states = dict(row.split() for row in lab.exec("ctl", line).stdout.splitlines())
+        out = [name for name, word in states.items() if word.startswith(("drain", "drng", "down"))]
+        seen.append(len(out))
+
+
+def maintain(lab: Lab, name: str, *more: str) -> subprocess.Popen[str]:
+    words = ["fabricctl", "maintenance", "start", name, "--poll", "0.5", *more]
+    return subprocess.Popen(
+        lab.exec_argv("ctl", words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_maintenance_keeps_its_budget_through_kills_and_loses_no_job(fleet: Lab) -> None:
+    """Eight nodes, two out at once, jobs on them, the controller killed again and again."""
+    jobs = [submit(fleet, "sleep 5", "-p", "all", "-n1") for _ in range(4)]
+    jobs += [submit(fleet, "srun sleep 3", "-p", "all", "-N3")]
+    until(lambda: len(fleet.run(["squeue", "-h", "-t", "R"]).stdout.splitlines()) >= 4, "no job")
+    verify = "sh -c 'test -e /shared/done-{node}'"
+    words = ["maintenance", "plan", "rolling", "--nodes", "n[1-8]", "--budget", "25%",
+             "--verify", verify,
+             "--", "sh", "-c", "sleep 0.5; echo x >> /shared/done-{node}"]  # fmt: skip
+    fleet.exec("ctl", ["fabricctl", *words])
+    stop, seen = threading.Event(), list[int]()
+    sampler = threading.Thread(target=sampled, args=(fleet, stop, seen))
+    sampler.start()
+    try:
+        kills = 0
+        deadline = time.monotonic() + 120
+        while True:
+            controller = maintain(fleet, "rolling")
+            try:
+                output, _ = controller.communicate(timeout=2.2 if kills < 4 else 100)
+                break
+            except subprocess.TimeoutExpired:
+                assert time.monotonic() < deadline
+                fleet.exec("ctl", ["pkill", "-9", "-f", "maintenance start rolling"], check=False)
+                controller.communicate()
+                kills += 1
+    finally:
+        stop.set()
+        sampler.join()
+    assert controller.returncode == 0, output
+    assert kills >= 1, output
+    assert max(seen) <= 2
+    done = {path.name: path.read_text() for path in fleet.paths.shared.glob("done-*")}
+    assert done == {f"done-n{number}": "x\n" for number in range(1, 9)}
+    until(lambda: ended(fleet, *jobs), "jobs do not end")
+    show = ["sacct", "-a", "-X", "-n", "-P", "-D", "-j", ",".join(map(str, jobs)), "-o", "state"]
+    until(lambda: fleet.exec("ctl", show).stdout.split() == ["COMPLETED"] * len(jobs),
+          "a job was lost")  # fmt: skip
+    assert ask(fleet, "status")["findings"] == []
+
+
+def test_maintenance_stops_at_a_failure_and_touches_no_drain_of_others(fleet: Lab) -> None:
+    fleet.exec("ctl", ["scontrol", "update", "NodeName=n1", "State=DRAIN", "Reason=broken fan"])
+    words = ["maintenance", "plan", "failing", "--nodes", "n[1-4]", "--budget", "2",
+             "--", "sh", "-c", "test {node} != n2 || { echo no firmware; exit 4; }"]  # fmt: skip
+    fleet.exec("ctl", ["fabricctl", *words])
+    output, _ = maintain(fleet, "failing").communicate(timeout=60)
+    found = ask(fleet, "maintenance", "status", "failing")
+    assert found["state"] == "under way" and found["nodes"]["n2"]["state"] == "failed", output
+    assert {node: one["state"] for node, one in found["nodes"].items() if node != "n2"} == {
+        "n1": "waiting", "n3": "waiting", "n4": "waiting",
+    }  # fmt: skip
+    reasons = {n["nodes"][0]: n["text"] for n in ask(fleet, "status")["findings"]}
+    assert "broken fan (root)" in reasons["n1"]
+    assert (
+        "fabric: maintenance failing: failed: its command failed (status 4: no firmware)"
+        in (reasons["n2"])
+    )
+    fleet.exec("ctl", ["fabricctl", "maintenance", "abort", "failing"])
+    assert set(reasons) == {n["nodes"][0] for n in ask(fleet, "status")["findings"]}
+    fleet.exec("ctl", ["scontrol", "update", "NodeName=n1,n2", "State=RESUME"])

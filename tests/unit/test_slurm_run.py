@@ -212,11 +212,12 @@ def test_a_reason_is_kept_whatever_is_in_it(reason: str, after: str) -> None:
 def test_a_name_of_two_lines_stays_one_record_of_the_accounting() -> None:
     def row(job: int, name: str) -> str:
         fields = (str(job), "bob", "(null)", "main", "CANCELLED by 0", "n[1-2]", "2", "2",
-                  "10", "20", "30", "10", name)  # fmt: skip
+                  "10", "20", "30", "10", "cpu=2,gres/gpu=1", name)  # fmt: skip
         return text.FIELD.join(fields)
 
     first, second = text.usage(f"{row(1, 'two' + chr(10) + 'lines')}\n{row(2, 'x')}\n")
     assert (first.name, first.state, first.nodes) == ("two\nlines", "CANCELLED", ("n1", "n2"))
+    assert first.gpus == 1
     assert (second.job, second.account) == (2, None)
 
 
