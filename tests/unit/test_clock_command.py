@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -75,7 +76,7 @@ def test_now_is_job_time_with_its_interval(run: Run, tmp_path: Path) -> None:
     words = run("now").stdout
     assert words.endswith(", synchronised\n")
     assert "ns, likely within " in words
-    assert ", certainly within -70" in words
+    assert re.search(r", certainly within -7\d\d ns \+6\d\d ns, ", words), words  # grows with age
 
 
 def test_now_refuses_when_it_is_not_sure_enough(run: Run, tmp_path: Path) -> None:
