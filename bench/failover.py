@@ -173,17 +173,18 @@ class Bench:
             yield result
             result.update(self._mpi_output(job, seconds))
             return
-        device = "fab0" if system.ours else "r0"
-        show = self.lab.exec("n2", ["ip", "-j", "-4", "address", "show", device]).stdout
+        show = self.lab.exec("n2", ["ip", "-j", "-4", "address", "show", "r0"]).stdout
         to = json.loads(show)[0]["addr_info"][0]["local"]
         more = ["--mptcp"] if system.mptcp else []
         serve = [*STREAM, "serve", to, str(PORT), "--seconds", str(seconds), *more]
         ask = [*STREAM, "ask", to, str(PORT), "--seconds", str(seconds), "--keep", "2000", *more]
         pipe = subprocess.PIPE
-        with subprocess.Popen(self.lab.exec_argv("n2", serve), stdout=pipe, text=True) as server:
+        with subprocess.Popen(
+            self.lab.exec_argv("n2", serve, user="alice"), stdout=pipe, text=True
+        ) as server:
             assert server.stdout is not None
             server.stdout.readline()
-            argv = self.lab.exec_argv("n1", ask)
+            argv = self.lab.exec_argv("n1", ask, user="alice")
             with subprocess.Popen(argv, stdout=pipe, text=True) as client:
                 time.sleep(1.0)
                 yield result

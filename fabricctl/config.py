@@ -115,9 +115,14 @@ class PathsConfig:
     """Link failover of what a job's ranks send over TCP (docs/paths.md)."""
 
     enabled: bool = _key(
-        False,
-        "Give jobs of mode `on` fabric addresses and move their traffic. Other jobs on a node "
-        "see the devices too, and an MPI library that takes every interface may use them.",
+        True, "Move the traffic of jobs of mode `on` between rails, where a node has two or more."
+    )
+    addresses: str = _key(
+        "own",
+        "What is moved. own: what the job's user sends between the rails' own addresses, with "
+        "nothing new to be seen on the node. fabric: what is sent between addresses on devices of "
+        "our own, which the ranks are steered to. both: either.",
+        choices=("own", "fabric", "both"),
     )
     pool4: str = _key(
         "100.64.0.0/10",

@@ -21,9 +21,6 @@ _TOML = f"""\
 [rails]
 interfaces = ["r*"]
 
-[paths]
-enabled = true
-
 [trace]
 dir = "{SHARED}/traces"
 """

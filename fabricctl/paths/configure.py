@@ -46,8 +46,17 @@ def device_names(prefix: str, count: int) -> list[str]:
     return [f"{prefix}{index}" for index in range(count)]
 
 
+def devices(given: PathsConfig, rails: Sequence[Rail]) -> list[str]:
+    """What the ranks are steered to, in rail order."""
+    if given.addresses == "own":
+        return [rail.name for rail in rails]
+    return device_names(given.device_prefix, len(rails))
+
+
 def check_pools(given: PathsConfig) -> None:
     """Raises :class:`ConfigError` for pools that cannot hold fabric addresses."""
+    if given.addresses == "own":
+        return
     for key, text, kind in (
         ("pool4", given.pool4, ipaddress.IPv4Network),
         ("pool6", given.pool6, ipaddress.IPv6Network),
@@ -95,8 +104,10 @@ def text(
         f"hold_ms {round(given.hold_s * 1000)}",
         f"hold_max_ms {round(given.hold_max_s * 1000)}",
     ]
-    lines += [f"pool4 {given.pool4}"] if given.pool4 else []
-    lines += [f"pool6 {given.pool6}"] if given.pool6 else []
+    if given.addresses != "own":
+        lines += [f"pool4 {given.pool4}"] if given.pool4 else []
+        lines += [f"pool6 {given.pool6}"] if given.pool6 else []
+    lines += [f"own {start.uid}"] if given.addresses != "fabric" else []
     names = device_names(given.device_prefix, len(rails))
     lines += [
         f"rail {rail.name} {name} {rail.ip4 or '-'} {rail.ip6 or '-'}"

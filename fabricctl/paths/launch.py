@@ -99,7 +99,7 @@ def _become(start: JobStart, config: Config, files: PathsFiles, keep: Collection
     if not found[start.node]:
         raise OSError(0, f"{start.node}: this node's own name cannot be resolved")
     if rails:
-        devices = configure.device_names(config.paths.device_prefix, len(rails))
+        devices = configure.devices(config.paths, rails)
         variables = steering.environment(devices, has_rdma())
         if not files.env(start.job).exists():
             prepared = files.job_dir(start.job) / ".env"

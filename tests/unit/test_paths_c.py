@@ -56,7 +56,10 @@ WRONG = {
         "pool4 100.64.0.0/24",
         "configuration: pool4: needs a network of its family and of a possible size",
     ),
-    "rail lo fab1 10.1.0.1/8 -": ("", "configuration: end: fewer than two rails, or no pool"),
+    "rail lo fab1 10.1.0.1/8 -": (
+        "",
+        "configuration: end: fewer than two rails, or neither a pool nor own addresses",
+    ),
     "node n2 127.0.0.2": (
         "node n2",
         "configuration: node: needs name and address, and at most 8000 of it",

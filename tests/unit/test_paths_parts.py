@@ -51,6 +51,22 @@ def test_the_configuration_names_everything_that_pathd_needs() -> None:
     assert "hold_ms 1000" in text and "hold_max_ms 60000" in text
 
 
+def test_own_addresses_need_the_users_number_and_no_pool() -> None:
+    text = lines()
+    assert "own 1000" in text
+    assert not [line for line in text if line.startswith("pool")]
+    assert configure.devices(PathsConfig(), RAILS) == ["r0", "r1"]
+
+
+def test_fabric_addresses_need_pools_and_are_the_ranks_devices() -> None:
+    given = PathsConfig(addresses="fabric")
+    addresses_of = {"n1": "10.77.0.11", "n2": "10.77.0.12"}
+    text = configure.text(START, given, RAILS, addresses_of, PLACES).splitlines()
+    assert "pool4 100.64.0.0/10" in text and "pool6 fd66:6162:7269::/48" in text
+    assert "own 1000" not in text
+    assert configure.devices(given, RAILS) == ["fab0", "fab1"]
+
+
 def test_the_jobs_key_itself_is_not_in_the_configuration() -> None:
     text = "\n".join(lines())
     assert KEY.hex() not in text
@@ -97,7 +113,7 @@ def test_a_pool_that_cannot_hold_addresses_is_refused(
     changes: dict[str, str], message: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        configure.check_pools(replace(PathsConfig(), **changes))
+        configure.check_pools(replace(PathsConfig(addresses="both"), **changes))
     assert str(caught.value) == message
 
 

@@ -175,6 +175,8 @@ static bool read_line(struct reader *reader)
 		return read_node(reader);
 	if (!strcmp(word, "self"))
 		return number_into(reader, 0, MAX_PEERS, &conf->self);
+	if (!strcmp(word, "own"))
+		return conf->own = number_into(reader, 0, 4294967294u, &conf->uid);
 	if (!strcmp(word, "rto_min_ms"))
 		return number_into(reader, 0, 1000, &conf->rto_min_ms);
 	if (!strcmp(word, "interval_us"))
@@ -210,8 +212,8 @@ static bool complete(struct reader *reader)
 		return wrong(reader, "manage is missing, or self is not one of the nodes");
 	if (conf->off[0])
 		return true;
-	if (conf->rails < 2 || (!conf->pool4.ip.family && !conf->pool6.ip.family))
-		return wrong(reader, "fewer than two rails, or no pool");
+	if (conf->rails < 2 || (!conf->fabric && !conf->own))
+		return wrong(reader, "fewer than two rails, or neither a pool nor own addresses");
 	return true;
 }
 
@@ -234,8 +236,10 @@ bool conf_read(struct conf *conf, FILE *stream, char *problem, size_t size)
 			word[reader.words++] = at;
 		if (!reader.words)
 			continue;
-		if (!strcmp(word[0], "end"))
+		if (!strcmp(word[0], "end")) {
+			conf->fabric = conf->pool4.ip.family || conf->pool6.ip.family;
 			return complete(&reader);
+		}
 		if (!read_line(&reader))
 			return false;
 	}

@@ -31,7 +31,9 @@ struct conf {
 	uint8_t key[SIPHASH_KEY_BYTES];
 	uint16_t port[CONF_PORTS]; /* tried in this order, by everybody */
 	struct ip manage;
-	struct net pool4, pool6; /* family 0: not used */
+	struct net pool4, pool6; /* family 0: no fabric addresses of it */
+	bool fabric, own; /* what is moved: fabric addresses, the rails' own addresses of `uid` */
+	unsigned uid;
 	struct conf_rail rail[MAX_RAILS];
 	struct conf_node *node;
 	unsigned rto_min_ms, interval_us, budget_pps, ready_wait_s, hold_ms, hold_max_ms;

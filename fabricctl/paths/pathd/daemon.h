@@ -120,6 +120,7 @@ bool moving_setup(struct daemon *d, char *problem, size_t size);
 void moving_peer_known(struct daemon *d, struct peer *peer);
 void moving_look(struct daemon *d, struct peer *peer);
 void moving_carrier(struct daemon *d, unsigned rail, bool carrier);
+void moving_address_gone(struct daemon *d, const struct ip *ip);
 void moving_drain(struct daemon *d, unsigned rail, bool drained);
 
 /* cause.c */
@@ -145,7 +146,7 @@ void state_write(struct daemon *d);
 /* shared.c: leases, devices and sysctls, shared by the jobs of a node */
 int lease_take(const struct conf *conf, unsigned *slot, bool *adopted);
 bool shared_setup(struct daemon *d, char *problem, size_t size);
-int lease_release(const char *leases, unsigned slot);
+int lease_release(const char *leases, unsigned slot, unsigned long job);
 int shared_clean(const char *leases, const unsigned long *keep, size_t keeps);
 
 /* loop.c */

@@ -78,6 +78,8 @@ void hello_off(struct daemon *d, const char *why)
 	snprintf(d->why, sizeof(d->why), "%s", why);
 	event_write(&d->events, "off", ";why=%s", d->why);
 	set_phase(d, PHASE_OFF);
+	/* Devices that lead nowhere would mislead the ranks: nothing of ours stays a moment longer. */
+	lease_release(d->conf.leases, d->mover.slot, d->conf.job);
 }
 
 /* Two nodes whose rail addresses agree in the bits that a fabric address has room for. */
@@ -121,7 +123,7 @@ static void take_addresses(struct daemon *d, struct peer *peer, const struct wir
 			*via4 = theirs->net4.ip;
 		if (ours->ip6.family && theirs->ip6.family)
 			*via6 = theirs->ip6;
-		if (d->conf.pool4.ip.family)
+		if (d->conf.pool4.ip.family && d->conf.fabric)
 			peer->route.fabric[FAMILY4][i] = fabric_address(&d->conf.pool4, i, via4);
 		if (d->conf.pool6.ip.family)
 			peer->route.fabric[FAMILY6][i] = fabric_address(&d->conf.pool6, i, via6);
@@ -129,7 +131,7 @@ static void take_addresses(struct daemon *d, struct peer *peer, const struct wir
 						d->rail[i].ifindex);
 		usable += peer->probe[i].size != 0;
 	}
-	if (!usable) {
+	if (!usable && d->conf.fabric) {
 		char why[160];
 
 		snprintf(why, sizeof(why), "%.60s shares no subnet with this node on any rail",

@@ -2,6 +2,7 @@
 #include "daemon.h"
 
 #include <errno.h>
+#include <linux/if_addr.h>
 #include <linux/rtnetlink.h>
 #include <net/if.h>
 #include <string.h>
@@ -24,6 +25,23 @@ static void see_link(const struct nlmsghdr *head, void *arg)
 			moving_carrier(d, i, carrier);
 }
 
+/* A look at the links as they are has no say in addresses: they are told by events alone. */
+static void see_address(const struct nlmsghdr *head, struct daemon *d)
+{
+	const struct ifaddrmsg *address = NLMSG_DATA(head);
+	const struct rtattr *table[IFA_MAX + 1], *local;
+	struct ip ip = {.family = address->ifa_family};
+
+	if (head->nlmsg_type != RTM_DELADDR || address->ifa_index == if_nametoindex("lo"))
+		return;
+	rtnl_parse(head, sizeof(*address), table, IFA_MAX + 1);
+	local = table[IFA_LOCAL] ? table[IFA_LOCAL] : table[IFA_ADDRESS];
+	if (!local || RTA_PAYLOAD(local) != ip_bytes(&ip))
+		return;
+	memcpy(ip.byte, RTA_DATA(local), ip_bytes(&ip));
+	moving_address_gone(d, &ip);
+}
+
 /* All links, now: at the start, and when the kernel had to drop events. */
 static int look(struct daemon *d)
 {
@@ -42,7 +60,8 @@ static int look(struct daemon *d)
 
 bool links_open(struct daemon *d, char *problem, size_t size)
 {
-	int error = rtnl_open(&d->monitor, NETLINK_ROUTE, RTMGRP_LINK);
+	uint32_t groups = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR;
+	int error = rtnl_open(&d->monitor, NETLINK_ROUTE, groups);
 
 	if (!error)
 		error = look(d);
@@ -66,6 +85,9 @@ void links_read(struct daemon *d)
 		if (got < 0)
 			return;
 		for (int left = (int)got; NLMSG_OK(head, (unsigned)left); head = NLMSG_NEXT(head, left))
-			see_link(head, d);
+			if (head->nlmsg_type == RTM_NEWADDR || head->nlmsg_type == RTM_DELADDR)
+				see_address(head, d);
+			else
+				see_link(head, d);
 	}
 }

@@ -131,6 +131,11 @@ static void start(struct daemon *d, bool adopted)
 		hello_off(d, d->conf.off);
 	else if (!links_open(d, why, sizeof(why)) || !shared_setup(d, why, sizeof(why)))
 		hello_off(d, why);
+	if (!d->conf.fabric && d->phase != PHASE_OFF) {
+		/* The rails' own addresses work with or without us: nothing to agree on. */
+		d->phase = PHASE_READY;
+		event_write(&d->events, "ready", ";after_ns=0");
+	}
 	if (!control_open(d))
 		event_write(&d->events, "trouble", ";what=control;why=%s", strerror(errno));
 	d->state_changed = true;

@@ -89,7 +89,7 @@ static int run_worker(bool adopted)
 	d->monitor.fd = d->control = d->manage = -1;
 	status = loop_run(d);
 	if (getppid() != guardian) /* it was killed: nobody else is there to clean up */
-		lease_release(d->conf.leases, d->mover.slot);
+		lease_release(d->conf.leases, d->mover.slot, d->conf.job);
 	return status;
 }
 
@@ -152,7 +152,7 @@ static int run(void)
 	}
 	drop_capabilities();
 	status = guard(adopted);
-	if (lease_release(conf->leases, daemon_state.mover.slot) < 0)
+	if (lease_release(conf->leases, daemon_state.mover.slot, conf->job) < 0)
 		fprintf(stderr, "fabric: paths: clean-up of job %lu: %s\n", conf->job, strerror(errno));
 	close(lease);
 	return status;

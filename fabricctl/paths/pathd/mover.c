@@ -133,27 +133,54 @@ static int route_set(struct mover *mover, const struct ip *to, const struct ip *
 	return rtnl_call(&mover->rtnl, &msg);
 }
 
-static int install_address(struct mover *mover, struct mover_peer *peer, int family, unsigned rail)
+/* Link-local addresses mean something on one link only: they are not moved. */
+static bool moves_own(const struct mover *mover, const struct mover_peer *peer, int family,
+		      unsigned rail)
 {
-	const struct ip *to = &peer->fabric[family][rail];
-	const struct ip *source = &mover->self[family][rail];
-	uint8_t members = peer->members[rail] & peer->usable;
+	const struct ip *via = &peer->via[family][rail];
+
+	return mover->own[family][rail].family && via->family &&
+	       !(via->family == AF_INET6 && via->byte[0] == 0xfe && (via->byte[1] & 0xc0) == 0x80);
+}
+
+static bool moves_fabric(const struct mover *mover, const struct mover_peer *peer, int family,
+			 unsigned rail)
+{
+	return mover->self[family][rail].family && peer->fabric[family][rail].family;
+}
+
+static int install_routes(struct mover *mover, struct mover_peer *peer, int family, unsigned rail,
+			  const struct ip *to, const struct ip *source)
+{
 	int error = 0;
 
-	if (!to->family || !source->family)
-		return 0;
-	if (members) {
-		error = group_set(mover, peer, family, rail, members);
-		if (!error)
-			error = route_set(mover, to, source, METRIC_GROUP,
-					  group_id(mover, peer, family, rail));
-	}
-	if (!error)
-		error = route_set(mover, to, source, METRIC_LAST, last_id(mover, family, rail));
+	if (peer->members[rail] & peer->usable)
+		error = route_set(mover, to, source, METRIC_GROUP,
+				  group_id(mover, peer, family, rail));
 	for (unsigned other = 0; !error && other < mover->rails; other++)
 		if (peer->usable >> other & 1 && peer->via[family][other].family)
 			error = route_set(mover, to, source, METRIC_FALLBACK + other,
 					  hop_id(mover, peer, family, other));
+	return error;
+}
+
+static int install_address(struct mover *mover, struct mover_peer *peer, int family, unsigned rail)
+{
+	bool fabric = moves_fabric(mover, peer, family, rail);
+	bool own = moves_own(mover, peer, family, rail);
+	const struct ip *to = &peer->fabric[family][rail];
+	const struct ip *source = &mover->self[family][rail];
+	int error = 0;
+
+	if (fabric || own)
+		error = group_set(mover, peer, family, rail, peer->members[rail] & peer->usable);
+	if (fabric && !error)
+		error = install_routes(mover, peer, family, rail, to, source);
+	if (fabric && !error)
+		error = route_set(mover, to, source, METRIC_LAST, last_id(mover, family, rail));
+	if (own && !error)
+		error = install_routes(mover, peer, family, rail, &peer->via[family][rail],
+				       &mover->own[family][rail]);
 	return error;
 }
 
@@ -192,7 +219,7 @@ int mover_peer_set(struct mover *mover, struct mover_peer *peer, unsigned rail, 
 	int error = 0;
 
 	for (int family = 0; !error && family < FAMILIES; family++)
-		if (peer->fabric[family][rail].family && mover->self[family][rail].family)
+		if (moves_fabric(mover, peer, family, rail) || moves_own(mover, peer, family, rail))
 			error = group_set(mover, peer, family, rail, members & peer->usable);
 	if (!error)
 		peer->members[rail] = members;

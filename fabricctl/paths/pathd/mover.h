@@ -3,7 +3,8 @@
  * Everything of ours carries routing protocol FABRIC_PROTOCOL, or lies in one of our tables, or is
  * a device of group FABRIC_GROUP. A job has a slot; slot numbers keep jobs of one node apart:
  *
- *   rule      FABRIC_RULE_BASE + slot    to <pool> lookup <table of the slot>
+ *   rule      FABRIC_RULE_BASE + slot    to <pool>, or from processes of the job's user, lookup
+ *                                        <table of the slot>
  *   table     FABRIC_TABLE + slot        per peer and rail: group (metric 10), other rails (20+),
  *                                        the fabric device (1000)
  *   main      per rail: its part of the pool leads to the fabric device, which drops. A peer that
@@ -37,7 +38,9 @@ struct mover {
 	unsigned rto_min_ms;
 	unsigned ifindex[MAX_RAILS]; /* of the rails */
 	unsigned fabric_ifindex[MAX_RAILS]; /* of the fabric devices */
-	struct ip self[FAMILIES][MAX_RAILS]; /* own fabric addresses; the routes' preferred source */
+	/* Our addresses, the routes' preferred source. Family 0: that kind is not moved. */
+	struct ip self[FAMILIES][MAX_RAILS]; /* fabric addresses */
+	struct ip own[FAMILIES][MAX_RAILS]; /* the rails' own */
 };
 
 struct mover_peer {
@@ -53,6 +56,9 @@ int mover_device_add(struct rtnl *rtnl, const char *name, unsigned mtu, const ch
 int mover_device_up(struct rtnl *rtnl, unsigned ifindex);
 int mover_address_add(struct rtnl *rtnl, unsigned ifindex, const struct ip *ip);
 int mover_rule_add(struct rtnl *rtnl, const struct net *pool, unsigned slot);
+int mover_user_rule_add(struct rtnl *rtnl, int family, uint32_t uid, unsigned slot);
+/* One of a rail's own addresses, kept on the loopback device when it was taken from the rail. */
+int mover_hold_address(struct rtnl *rtnl, const struct ip *ip);
 int mover_sink_add(struct rtnl *rtnl, const struct net *part, const struct ip *source,
 		   unsigned ifindex, unsigned rto_min_ms);
 

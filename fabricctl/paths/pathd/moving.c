@@ -146,8 +146,8 @@ void moving_look(struct daemon *d, struct peer *peer)
 	uint8_t moved = 0;
 	unsigned count;
 
-	if (!peer->known || d->now_ns < peer->next_look_ns)
-		return;
+	if (!peer->known || (!peer->routed && !peer->reinstall) || d->now_ns < peer->next_look_ns)
+		return; /* one without routes takes no part: there is nothing to move */
 	if (d->now_ns > peer->active_until_ns && !pair_in_doubt(&peer->pair, d->now_ns))
 		peer->next_look_ns = d->now_ns + LOOK_IDLE_NS;
 	count = pair_evaluate(&peer->pair, d->now_ns, d->late, changes);
@@ -158,6 +158,30 @@ void moving_look(struct daemon *d, struct peer *peer)
 		return;
 	probing_send(d, peer); /* the other end moves as soon as it knows */
 	tell(d, peer, changes, count, moved);
+}
+
+/* Network services take the addresses of a port without carrier away after some seconds, and with
+ * them every stream of the job there: keep them alive on the loopback device. */
+static void hold_addresses(struct daemon *d, unsigned rail)
+{
+	for (int family = 0; family < FAMILIES; family++)
+		if (d->mover.own[family][rail].family)
+			mover_hold_address(&d->mover.rtnl, &d->mover.own[family][rail]);
+}
+
+void moving_address_gone(struct daemon *d, const struct ip *ip)
+{
+	for (unsigned rail = 0; rail < d->conf.rails; rail++)
+		for (int family = 0; family < FAMILIES; family++) {
+			if (!ip->family || !ip_equal(ip, &d->mover.own[family][rail]))
+				continue;
+			event_write(&d->events, "trouble", ";rail=%u;what=the address was removed", rail);
+			hold_addresses(d, rail);
+			/* The kernel dropped all routes that had it as their source. */
+			for (unsigned i = 0; i < d->conf.nodes; i++)
+				if (d->peer[i].routed)
+					install(d, &d->peer[i]);
+		}
 }
 
 void moving_carrier(struct daemon *d, unsigned rail, bool carrier)
@@ -180,7 +204,7 @@ void moving_carrier(struct daemon *d, unsigned rail, bool carrier)
 		struct peer *peer = &d->peer[i];
 		uint8_t before[MAX_RAILS], moved = 0;
 
-		if (!peer->known)
+		if (!peer->routed)
 			continue;
 		memcpy(before, peer->route.members, sizeof(before));
 		install(d, peer);
@@ -188,6 +212,8 @@ void moving_carrier(struct daemon *d, unsigned rail, bool carrier)
 			moved |= (uint8_t)((before[k] != peer->route.members[k]) << k);
 		tell(d, peer, NULL, 0, moved);
 	}
+	if (!carrier)
+		hold_addresses(d, rail);
 }
 
 void moving_drain(struct daemon *d, unsigned rail, bool drained)

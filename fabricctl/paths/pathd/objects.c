@@ -13,6 +13,12 @@
  * Both swallow what is sent through them, and neither has carrier to lose. */
 static const char *const DEVICE_KINDS[] = {"dummy", "ifb"};
 
+#define HELD_LABEL "lo:fabric" /* of what is kept on the loopback device; IPv6 has no labels */
+
+#ifndef IFA_PROTO
+#define IFA_PROTO 11 /* Linux 5.18; older kernels ignore it */
+#endif
+
 #define TRIES 5 /* of a dump that the kernel calls inconsistent */
 
 struct found {
@@ -152,6 +158,43 @@ int mover_rule_add(struct rtnl *rtnl, const struct net *pool, unsigned slot)
 	return error == -EEXIST ? 0 : error;
 }
 
+int mover_user_rule_add(struct rtnl *rtnl, int family, uint32_t uid, unsigned slot)
+{
+	struct fib_rule_hdr head = {.family = (uint8_t)family, .action = FR_ACT_TO_TBL};
+	struct fib_rule_uid_range range = {uid, uid};
+	uint8_t protocol = FABRIC_PROTOCOL;
+	struct rtnl_msg msg;
+	int error;
+
+	rtnl_begin(&msg, RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, &head, sizeof(head));
+	rtnl_put(&msg, FRA_UID_RANGE, &range, sizeof(range));
+	rtnl_put_u32(&msg, FRA_PRIORITY, FABRIC_RULE_BASE + slot);
+	rtnl_put_u32(&msg, FRA_TABLE, FABRIC_TABLE + slot);
+	rtnl_put(&msg, FRA_PROTOCOL, &protocol, sizeof(protocol));
+	error = rtnl_call(rtnl, &msg);
+	return error == -EEXIST ? 0 : error;
+}
+
+int mover_hold_address(struct rtnl *rtnl, const struct ip *ip)
+{
+	struct ifaddrmsg head = {
+		.ifa_family = ip->family,
+		.ifa_prefixlen = (uint8_t)(8 * ip_bytes(ip)),
+		.ifa_flags = ip->family == AF_INET6 ? IFA_F_NODAD : 0,
+		.ifa_index = if_nametoindex("lo"),
+	};
+	uint8_t protocol = FABRIC_PROTOCOL;
+	struct rtnl_msg msg;
+
+	rtnl_begin(&msg, RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, &head, sizeof(head));
+	rtnl_put(&msg, IFA_LOCAL, ip->byte, ip_bytes(ip));
+	rtnl_put(&msg, IFA_ADDRESS, ip->byte, ip_bytes(ip));
+	if (ip->family == AF_INET)
+		rtnl_put_text(&msg, IFA_LABEL, HELD_LABEL);
+	rtnl_put(&msg, IFA_PROTO, &protocol, sizeof(protocol));
+	return rtnl_call(rtnl, &msg);
+}
+
 static void keep(struct found *found, uint32_t id)
 {
 	if (found->count == found->room) {
@@ -201,6 +244,50 @@ static void see_link(const struct nlmsghdr *head, void *arg)
 {
 	if (link_is_ours(head))
 		keep(arg, (uint32_t)((const struct ifinfomsg *)NLMSG_DATA(head))->ifi_index);
+}
+
+/* Held addresses are few: kept whole, as family and bytes in five words. */
+static void see_held(const struct nlmsghdr *head, void *arg)
+{
+	const struct ifaddrmsg *address = NLMSG_DATA(head);
+	const struct rtattr *table[IFA_PROTO + 1], *local;
+	uint32_t words[4] = {0};
+	bool ours;
+
+	rtnl_parse(head, sizeof(*address), table, IFA_PROTO + 1);
+	local = table[IFA_LOCAL] ? table[IFA_LOCAL] : table[IFA_ADDRESS];
+	ours = (table[IFA_PROTO] && *(uint8_t *)RTA_DATA(table[IFA_PROTO]) == FABRIC_PROTOCOL) ||
+	       (table[IFA_LABEL] && !strcmp(RTA_DATA(table[IFA_LABEL]), HELD_LABEL));
+	if (!ours || !local || RTA_PAYLOAD(local) > sizeof(words))
+		return;
+	memcpy(words, RTA_DATA(local), RTA_PAYLOAD(local));
+	keep(arg, address->ifa_family);
+	for (int i = 0; i < 4; i++)
+		keep(arg, words[i]);
+}
+
+static int held_remove(struct rtnl *rtnl, const uint32_t words[5])
+{
+	struct ifaddrmsg head = {.ifa_family = (uint8_t)words[0],
+				 .ifa_prefixlen = words[0] == AF_INET6 ? 128 : 32,
+				 .ifa_index = if_nametoindex("lo")};
+	struct rtnl_msg msg;
+
+	rtnl_begin(&msg, RTM_DELADDR, 0, &head, sizeof(head));
+	rtnl_put(&msg, IFA_LOCAL, words + 1, words[0] == AF_INET6 ? 16 : 4);
+	return rtnl_call(rtnl, &msg);
+}
+
+static int clean_held(struct rtnl *rtnl)
+{
+	struct ifaddrmsg head = {.ifa_family = AF_UNSPEC};
+	struct found found = {.slot = FABRIC_SLOTS};
+	int removed = 0, error = dump(rtnl, RTM_GETADDR, &head, sizeof(head), see_held, &found);
+
+	for (size_t i = 0; !error && i + 5 <= found.count; i += 5)
+		removed += held_remove(rtnl, found.ids + i) == 0;
+	free(found.ids);
+	return error ? error : removed;
 }
 
 static int rule_remove(struct rtnl *rtnl, uint32_t kept)
@@ -278,6 +365,9 @@ int mover_clean(struct rtnl *rtnl, unsigned slot)
 	int rules = clean_kind(rtnl, &RULES, slot);
 	int hops = clean_kind(rtnl, &HOPS, slot);
 	int links = slot == FABRIC_SLOTS ? clean_kind(rtnl, &LINKS, slot) : 0;
+	int held = slot == FABRIC_SLOTS ? clean_held(rtnl) : 0;
 
-	return rules < 0 ? rules : hops < 0 ? hops : links < 0 ? links : rules + hops + links;
+	if (rules < 0 || hops < 0)
+		return rules < 0 ? rules : hops;
+	return links < 0 ? links : held < 0 ? held : rules + hops + links + held;
 }

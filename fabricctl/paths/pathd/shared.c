@@ -229,7 +229,19 @@ static bool setup_rail(struct daemon *d, unsigned rail, char *problem, size_t si
 	const struct conf_rail *conf = &d->conf.rail[rail];
 	const char *what;
 	char path[128];
-	int error = mover_device_add(&d->mover.rtnl, conf->fabric, d->rail[rail].mtu, &what);
+	int error;
+
+	if (!loosen_filter(&d->conf, conf->name)) {
+		snprintf(problem, size, "rp_filter of %s cannot be set to 2", conf->name);
+		return false;
+	}
+	if (d->conf.own) {
+		d->mover.own[FAMILY4][rail] = conf->net4.ip;
+		d->mover.own[FAMILY6][rail] = conf->ip6;
+	}
+	if (!d->conf.fabric)
+		return true;
+	error = mover_device_add(&d->mover.rtnl, conf->fabric, d->rail[rail].mtu, &what);
 
 	if (error) {
 		snprintf(problem, size, "device %s: %s: %s", conf->fabric, what, strerror(-error));
@@ -247,10 +259,6 @@ static bool setup_rail(struct daemon *d, unsigned rail, char *problem, size_t si
 		snprintf(problem, size, "address of %s: %s", conf->fabric, strerror(-error));
 		return false;
 	}
-	if (!loosen_filter(&d->conf, conf->name)) {
-		snprintf(problem, size, "rp_filter of %s cannot be set to 2", conf->name);
-		return false;
-	}
 	return true;
 }
 
@@ -259,6 +267,12 @@ static int setup_rules(struct daemon *d)
 	const struct net *pools[FAMILIES] = {&d->conf.pool4, &d->conf.pool6};
 	int error = 0;
 
+	if (d->conf.own)
+		error = mover_user_rule_add(&d->mover.rtnl, AF_INET, d->conf.uid, d->mover.slot);
+	if (d->conf.own && !error) {
+		error = mover_user_rule_add(&d->mover.rtnl, AF_INET6, d->conf.uid, d->mover.slot);
+		error = error == -EAFNOSUPPORT || error == -EOPNOTSUPP ? 0 : error;
+	}
 	for (int i = 0; !error && i < FAMILIES; i++) {
 		if (!pools[i]->ip.family)
 			continue;
@@ -304,16 +318,25 @@ static int clean_all_if_last(struct rtnl *rtnl, const char *leases)
 	return removed;
 }
 
-int lease_release(const char *leases, unsigned slot)
+int lease_release(const char *leases, unsigned slot, unsigned long job)
 {
 	char path[CONF_PATH + 32];
 	struct rtnl rtnl;
-	int lock = node_lock(leases), removed = rtnl_open(&rtnl, NETLINK_ROUTE, 0), rest;
+	int lock = node_lock(leases), removed = rtnl_open(&rtnl, NETLINK_ROUTE, 0), rest, fd;
 
 	if (lock < 0 || removed)
 		return -1;
-	removed = mover_clean(&rtnl, slot);
 	lease_path(leases, slot, path, sizeof(path));
+	fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+	if (fd < 0 || lease_job(fd) != job) { /* given back before; another job may have it now */
+		if (fd >= 0)
+			close(fd);
+		rtnl_close(&rtnl);
+		close(lock);
+		return 0;
+	}
+	close(fd);
+	removed = mover_clean(&rtnl, slot);
 	unlink(path);
 	rest = clean_all_if_last(&rtnl, leases);
 	rtnl_close(&rtnl);

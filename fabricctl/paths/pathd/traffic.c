@@ -25,17 +25,22 @@ static int order_owners(const void *a, const void *b)
 
 void traffic_index(struct daemon *d)
 {
-	size_t room = (size_t)d->conf.nodes * d->conf.rails * FAMILIES;
+	size_t room = (size_t)d->conf.nodes * d->conf.rails * FAMILIES * 2;
 
 	if (!d->owner)
 		d->owner = calloc(room, sizeof(*d->owner));
 	d->owners = 0;
 	for (unsigned i = 0; d->owner && i < d->conf.nodes; i++)
 		for (unsigned k = 0; k < d->conf.rails && d->peer[i].known; k++)
-			for (int family = 0; family < FAMILIES; family++)
-				if (d->peer[i].route.fabric[family][k].family)
-					d->owner[d->owners++] = (struct owner){
-						d->peer[i].route.fabric[family][k], i, (uint8_t)k};
+			for (int family = 0; family < FAMILIES; family++) {
+				const struct ip *fabric = &d->peer[i].route.fabric[family][k];
+				const struct ip *own = &d->peer[i].route.via[family][k];
+
+				if (fabric->family)
+					d->owner[d->owners++] = (struct owner){*fabric, i, (uint8_t)k};
+				if (own->family && d->conf.own)
+					d->owner[d->owners++] = (struct owner){*own, i, (uint8_t)k};
+			}
 	if (d->owners)
 		qsort(d->owner, d->owners, sizeof(*d->owner), order_owners);
 }
@@ -71,6 +76,14 @@ static void dump_both(struct daemon *d, diag_each *each, void *arg)
 		diag_dump(&d->diag, &d->conf.pool4, each, arg);
 	if (d->conf.pool6.ip.family)
 		diag_dump(&d->diag, &d->conf.pool6, each, arg);
+	for (int family = 0; family < FAMILIES; family++)
+		for (unsigned i = 0; i < d->conf.rails; i++) {
+			const struct ip *own = &d->mover.own[family][i];
+			struct net host = {*own, (uint8_t)(8 * ip_bytes(own))};
+
+			if (own->family)
+				diag_dump(&d->diag, &host, each, arg);
+		}
 }
 
 void traffic_poll(struct daemon *d)
