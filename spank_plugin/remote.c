@@ -10,6 +10,9 @@
 
 #define HET_GROUPS_MAX 128 /* MAX_HET_JOB_COMPS of Slurm */
 #define REFUSED 78 /* EX_CONFIG, docs/envelope.md */
+#define PATHS_VARIABLE "FABRIC_PATHS" /* what we set, so that a step inside can tell it from the user's */
+#define PATHS_LIST_SIZE 4096
+#define PATHS_WAIT_MS 10000
 
 static struct {
 	uint32_t job, node_id, tasks, ended;
@@ -161,6 +164,53 @@ static void set_environment(spank_t spank, enum mode mode, const char *run_dir)
 	spank_setenv(spank, "FABRIC_JOB_DIR", job_dir, 1);
 }
 
+/* What the step around us was given: of its node, and not the user's wish. */
+static void forget_paths(spank_t spank)
+{
+	char list[PATHS_LIST_SIZE], now[PATHS_VALUE_SIZE];
+	char name[PATHS_NAME_SIZE], value[PATHS_VALUE_SIZE];
+	const char *at = list;
+
+	if (spank_getenv(spank, PATHS_VARIABLE, list, sizeof list) != ESPANK_SUCCESS)
+		return;
+	while (paths_next(&at, name, value))
+		if (spank_getenv(spank, name, now, sizeof now) == ESPANK_SUCCESS &&
+		    !strcmp(now, value))
+			spank_unsetenv(spank, name);
+	spank_unsetenv(spank, PATHS_VARIABLE);
+}
+
+/* Leads the tasks' communication libraries onto the rails, but for what the user chose. */
+static void set_paths(spank_t spank, int run)
+{
+	char list[PATHS_LIST_SIZE] = "", name[PATHS_NAME_SIZE], value[PATHS_VALUE_SIZE];
+	int directory = rundir_open_paths(run, step.job);
+	size_t length = 0, used = 0;
+	char *text = directory < 0 ? NULL : rundir_read(directory, "env", &length);
+	const char *at = text;
+
+	while (text && paths_next(&at, name, value)) {
+		char there[4];
+		spank_err_t found = spank_getenv(spank, name, there, sizeof there);
+		int more;
+
+		if (found != ESPANK_ENV_NOEXIST)
+			continue; /* the user's, whatever its length */
+		more = snprintf(list + used, sizeof list - used, "%s%s=%s", used ? " " : "", name,
+				value);
+		if (more < 0 || (size_t)more >= sizeof list - used)
+			break;
+		if (spank_setenv(spank, name, value, 0) == ESPANK_SUCCESS)
+			used += (size_t)more;
+		list[used] = '\0';
+	}
+	if (used)
+		spank_setenv(spank, PATHS_VARIABLE, list, 1);
+	free(text);
+	if (directory >= 0)
+		close(directory);
+}
+
 void remote_begin(spank_t spank, const struct args *args)
 {
 	uint32_t step_id = 0;
@@ -190,6 +240,10 @@ void remote_begin(spank_t spank, const struct args *args)
 	mode = decide(spank, run, args);
 	set_environment(spank, mode, args->run_dir);
 	step.asked = mode != MODE_OFF && step_id != SLURM_EXTERN_CONT;
+	forget_paths(spank);
+	if (step.asked && mode == MODE_ON && run >= 0 &&
+	    paths_wait(run, step.job, PATHS_WAIT_MS))
+		set_paths(spank, run);
 	if (step.asked)
 		protect_look(&step.view, args->run_dir, step.job);
 out:

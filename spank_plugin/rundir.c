@@ -64,6 +64,28 @@ int rundir_open_job(int run, uint32_t job)
 	return open_below(run, "jobs", name, O_PATH | O_DIRECTORY);
 }
 
+bool rundir_has_paths(int run)
+{
+	int fd = open_roots(run, "paths");
+
+	if (fd >= 0)
+		close(fd);
+	return fd >= 0;
+}
+
+int rundir_open_paths(int run, uint32_t job)
+{
+	int paths = open_roots(run, "paths"), fd = -1;
+	char name[16];
+
+	if (paths < 0)
+		return -1;
+	snprintf(name, sizeof name, "%u", job);
+	fd = open_roots(paths, name);
+	close_fd(paths);
+	return fd;
+}
+
 char *rundir_read(int at, const char *name, size_t *length)
 {
 	/* Not blocking: a fifo in the file's place must not hold the step up. */

@@ -48,10 +48,6 @@ def submit() -> str:
         "#!/bin/bash\n"
         # Four ranks share this machine's cores: do not spin while waiting.
         "export OMPI_MCA_mpi_yield_when_idle=1\n"
-        # Onto the addresses that link failover keeps reachable over either rail.
-        "paths=/run/fabricctl/paths/$SLURM_JOB_ID/env\n"
-        'for _ in $(seq 50); do [ -e "$paths" ] && break; sleep 0.1; done\n'
-        '[ -e "$paths" ] && export $(cat "$paths")\n'
         f"srun --mpi=pmix {ROOT}/.venv/bin/python {ROOT}/examples/allreduce.py --seconds {RUN_S}\n"
     )
     wrap = f"cat > job.sh <<'END'\n{script}END\nsbatch --parsable --fabric-resilience -N4 " + (

@@ -1,5 +1,6 @@
 """What lies in ``run_dir/paths`` (fabricctl/layout.py): making, reading and removing it."""
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -31,10 +32,30 @@ class PathsFiles:
     def control(self, job: int) -> Path:
         return self.job_dir(job) / "control"
 
+    def make_node(self) -> None:
+        """``run_dir/paths``, which tells steps that this node has link failover. Never raises."""
+        with contextlib.suppress(OSError):
+            self.leases.mkdir(mode=0o755, parents=True, exist_ok=True)
+            self.leases.chmod(0o755)
+
+    def remove_node(self) -> None:
+        """The same, where no job is left in it. Never raises."""
+        with contextlib.suppress(OSError):
+            if any(path.suffix == ".lease" for path in self.leases.iterdir()):
+                return
+            (self.leases / "lock").unlink(missing_ok=True)
+            self.leases.rmdir()
+
+    def write_unwanted(self, job: int) -> None:
+        """Tells the steps of a job that the site wants none for it. Never raises."""
+        if self.leases.is_dir():
+            with contextlib.suppress(OSError):
+                self.make(job)
+                write_off(self.state(job), job, "this site wants no link failover for the job")
+
     def make(self, job: int) -> None:
         """The job's directory; raises OSError."""
-        self.leases.mkdir(mode=0o755, parents=True, exist_ok=True)
-        self.leases.chmod(0o755)
+        self.make_node()
         self.job_dir(job).mkdir(mode=0o755, exist_ok=True)
         self.job_dir(job).chmod(0o755)
 

@@ -59,6 +59,12 @@ class PathsKeeper:
     def begin(self, live: Iterable[JobStart], now_s: float) -> None:
         """When the service starts: clean up after the dead, take over what lives, start what
         should."""
+        config = self._config
+        every = (config, *map(config.for_partition, config.partitions))
+        if any(each.paths.enabled for each in every):
+            self._files.make_node()
+        else:
+            self._files.remove_node()  # steps wait for nothing where there is none
         for start in live:
             self.start(start, now_s)
         living = {*self._running, *living_leases(self._files.leases)}
@@ -69,8 +75,12 @@ class PathsKeeper:
     def start(self, start: JobStart, now_s: float) -> None:
         """A job begins here; may be said twice. Nothing is done for one that is only observed."""
         config = self._config.for_partition(start.partition)
-        wanted = start.envelope.mode == "on" and config.paths.enabled
-        if start.job in self._running or not wanted:
+        if start.job in self._running:
+            return
+        if config.agent.max_mode != "on" or not config.paths.enabled:
+            self._files.write_unwanted(start.job)
+            return
+        if start.envelope.mode != "on":
             return
         running = self._running[start.job] = _Running(start)
         self._launch(running, now_s)

@@ -67,11 +67,6 @@ TABLE: tuple[Steering, ...] = (
     ),
 )
 
-ALSO = {
-    # With Open MPI alone: its PML ob1 would else be chosen or not by what UCX finds.
-    "FABRIC_PATHS": "1",
-}
-
 
 def environment(devices: Sequence[str], rdma: bool) -> dict[str, str]:
     """Variable -> value for a job on fabric devices ``devices`` (rail order)."""
@@ -81,7 +76,7 @@ def environment(devices: Sequence[str], rdma: bool) -> dict[str, str]:
         "exact": "=" + ",".join(devices),
     }
     chosen = [item for item in TABLE if not (rdma and item.keeps_from_rdma)]
-    return {**{item.variable: values[item.value] for item in chosen}, **ALSO}
+    return {item.variable: values[item.value] for item in chosen}
 
 
 def text(variables: dict[str, str]) -> str:

@@ -159,6 +159,30 @@ static int mark(char *const av[])
 	return 0;
 }
 
+static int wait_paths(char *const av[])
+{
+	int run = rundir_open(av[0]);
+	uint32_t job = (uint32_t)strtoul(av[1], NULL, 10);
+
+	puts(run >= 0 && paths_wait(run, job, (unsigned)strtoul(av[2], NULL, 10)) ? "ready" : "no");
+	if (run >= 0)
+		close(run);
+	return 0;
+}
+
+static int split_paths(const char *hex)
+{
+	char name[PATHS_NAME_SIZE], value[PATHS_VALUE_SIZE];
+	size_t length;
+	char *text = from_hex(hex, &length);
+	const char *at = text;
+
+	while (paths_next(&at, name, value))
+		printf("%s=%s\n", name, value);
+	free(text);
+	return 0;
+}
+
 int main(int ac, char *av[])
 {
 	const char *what = ac > 1 ? av[1] : "";
@@ -174,6 +198,10 @@ int main(int ac, char *av[])
 		return look(av + 2);
 	if (!strcmp(what, "mark") && ac == 5)
 		return mark(av + 2);
-	fprintf(stderr, "usage: runner fields|append|envelope|make|args|look|mark ...\n");
+	if (!strcmp(what, "paths-wait") && ac == 5)
+		return wait_paths(av + 2);
+	if (!strcmp(what, "paths-split") && ac == 3)
+		return split_paths(av[2]);
+	fprintf(stderr, "usage: runner fields|append|envelope|make|args|look|mark|paths-... ...\n");
 	return 2;
 }
