@@ -65,9 +65,10 @@ class PathsKeeper:
             self._files.make_node()
         else:
             self._files.remove_node()  # steps wait for nothing where there is none
+        living = set(living_leases(self._files.leases))
         for start in live:
             self.start(start, now_s)
-        living = {*self._running, *living_leases(self._files.leases)}
+            living.add(start.job)
         for job in set(self._files.jobs()) - living:
             self._files.remove(job)
         self._sweep_s = now_s
