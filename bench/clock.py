@@ -63,6 +63,7 @@ CASES = {
         Case("saturated", load=0.3, saturated=True, quiet=True),
         Case("saturated-start", load=0.3, saturated=True),
         Case("saturated-bulk", load=0.2, saturated=True, burst_packets=200, quiet=True),
+        Case("harm", load=0.9, saturated=True, quiet=True),  # bench/clock_harm.py
     )
 }
 
@@ -548,7 +549,7 @@ def main() -> None:
     if len(sys.argv) == 4 and sys.argv[1] in ("node", "traffic", "hog"):
         return child(*sys.argv[1:])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", nargs="*", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--case", nargs="*", choices=list(CASES), default=list(CASES)[:-1])
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--rails", type=int, default=1)

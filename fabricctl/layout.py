@@ -14,6 +14,7 @@ On a node (``run_dir``, ``spool_dir`` from the configuration)::
         envelope                     owner: the job's user 0400          docs/envelope.md
         status                       agent user 0644                     docs/envelope.md
         agent.pid                    agent user 0644   "<pid> <start ticks>"
+        clock                        agent user 0644   the clock page                docs/clock.md
       steps/                         root 0755   made by the service; nothing of it is the agent's,
         <job>/                       root 0755   because the plugin writes here as root; made by
           <step>                     root 0644   the plugin, one per step that it saw begin; removed

@@ -121,7 +121,7 @@ def compare(first: "TextIO", second: "TextIO", as_json: bool) -> None:
     """
     from fabricctl import clock
 
-    (job, one), (other, two) = (_read(file.name, file.read()) for file in (first, second))
+    (job, one), (other, two) = (read_reading(file.name, file.read()) for file in (first, second))
     if job != other:
         raise UsageError(f"clock: readings of two jobs, {job} and {other}: each has its own time")
     order = _ORDERS[clock.compare(one, two)]
@@ -134,7 +134,7 @@ def compare(first: "TextIO", second: "TextIO", as_json: bool) -> None:
     click.echo(f"{order}: second - first = {apart_ns} ns, likely within {_span(likely_ns)}")
 
 
-def _read(name: str, text: str) -> "tuple[int, Reading]":
+def read_reading(name: str, text: str) -> "tuple[int, Reading]":
     """A job and its reading, as :func:`now` prints them. Raises :class:`DataError`."""
     from fabricctl.clock.page import check_built
 

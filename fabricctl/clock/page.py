@@ -294,6 +294,7 @@ def _make(path: Path) -> None:
     temporary = path.with_name(f".{path.name}.new")
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
+        os.fchmod(descriptor, 0o644)  # the job's programs read it, whatever the agent's umask
         os.ftruncate(descriptor, _page.PAGE_BYTES)
         with mmap.mmap(descriptor, _page.PAGE_BYTES) as memory:
             _page.begin(memory)

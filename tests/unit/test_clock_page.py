@@ -1,6 +1,7 @@
 """The clock page: job time for programs, in Python and C."""
 
 import multiprocessing
+import os
 import subprocess
 import time
 from dataclasses import replace
@@ -168,6 +169,15 @@ def test_stamps_that_cannot_be_converted_are_refused(
         page.to_job([1], "mono")
     with pytest.raises(ClockError, match="no clock 'wall'"):
         page.to_job([1], "wall")
+
+
+def test_everybody_may_read_the_page_and_its_owner_alone_writes_it(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        PageWriter(tmp_path / "clock", 7, 3)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "clock").stat().st_mode & 0o777 == 0o644
 
 
 def test_rows_wrap_around(pair: tuple[PageWriter, ClockPage, Line]) -> None:
