@@ -36,7 +36,7 @@ def _cpu(
     rows: NodeRows, longest_ns: int, figures: dict[str, Figure], series: dict[str, Series]
 ) -> None:
     times, host = rows.real_ns["host"], rows.tables["host"]
-    all_ns, idle_ns = _sum(host, rollups.BUSY + _IDLE), _sum(host, _IDLE)
+    all_ns, idle_ns = cpu_time(host, rollups.BUSY + _IDLE), cpu_time(host, _IDLE)
     apart = apart_ns(host)
     total = increments(times, all_ns, apart)
     idle = increments(times, np.where(all_ns == _NM, _NM, idle_ns), apart)
@@ -110,7 +110,7 @@ def _pressure(rows: NodeRows, figures: dict[str, Figure]) -> None:
         figures[f"psi_{name}"] = total_figure(stalled, "s", 1e-6)
 
 
-def _sum(rows: Rows, names: tuple[str, ...]) -> NDArray[np.uint64]:
+def cpu_time(rows: Rows, names: tuple[str, ...]) -> NDArray[np.uint64]:
     return dtypes.summed([rows[f"cpu_{name}_ns"] for name in names])
 
 

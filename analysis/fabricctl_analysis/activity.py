@@ -1,0 +1,131 @@
+"""What one node did and suffered in each window of the job: the ground that attribution stands on.
+
+Windows are equal parts of the job's time. A window of which less than half was measured has NaN,
+which is not zero and never taken for a stall.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fabricctl.store import rollups
+from fabricctl_analysis.counters import Increments, increments
+from fabricctl_analysis.coverage import Span
+from fabricctl_analysis.host import cpu_time
+from fabricctl_analysis.rows import NodeRows, apart_ns, of_rail
+from fabricctl_analysis.series import Floats
+
+MAX_WINDOWS = 100_000
+_PRESSURES = {"memory": "memory_full", "io": "io_full", "cpu": "cpu_some"}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """``count`` windows of ``width_ns`` from ``begin_ns`` on; the last may reach beyond the job."""
+
+    begin_ns: int
+    width_ns: int
+    count: int
+
+    @classmethod
+    def over(cls, whole: Span, period_ns: int) -> "Grid":
+        """No finer than the samples and than what is good for."""
+        width = max(period_ns, -(-whole.length_ns // MAX_WINDOWS), 1_000_000)
+        return cls(whole.begin_ns, width, max(1, -(-whole.length_ns // width)))
+
+    @property
+    def edges_ns(self) -> NDArray[np.int64]:
+        return self.begin_ns + np.arange(self.count + 1, dtype=np.int64) * self.width_ns
+
+    def span(self, first: int, last: int) -> Span:
+        """From the begin of one window to the end of another."""
+        at = self.begin_ns + first * self.width_ns
+        return Span(at, self.begin_ns + (last + 1) * self.width_ns)
+
+    def touched(self, begin_ns: int, end_ns: int) -> slice:
+        """The windows that share time with an interval."""
+        first = (begin_ns - self.begin_ns) // self.width_ns
+        last = -(-(end_ns - self.begin_ns) // self.width_ns)
+        return slice(min(max(0, first), self.count), min(max(0, last, first + 1), self.count))
+
+
+@dataclass(frozen=True)
+class Activity:
+    """One node's windows: ``bytes`` moved on all rails, the rest in units of time per time.
+
+    ``job_cpu`` and ``other_cpu`` in cores, ``steal`` too; ``pressure`` is the share of time in which
+    tasks stalled, by ``cpu``, ``memory`` and ``io``. ``rails`` are the bytes of each rail.
+    """
+
+    node: str
+    bytes: Floats
+    job_cpu: Floats
+    other_cpu: Floats
+    steal: Floats
+    pressure: dict[str, Floats]
+    rails: dict[int, Floats]
+    measured: Floats  # share of each window in which the node was measured
+
+
+def activity(rows: NodeRows, grid: Grid, limit_ns: int, measured: Sequence[Span]) -> Activity:
+    """Samples further apart than ``limit_ns`` measure nothing between them."""
+    rails = {}
+    for rail in np.unique(rows.tables["rail"]["rail"]).tolist():
+        times, samples = of_rail(rows, "rail", rail)
+        apart = apart_ns(samples)
+        both = [increments(times, samples[f"{way}_bytes"], apart) for way in ("rx", "tx")]
+        rails[int(rail)] = sum((windowed(one, grid, limit_ns) for one in both), np.zeros(1))
+    host_ns, host = rows.real_ns["host"], rows.tables["host"]
+    apart = apart_ns(host)
+    busy = windowed(increments(host_ns, cpu_time(host, rollups.BUSY), apart), grid, limit_ns)
+    times, job = rows.real_ns["job"], rows.tables["job"]
+    own = windowed(increments(times, job["cpu_ns"], apart_ns(job)), grid, limit_ns)
+    steal = windowed(increments(host_ns, host["cpu_steal_ns"], apart), grid, limit_ns)
+    pressure = {
+        name: windowed(increments(host_ns, host[f"psi_{column}_us"], apart), grid, limit_ns) * 1e3
+        for name, column in _PRESSURES.items()
+    }
+    empty = np.full(grid.count, np.nan)
+    moved = [values for values in rails.values() if not np.isnan(values).all()]
+    return Activity(
+        node=rows.name,
+        bytes=np.sum(moved, axis=0) if moved else empty,
+        job_cpu=own / grid.width_ns,
+        other_cpu=np.maximum(busy - np.nan_to_num(own), 0) / grid.width_ns,
+        steal=steal / grid.width_ns,
+        pressure={name: values / grid.width_ns for name, values in pressure.items()},
+        rails=rails,
+        measured=shares(measured, grid),
+    )
+
+
+def windowed(counter: Increments, grid: Grid, limit_ns: int) -> Floats:
+    """What a counter grew by in each window, as if all of the window had been measured."""
+    known = (counter.longest_ns <= limit_ns) & ~np.isnan(counter.amount)
+    if not known.any():
+        return np.full(grid.count, np.nan)
+    knots = np.column_stack([counter.begin_ns, counter.end_ns]).ravel().astype(np.float64)
+    length = (counter.end_ns - counter.begin_ns).astype(np.float64)
+    amounts = _binned(knots, np.where(known, np.nan_to_num(counter.amount), 0.0), grid)
+    share = _binned(knots, np.where(known, length, 0.0), grid) / grid.width_ns
+    result = np.full(grid.count, np.nan)
+    np.divide(amounts, share, out=result, where=share >= 0.5)
+    return result
+
+
+def shares(spans: Sequence[Span], grid: Grid) -> Floats:
+    """Share of each window that the spans, which do not overlap, cover."""
+    if not spans:
+        return np.zeros(grid.count)
+    knots = np.array([(span.begin_ns, span.end_ns) for span in spans], np.float64).ravel()
+    lengths = np.array([span.length_ns for span in spans], np.float64)
+    covered: Floats = np.clip(_binned(knots, lengths, grid) / grid.width_ns, 0.0, 1.0)
+    return covered
+
+
+def _binned(knots: Floats, amounts: Floats, grid: Grid) -> Floats:
+    after = np.cumsum(amounts)
+    running = np.column_stack([after - amounts, after]).ravel()
+    return np.diff(np.interp(grid.edges_ns.astype(np.float64), knots, running))

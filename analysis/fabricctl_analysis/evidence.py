@@ -1,0 +1,199 @@
+"""What could have slowed the job, as intervals with a place: from links, paths, hosts and ranks.
+
+Evidence says that something was wrong somewhere for a while. Whether time was lost meanwhile is
+for :mod:`fabricctl_analysis.attribute` to say.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from fabricctl.units import format_duration
+from fabricctl_analysis.activity import Activity, Grid
+from fabricctl_analysis.coverage import Span
+from fabricctl_analysis.model import PathMark, RailSummary
+from fabricctl_analysis.pace import Bools
+from fabricctl_analysis.series import Floats
+
+Cause = Literal[
+    "link_down", "path", "queueing", "host_stopped", "host_memory", "storage", "host_cpu",
+    "steal", "rank_slow", "rail_slow", "checkpoint", "no_step", "not_measured", "unknown",
+]  # fmt: skip
+# What explains a slow window best when several were there: the more specific first.
+ORDER: tuple[Cause, ...] = (
+    "link_down", "path", "host_stopped", "checkpoint", "host_memory", "storage", "steal",
+    "host_cpu", "rank_slow", "queueing", "rail_slow",
+)  # fmt: skip
+
+# A share of time in which tasks stalled that is this far above the node's own usual one.
+STALLED = 0.25
+# Cores that others than the job took, above their usual, as a share of what the job uses.
+CROWDED = 0.3
+# A node whose processes got this much less CPU than usual while the others' went on as ever.
+STARVED = 0.3
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One thing that was wrong: ``strength`` 0 to 1 says how far from usual it was."""
+
+    cause: Cause
+    nodes: tuple[str, ...]
+    rail: int | None
+    span: Span
+    strength: float
+    text: str
+
+
+def gather(
+    acts: Sequence[Activity],
+    rails: Sequence[RailSummary],
+    paths: Sequence[PathMark],
+    grid: Grid,
+    running: Bools,
+) -> list[Evidence]:
+    """All of it, in the order of time."""
+    found = [
+        *_links(rails),
+        *_paths(paths),
+        *_hosts(acts, grid, running),
+        *_rail_shares(acts, grid, running),
+    ]
+    return sorted(found, key=lambda one: one.span.begin_ns)
+
+
+def _links(rails: Sequence[RailSummary]) -> Iterator[Evidence]:
+    for rail in rails:
+        for down in rail.link.downs:
+            end_ns = rail.measured_end_ns if down.end_ns is None else down.end_ns
+            span = Span(down.begin_ns - down.begin_error_ns, max(end_ns, down.begin_ns))
+            took = format_duration(span.length_ns / 1e9)
+            text = f"rail r{rail.index} of {rail.node} had no carrier for {took}"
+            yield Evidence("link_down", (rail.node,), rail.index, span, 1.0, text)
+
+
+def _paths(paths: Sequence[PathMark]) -> Iterator[Evidence]:
+    """A path that was bad from its begin to the mark that it is good again."""
+    begun: dict[tuple[str, str, int], PathMark] = {}
+    for mark in sorted(paths, key=lambda one: one.at_ns):
+        key = (mark.node, mark.peer, mark.rail)
+        if mark.level != "good":
+            begun.setdefault(key, mark)
+        elif key in begun:
+            yield _path(begun.pop(key), mark.at_ns)
+    for mark in begun.values():
+        yield _path(mark, mark.at_ns + 1_000_000_000)
+
+
+def _path(mark: PathMark, end_ns: int) -> Evidence:
+    begin_ns = mark.begin_ns if mark.begin_ns else mark.at_ns
+    text = (
+        f"the path of rail r{mark.rail} between {mark.node} and {mark.peer or 'all'} was "
+        f"{mark.level} ({mark.reason})"
+    )
+    span = Span(min(begin_ns, mark.at_ns), max(end_ns, mark.at_ns))
+    strength = 0.9 if mark.level == "dead" else 0.6
+    nodes = tuple(name for name in (mark.node, mark.peer) if name)
+    return Evidence("path", nodes, mark.rail, span, strength, text)
+
+
+def _hosts(acts: Sequence[Activity], grid: Grid, running: Bools) -> Iterator[Evidence]:
+    """Each node against its own usual windows, and against the other nodes at the time."""
+    job = np.array([act.job_cpu for act in acts]) if acts else np.zeros((0, grid.count))
+    usual_job = np.array([_usual(row, running) for row in job])
+    for nth, act in enumerate(acts):
+        for name, cause, words in (
+            ("memory", "host_memory", "tasks waited for memory"),
+            ("io", "storage", "tasks waited for files"),
+        ):
+            over = _over(act.pressure[name], running, STALLED)
+            yield from _as_evidence(over, act, cause, words, grid)  # type: ignore[arg-type]
+        yield from _as_evidence(
+            _over(act.steal, running, CROWDED * max(usual_job[nth], 0.1)),
+            act, "steal", "the hypervisor took its CPU", grid,
+        )  # fmt: skip
+        crowded = _over(act.other_cpu, running, CROWDED * max(usual_job[nth], 0.1))
+        yield from _as_evidence(crowded, act, "host_cpu", "others used its CPU", grid)
+        yield from _starved(job, usual_job, nth, act, grid, running)
+        yield from _silent(act, acts, grid, running)
+
+
+def _starved(
+    job: Floats, usual: Floats, nth: int, act: Activity, grid: Grid, running: Bools
+) -> Iterator[Evidence]:
+    """The job's processes there ran less than usual, while those of other nodes did not."""
+    if not usual[nth] > 0.1 or len(job) < 2:
+        return
+    share = job[nth] / usual[nth]
+    others = np.delete(job, nth, axis=0) / np.maximum(np.delete(usual, nth), 0.1)[:, None]
+    with np.errstate(invalid="ignore"):
+        less = running & (share < 1 - STARVED) & (share < np.nanmin(others, axis=0) - STARVED / 2)
+    stopped = less & (share < 0.1)
+    ran = np.where(less, 1 - share, 0.0)
+    yield from _as_evidence(
+        np.where(stopped, 1.0, 0.0), act, "host_stopped", "its processes did not run", grid
+    )
+    slow = np.where(stopped, 0.0, ran)
+    words = "its processes got less CPU than usual, unlike the others'"
+    yield from _as_evidence(slow, act, "rank_slow", words, grid)
+
+
+def _silent(
+    act: Activity, acts: Sequence[Activity], grid: Grid, running: Bools
+) -> Iterator[Evidence]:
+    """A node that took no samples while the others did was stopped itself."""
+    others = np.array([one.measured for one in acts if one is not act])
+    if not len(others):
+        return
+    silent = running & (act.measured < 0.5) & (np.median(others, axis=0) > 0.5)
+    silent &= np.cumsum(act.measured > 0.5) > 0
+    words = "it took no samples while others did"
+    yield from _as_evidence(np.where(silent, 0.8, 0.0), act, "host_stopped", words, grid)
+
+
+def _rail_shares(acts: Sequence[Activity], grid: Grid, running: Bools) -> Iterator[Evidence]:
+    """A rail that carried much less of its node's traffic than usual, without being down."""
+    for act in acts:
+        if len(act.rails) < 2:
+            continue
+        with np.errstate(invalid="ignore", divide="ignore"):
+            for rail, moved in act.rails.items():
+                share = moved / act.bytes
+                usual = _usual(share, running)
+                if usual > 0.1:
+                    less = np.where(running & (share < usual / 2), 1 - share / usual, 0.0)
+                    words = f"rail r{rail} carried less than half of its usual share"
+                    for one in _as_evidence(less, act, "rail_slow", words, grid):
+                        yield Evidence("rail_slow", one.nodes, rail, one.span, one.strength,
+                                       one.text)  # fmt: skip
+
+
+def _usual(values: Floats, running: Bools) -> float:
+    known = values[running & ~np.isnan(values)]
+    return float(np.median(known)) if len(known) else 0.0
+
+
+def _over(values: Floats, running: Bools, least: float) -> Floats:
+    """By how much each window is above the usual, where that is a lot; else 0."""
+    known = values[running & ~np.isnan(values)]
+    if len(known) < 4:
+        return np.zeros(len(values))
+    usual = float(np.median(known))
+    spread = 1.4826 * float(np.median(np.abs(known - usual)))
+    over = np.nan_to_num(values - usual)
+    return np.where(running & (over > max(least, 5 * spread)), over, 0.0)
+
+
+def _as_evidence(
+    over: Floats, act: Activity, cause: Cause, words: str, grid: Grid
+) -> Iterator[Evidence]:
+    """Neighbouring windows are one piece."""
+    at = np.flatnonzero(over > 0)
+    if not len(at):
+        return
+    for group in np.split(at, np.flatnonzero(np.diff(at) > 2) + 1):
+        span = grid.span(int(group[0]), int(group[-1]))
+        strength = float(min(1.0, over[group].mean()))
+        yield Evidence(cause, (act.node,), None, span, strength, f"{act.node}: {words}")

@@ -1,0 +1,207 @@
+"""How fast the job went in each window, against its usual pace, and when it went slower.
+
+The pace of a node is what it did in a window over what it usually does in one (the median of the
+job's running windows); the job's is the mean over its nodes, by their usual work. Iterations longer
+than a window make the work come in bursts: the pace is then smoothed over one iteration.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fabricctl_analysis.series import Floats
+
+Signal = Literal["traffic", "cpu", "none"]
+Bools = NDArray[np.bool_]
+
+# Fewer windows than this have no usual pace.
+MIN_WINDOWS = 8
+# Work below this is no sign of progress: heartbeats of a launcher, an idle task.
+LEAST_BYTES_PER_S, LEAST_CORES = 100_000.0, 0.05
+# A window is slow when it lost more than this share, and more than so many deviations of the
+# usual windows: of 100,000 normal ones at 5 deviations none is.
+LEAST_LOSS, DEVIATIONS = 0.12, 5.0
+# Repeats are looked for among lags up to this share of the job; this much of the power must repeat.
+MAX_PERIOD, MIN_REPEAT = 1 / 4, 0.4
+_MAD = 1.4826  # of a normal distribution: deviation over median absolute deviation
+_MEDIAN_ERROR = 1.2533  # of a normal distribution: error of the median over that of the mean
+
+
+@dataclass(frozen=True)
+class Pace:
+    """``progress``: 1 is the usual pace, 0 a standstill, NaN not measured or not running.
+
+    ``deviation`` of one usual window, ``error`` of the usual pace itself, both relative;
+    ``period`` of iterations in windows, None when none were found.
+    """
+
+    signal: Signal
+    progress: Floats
+    smooth: Floats
+    deviation: float
+    error: float
+    period: float | None
+    weights: Floats  # share of each node in the job's usual work
+
+    @property
+    def known(self) -> Bools:
+        return ~np.isnan(self.progress)
+
+
+def pace(moved: Floats, cpu: Floats, running: Bools, window_s: float) -> Pace:
+    """``moved`` (bytes) and ``cpu`` (cores) of nodes by windows; ``running``: a step was there."""
+    for signal, work, least in (
+        ("traffic", moved, LEAST_BYTES_PER_S * window_s),
+        ("cpu", cpu, LEAST_CORES),
+    ):
+        found = _pace_by(signal, work, running, least)  # type: ignore[arg-type]
+        if found is not None:
+            return found
+    empty = np.full(moved.shape[1], np.nan)
+    return Pace("none", empty, empty, np.nan, np.nan, None, np.zeros(len(moved)))
+
+
+def _pace_by(signal: Signal, work: Floats, running: Bools, least: float) -> Pace | None:
+    usable = np.where(running, work, np.nan)
+    usual = np.array([_usual(row) for row in usable])
+    taking_part = usual > least
+    if not taking_part.any():
+        return None
+    usable, usual = usable[taking_part], usual[taking_part]
+    measured = ~np.isnan(usable)
+    share = np.where(measured, usual[:, None], 0.0).sum(axis=0)
+    progress = np.full(work.shape[1], np.nan)
+    np.divide(np.nansum(usable, axis=0), share, out=progress, where=share > usual.sum() / 2)
+    known = progress[~np.isnan(progress)]
+    if len(known) < MIN_WINDOWS:
+        return None
+    period = period_of(progress)
+    smooth = _smoothed(progress, period)
+    progress, smooth, deviation, error = _at_usual_pace(progress, smooth)
+    weights = np.zeros(len(work))
+    weights[taking_part] = usual / usual.sum()
+    return Pace(signal, progress, smooth, deviation, error, period, weights)
+
+
+def _usual(work: Floats) -> float:
+    """The median of the windows in which something was done, 0 when that is less than a fifth."""
+    known = work[~np.isnan(work)]
+    busy = known[known > 0]
+    if len(busy) < max(MIN_WINDOWS / 2, len(known) / 5):
+        return 0.0
+    middle = float(np.median(busy))
+    # Bursts: most windows are nearly idle and the mean is what a window usually does.
+    return max(middle, float(busy.mean())) if middle < busy.mean() / 2 else middle
+
+
+def _at_usual_pace(progress: Floats, smooth: Floats) -> tuple[Floats, Floats, float, float]:
+    """Scaled so that the usual windows, those that are not slow, have the median 1."""
+    scale = float(np.nanmedian(smooth))
+    usual = ~np.isnan(smooth)
+    for _ in range(4):
+        values = smooth[usual]
+        scale = float(np.median(values)) or 1.0
+        spread = _MAD * float(np.median(np.abs(values - scale)))
+        limit = scale - max(LEAST_LOSS * scale, DEVIATIONS * spread)
+        again = ~np.isnan(smooth) & (smooth > limit)
+        if again.sum() < MIN_WINDOWS / 2 or (again == usual).all():
+            break
+        usual = again
+    values = progress[usual] / scale
+    scale *= float(np.mean(values)) if abs(float(np.mean(values)) - 1) < LEAST_LOSS else 1.0
+    values = progress[usual] / scale
+    deviation = float(np.std(values)) if len(values) > 1 else np.nan
+    error = _MEDIAN_ERROR * deviation * _inflation(values) / max(1.0, len(values) ** 0.5)
+    return progress / scale, smooth / scale, deviation, error
+
+
+def _inflation(values: Floats) -> float:
+    """How much larger the error of a mean is because neighbours are alike (AR(1))."""
+    if len(values) < MIN_WINDOWS or values.std() == 0:
+        return 1.0
+    centred = values - values.mean()
+    alike = float(np.dot(centred[1:], centred[:-1]) / np.dot(centred, centred))
+    alike = min(max(alike, 0.0), 0.95)
+    return ((1 + alike) / (1 - alike)) ** 0.5
+
+
+def _smoothed(progress: Floats, period: float | None) -> Floats:
+    """Mean over one iteration around each window."""
+    if period is None or period < 1.5:
+        return progress
+    width = max(1, round(period))
+    known = ~np.isnan(progress)
+    kernel = np.ones(width)
+    sums = np.convolve(np.nan_to_num(progress), kernel, "same")
+    counts = np.convolve(known.astype(float), kernel, "same")
+    smooth = np.full(len(progress), np.nan)
+    np.divide(sums, counts, out=smooth, where=known & (counts > 0))
+    return smooth
+
+
+def period_of(progress: Floats) -> float | None:
+    """Length of an iteration in windows, from the pattern of the work alone.
+
+    The autocorrelation finds the repeat; the same over many iterations its length.
+    """
+    known = ~np.isnan(progress)
+    if known.sum() < 4 * MIN_WINDOWS:
+        return None
+    values = np.where(known, progress - np.nanmean(progress), 0.0)
+    size = 1 << (2 * len(values) - 1).bit_length()
+    power = np.abs(np.fft.rfft(values, size)) ** 2
+    alike = np.fft.irfft(power)[: max(3, int(len(values) * MAX_PERIOD))]
+    if alike[0] <= 0:
+        return None
+    alike = alike / alike[0] * len(values) / (len(values) - np.arange(len(alike)))
+    peaks = 1 + np.flatnonzero((alike[1:-1] > alike[:-2]) & (alike[1:-1] >= alike[2:]))
+    strong = peaks[alike[peaks] > MIN_REPEAT]
+    if not len(strong):
+        return None
+    first = int(strong[alike[strong] > 0.8 * alike[strong].max()][0])
+    return _refined(alike, first)
+
+
+def _refined(alike: Floats, first: int) -> float:
+    """The repeat seen over 1, 2, 4, 8... iterations: its length is known ever better."""
+    best, times = float(first), 1
+    while best * times * 2 + best / 2 < len(alike) - 1:
+        times *= 2
+        low, high = int(best * times - best / 3), int(best * times + best / 3) + 2
+        at = low + int(np.argmax(alike[low:high]))
+        if alike[at] < MIN_REPEAT / 2 or not 0 < at < len(alike) - 1:
+            break
+        before, here, after = alike[at - 1 : at + 2].tolist()
+        bend = before - 2 * here + after
+        best = (at + (0.5 * (before - after) / bend if bend < 0 else 0.0)) / times
+    return best
+
+
+def slow_windows(found: Pace) -> list[tuple[int, int]]:
+    """First and last window of each slow stretch; stretches one window apart are one."""
+    limit = 1 - max(LEAST_LOSS, DEVIATIONS * _spread(found))
+    slow = np.flatnonzero(found.known & (found.smooth < limit))
+    if not len(slow):
+        return []
+    cuts = np.flatnonzero(np.diff(slow) > 2) + 1
+    return [(int(group[0]), int(group[-1])) for group in np.split(slow, cuts)]
+
+
+def _spread(found: Pace) -> float:
+    values = found.smooth[found.known]
+    return _MAD * float(np.median(np.abs(values - np.median(values))))
+
+
+def lost(found: Pace, windows: Sequence[int] | NDArray[np.intp]) -> tuple[float, float]:
+    """Windows' worth of work that was not done in ``windows``, and its standard error."""
+    at = np.asarray(windows, dtype=np.intp)
+    progress = found.progress[at]
+    known = ~np.isnan(progress)
+    loss = float((1 - progress[known]).sum())
+    done = float(progress[known].sum())
+    noise = found.deviation**2 * float(np.clip(progress[known], 0, 1).sum())
+    edge = (found.period / 2) ** 2 / 3 if found.period is not None else 0.0
+    return loss, (noise + (done * found.error) ** 2 + edge * found.deviation**2) ** 0.5
