@@ -55,8 +55,8 @@ class Grid:
 class Activity:
     """One node's windows: ``bytes`` moved on all rails, the rest in units of time per time.
 
-    ``job_cpu`` and ``other_cpu`` in cores, ``steal`` too; ``pressure`` is the share of time in which
-    tasks stalled, by ``cpu``, ``memory`` and ``io``. ``rails`` are the bytes of each rail.
+    ``job_cpu`` and ``other_cpu`` in cores, ``steal`` too; ``pressure`` is the share of time in
+    which tasks stalled, by ``cpu``, ``memory`` and ``io``. ``rails`` are the bytes of each rail.
     """
 
     node: str

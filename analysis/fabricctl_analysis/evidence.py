@@ -5,22 +5,17 @@ for :mod:`fabricctl_analysis.attribute` to say.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fabricctl.units import format_duration
 from fabricctl_analysis.activity import Activity, Grid
 from fabricctl_analysis.coverage import Span
-from fabricctl_analysis.model import PathMark, RailSummary
+from fabricctl_analysis.model import Cause, PathMark, RailSummary
 from fabricctl_analysis.pace import Bools
 from fabricctl_analysis.series import Floats
 
-Cause = Literal[
-    "link_down", "path", "queueing", "host_stopped", "host_memory", "storage", "host_cpu",
-    "steal", "rank_slow", "rail_slow", "checkpoint", "no_step", "not_measured", "unknown",
-]  # fmt: skip
 # What explains a slow window best when several were there: the more specific first.
 ORDER: tuple[Cause, ...] = (
     "link_down", "path", "host_stopped", "checkpoint", "host_memory", "storage", "steal",
@@ -33,6 +28,8 @@ STALLED = 0.25
 CROWDED = 0.3
 # A node whose processes got this much less CPU than usual while the others' went on as ever.
 STARVED = 0.3
+# With less than this of its usual CPU a node's processes do not run at all.
+STOPPED = 0.1
 
 
 @dataclass(frozen=True)
@@ -101,56 +98,62 @@ def _path(mark: PathMark, end_ns: int) -> Evidence:
 
 def _hosts(acts: Sequence[Activity], grid: Grid, running: Bools) -> Iterator[Evidence]:
     """Each node against its own usual windows, and against the other nodes at the time."""
-    job = np.array([act.job_cpu for act in acts]) if acts else np.zeros((0, grid.count))
-    usual_job = np.array([_usual(row, running) for row in job])
+    if not acts:
+        return
+    cpu = np.array([act.job_cpu for act in acts])
+    usual = np.array([_usual(row, running) for row in cpu])
+    shares = np.where(usual[:, None] > 0.1, cpu / np.maximum(usual[:, None], 0.1), np.nan)
+    lowest = _lowest_of_others(shares)
     for nth, act in enumerate(acts):
-        for name, cause, words in (
-            ("memory", "host_memory", "tasks waited for memory"),
-            ("io", "storage", "tasks waited for files"),
-        ):
-            over = _over(act.pressure[name], running, STALLED)
-            yield from _as_evidence(over, act, cause, words, grid)  # type: ignore[arg-type]
-        yield from _as_evidence(
-            _over(act.steal, running, CROWDED * max(usual_job[nth], 0.1)),
-            act, "steal", "the hypervisor took its CPU", grid,
-        )  # fmt: skip
-        crowded = _over(act.other_cpu, running, CROWDED * max(usual_job[nth], 0.1))
-        yield from _as_evidence(crowded, act, "host_cpu", "others used its CPU", grid)
-        yield from _starved(job, usual_job, nth, act, grid, running)
-        yield from _silent(act, acts, grid, running)
+        cores = CROWDED * max(usual[nth], 0.1)
+        kinds: tuple[tuple[Cause, Floats, float, str], ...] = (
+            ("host_memory", act.pressure["memory"], STALLED, "tasks waited for memory"),
+            ("storage", act.pressure["io"], STALLED, "tasks waited for files"),
+            ("steal", act.steal, cores, "the hypervisor took its CPU"),
+            ("host_cpu", act.other_cpu, cores, "others used its CPU"),
+        )
+        for cause, values, least, words in kinds:
+            yield from _as_evidence(_over(values, running, least), act, cause, words, grid)
+        yield from _starved(shares[nth], lowest[nth], act, grid, running)
+    yield from _silent(acts, grid, running)
+
+
+def _lowest_of_others(shares: Floats) -> Floats:
+    """For each node, in each window, the least of all the other nodes; NaN without any."""
+    known = np.where(np.isnan(shares), np.inf, shares)
+    if len(known) < 2:
+        return np.full(shares.shape, np.nan)
+    order = np.partition(known, 1, axis=0)
+    lowest = np.where(known == order[0], order[1], order[0])
+    return np.where(np.isinf(lowest), np.nan, lowest)
 
 
 def _starved(
-    job: Floats, usual: Floats, nth: int, act: Activity, grid: Grid, running: Bools
+    share: Floats, others: Floats, act: Activity, grid: Grid, running: Bools
 ) -> Iterator[Evidence]:
     """The job's processes there ran less than usual, while those of other nodes did not."""
-    if not usual[nth] > 0.1 or len(job) < 2:
-        return
-    share = job[nth] / usual[nth]
-    others = np.delete(job, nth, axis=0) / np.maximum(np.delete(usual, nth), 0.1)[:, None]
-    with np.errstate(invalid="ignore"):
-        less = running & (share < 1 - STARVED) & (share < np.nanmin(others, axis=0) - STARVED / 2)
-    stopped = less & (share < 0.1)
-    ran = np.where(less, 1 - share, 0.0)
-    yield from _as_evidence(
-        np.where(stopped, 1.0, 0.0), act, "host_stopped", "its processes did not run", grid
-    )
-    slow = np.where(stopped, 0.0, ran)
-    words = "its processes got less CPU than usual, unlike the others'"
-    yield from _as_evidence(slow, act, "rank_slow", words, grid)
+    less = running & (share < 1 - STARVED) & (share < others - STARVED / 2)
+    for one in _as_evidence(np.where(less, 1 - share, 0.0), act, "rank_slow", "", grid):
+        touched = grid.touched(one.span.begin_ns, one.span.end_ns)
+        # The windows in which a stop begins and ends show part of it.
+        inner = share[touched][1:-1] if touched.stop - touched.start > 2 else share[touched]
+        if np.nanmedian(inner) < STOPPED:
+            yield replace(one, cause="host_stopped", text=f"{act.node}: its processes did not run")
+        else:
+            words = "its processes got less CPU than usual, unlike the others'"
+            yield replace(one, text=f"{act.node}: {words}")
 
 
-def _silent(
-    act: Activity, acts: Sequence[Activity], grid: Grid, running: Bools
-) -> Iterator[Evidence]:
+def _silent(acts: Sequence[Activity], grid: Grid, running: Bools) -> Iterator[Evidence]:
     """A node that took no samples while the others did was stopped itself."""
-    others = np.array([one.measured for one in acts if one is not act])
-    if not len(others):
+    if len(acts) < 2:
         return
-    silent = running & (act.measured < 0.5) & (np.median(others, axis=0) > 0.5)
-    silent &= np.cumsum(act.measured > 0.5) > 0
+    usual = np.median([act.measured for act in acts], axis=0)
     words = "it took no samples while others did"
-    yield from _as_evidence(np.where(silent, 0.8, 0.0), act, "host_stopped", words, grid)
+    for act in acts:
+        silent = running & (act.measured < 0.5) & (usual > 0.5)
+        silent &= np.cumsum(act.measured > 0.5) > 0
+        yield from _as_evidence(np.where(silent, 0.8, 0.0), act, "host_stopped", words, grid)
 
 
 def _rail_shares(acts: Sequence[Activity], grid: Grid, running: Bools) -> Iterator[Evidence]:
@@ -166,8 +169,7 @@ def _rail_shares(acts: Sequence[Activity], grid: Grid, running: Bools) -> Iterat
                     less = np.where(running & (share < usual / 2), 1 - share / usual, 0.0)
                     words = f"rail r{rail} carried less than half of its usual share"
                     for one in _as_evidence(less, act, "rail_slow", words, grid):
-                        yield Evidence("rail_slow", one.nodes, rail, one.span, one.strength,
-                                       one.text)  # fmt: skip
+                        yield replace(one, rail=rail)
 
 
 def _usual(values: Floats, running: Bools) -> float:

@@ -123,6 +123,82 @@ class LinkMark:
 
 
 @dataclass(frozen=True)
+class PathMark:
+    """What link failover reported of one path; times of 0: none."""
+
+    node: str
+    peer: str
+    rail: int
+    at_ns: int
+    event: str  # schema.PathEvent in lower case
+    level: str  # schema.PathLevel in lower case
+    reason: str
+    begin_ns: int
+    moved_ns: int
+    recovered_ns: int
+    text: str
+
+
+Cause = Literal[
+    "link_down", "path", "queueing", "host_stopped", "host_memory", "storage", "host_cpu",
+    "steal", "rank_slow", "rail_slow", "checkpoint", "start_end", "unknown",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Time that was lost to one cause: in nanoseconds of all nodes together (node-ns).
+
+    ``low_ns`` to ``high_ns`` holds the true loss in 95 of 100 such verdicts. ``also``: evidence
+    of other causes at the same time. ``coverage``: share of the nodes' time that was measured.
+    """
+
+    cause: Cause
+    nodes: tuple[str, ...]
+    rail: int | None
+    begin_ns: int
+    end_ns: int
+    loss_ns: int
+    low_ns: int
+    high_ns: int
+    certainty: Literal["sure", "likely", "none"]
+    evidence: tuple[str, ...]
+    also: tuple[str, ...]
+    coverage: float
+    windows: tuple[int, ...] = field(repr=False, default=())
+
+    @property
+    def length_s(self) -> float:
+        return (self.end_ns - self.begin_ns) / 1e9
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """Where the allocation's time went, in node-ns: ``elapsed_ns`` is the sum of ``no_step_ns``
+    (no step ran), ``unknown_pace_ns`` (not measured), ``ideal_ns`` (what the work takes at the
+    usual pace), the verdicts' losses and ``variation_ns`` (small ups and downs, may be below 0).
+    """
+
+    signal: Literal["traffic", "cpu", "none"]  # what the pace was taken from
+    window_ns: int
+    iteration_s: float | None  # found in the pattern of the work
+    deviation: float | None  # of one window's pace from the usual
+    nodes: int
+    elapsed_ns: int
+    no_step_ns: int
+    unknown_pace_ns: int
+    ideal_ns: int
+    variation_ns: int
+    verdicts: tuple[Verdict, ...]
+    harmless: tuple[Verdict, ...]  # troubles of links and paths that cost nothing to speak of
+    pace: tuple[float, ...] = field(repr=False, default=())
+
+    @property
+    def lost_ns(self) -> int:
+        return sum(one.loss_ns for one in self.verdicts)
+
+
+@dataclass(frozen=True)
 class StepSummary:
     """A job step: first begin and last end over the nodes that saw it."""
 
@@ -169,6 +245,8 @@ class Report:
     remarks: tuple[Remark, ...]
     unmeasured: tuple[Unmeasured, ...]
     clock_steps: tuple[tuple[str, ClockStep], ...]
+    paths: tuple[PathMark, ...] = ()
+    accounts: Accounts | None = None  # None: the trace does not say when the job began and ended
 
     @property
     def coverage(self) -> float:

@@ -24,8 +24,10 @@ LEAST_BYTES_PER_S, LEAST_CORES = 100_000.0, 0.05
 # A window is slow when it lost more than this share, and more than so many deviations of the
 # usual windows: of 100,000 normal ones at 5 deviations none is.
 LEAST_LOSS, DEVIATIONS = 0.12, 5.0
+# Windows are looked at one by one and this many together: noise hides less of what lasts.
+SCALES = (1, 5, 15)
 # Repeats are looked for among lags up to this share of the job; this much of the power must repeat.
-MAX_PERIOD, MIN_REPEAT = 1 / 4, 0.4
+MAX_PERIOD, MIN_REPEAT = 1 / 2, 0.4
 _MAD = 1.4826  # of a normal distribution: deviation over median absolute deviation
 _MEDIAN_ERROR = 1.2533  # of a normal distribution: error of the median over that of the mean
 
@@ -125,20 +127,25 @@ def _inflation(values: Floats) -> float:
     centred = values - values.mean()
     alike = float(np.dot(centred[1:], centred[:-1]) / np.dot(centred, centred))
     alike = min(max(alike, 0.0), 0.95)
-    return ((1 + alike) / (1 - alike)) ** 0.5
+    return float(((1 + alike) / (1 - alike)) ** 0.5)
 
 
 def _smoothed(progress: Floats, period: float | None) -> Floats:
     """Mean over one iteration around each window."""
     if period is None or period < 1.5:
         return progress
-    width = max(1, round(period))
+    # Exactly one iteration wide, also by parts of a window: any other width beats with the bursts.
     known = ~np.isnan(progress)
-    kernel = np.ones(width)
-    sums = np.convolve(np.nan_to_num(progress), kernel, "same")
-    counts = np.convolve(known.astype(float), kernel, "same")
+    at = np.arange(len(progress) + 1, dtype=np.float64)
+    middle = at[:-1] + 0.5
+    ends = (np.clip(middle - period / 2, 0, at[-1]), np.clip(middle + period / 2, 0, at[-1]))
+    amount, share = (
+        np.subtract(*(np.interp(end, at, np.concatenate([[0.0], np.cumsum(values)]))
+                      for end in reversed(ends)))
+        for values in (np.nan_to_num(progress), known.astype(np.float64))
+    )  # fmt: skip
     smooth = np.full(len(progress), np.nan)
-    np.divide(sums, counts, out=smooth, where=known & (counts > 0))
+    np.divide(amount, share, out=smooth, where=known & (share > 0))
     return smooth
 
 
@@ -158,17 +165,27 @@ def period_of(progress: Floats) -> float | None:
         return None
     alike = alike / alike[0] * len(values) / (len(values) - np.arange(len(alike)))
     peaks = 1 + np.flatnonzero((alike[1:-1] > alike[:-2]) & (alike[1:-1] >= alike[2:]))
-    strong = peaks[alike[peaks] > MIN_REPEAT]
+    strong = np.array([p for p in peaks if alike[p] > MIN_REPEAT and _repeats(alike, int(p))])
     if not len(strong):
         return None
-    first = int(strong[alike[strong] > 0.8 * alike[strong].max()][0])
+    first = int(strong[alike[strong] > 0.6 * alike[strong].max()][0])
     return _refined(alike, first)
+
+
+def _repeats(alike: Floats, lag: int) -> bool:
+    """Two troubles that far apart look like a repeat once; iterations do again and again."""
+    more = [
+        float(alike[max(0, n * lag - n) : n * lag + n + 1].max())
+        for n in (2, 3)
+        if n * lag + n < len(alike)
+    ]
+    return len(more) == 2 and min(more) > alike[lag] / 2
 
 
 def _refined(alike: Floats, first: int) -> float:
     """The repeat seen over 1, 2, 4, 8... iterations: its length is known ever better."""
     best, times = float(first), 1
-    while best * times * 2 + best / 2 < len(alike) - 1:
+    while best > 1.5 and best * times * 2 + best / 2 < len(alike) - 1:
         times *= 2
         low, high = int(best * times - best / 3), int(best * times + best / 3) + 2
         at = low + int(np.argmax(alike[low:high]))
@@ -176,22 +193,57 @@ def _refined(alike: Floats, first: int) -> float:
             break
         before, here, after = alike[at - 1 : at + 2].tolist()
         bend = before - 2 * here + after
-        best = (at + (0.5 * (before - after) / bend if bend < 0 else 0.0)) / times
+        off = 0.5 * (before - after) / bend if bend < 0 else 0.0
+        best = (at + min(max(off, -0.5), 0.5)) / times
     return best
 
 
 def slow_windows(found: Pace) -> list[tuple[int, int]]:
-    """First and last window of each slow stretch; stretches one window apart are one."""
-    limit = 1 - max(LEAST_LOSS, DEVIATIONS * _spread(found))
-    slow = np.flatnonzero(found.known & (found.smooth < limit))
+    """First and last window of each slow stretch, with the window on each side that may have part
+    of it; stretches that come that close are one."""
+    slow = np.flatnonzero(_slow(found))
+    period = found.period or 0.0
+    known = np.flatnonzero(found.known)
+    if period > 1 and len(known):  # at the ends less than an iteration is seen: no verdict there
+        inside = (slow > known[0] + period) & (slow < known[-1] - period)
+        slow = slow[inside]
     if not len(slow):
         return []
-    cuts = np.flatnonzero(np.diff(slow) > 2) + 1
-    return [(int(group[0]), int(group[-1])) for group in np.split(slow, cuts)]
+    # At a third of the pace bursts come every third iteration, with what looks like pauses between.
+    cuts = np.flatnonzero(np.diff(slow) > max(3.0, 1.2 * period)) + 1
+    last = len(found.smooth) - 1
+    around = 1 + round(period / 4)
+    return [
+        (max(0, int(group[0]) - around), min(last, int(group[-1]) + around))
+        for group in np.split(slow, cuts)
+    ]
 
 
-def _spread(found: Pace) -> float:
-    values = found.smooth[found.known]
+def _slow(found: Pace) -> Bools:
+    """Windows that are slow by themselves, or among neighbours that together are."""
+    slow = np.zeros(len(found.smooth), dtype=bool)
+    for width in SCALES:
+        if width > found.known.sum() / 4:
+            break
+        mean = _mean_around(found.smooth, width)
+        limit = 1 - max(LEAST_LOSS, DEVIATIONS * _spread(mean[found.known]))
+        together = found.known & (mean < limit)
+        # Of a stretch that is slow as a whole, from its first to its last window below the usual.
+        near = np.convolve(together, np.ones(width), "same") > 0 if width > 1 else together
+        slow |= near & (found.smooth < (1 + limit) / 2)
+    return slow
+
+
+def _mean_around(values: Floats, width: int) -> Floats:
+    known = ~np.isnan(values)
+    kernel = np.ones(width)
+    mean = np.full(len(values), np.nan)
+    counts = np.convolve(known.astype(float), kernel, "same")
+    np.divide(np.convolve(np.nan_to_num(values), kernel, "same"), counts, out=mean, where=known)
+    return mean
+
+
+def _spread(values: Floats) -> float:
     return _MAD * float(np.median(np.abs(values - np.median(values))))
 
 
@@ -202,6 +254,8 @@ def lost(found: Pace, windows: Sequence[int] | NDArray[np.intp]) -> tuple[float,
     known = ~np.isnan(progress)
     loss = float((1 - progress[known]).sum())
     done = float(progress[known].sum())
-    noise = found.deviation**2 * float(np.clip(progress[known], 0, 1).sum())
-    edge = (found.period / 2) ** 2 / 3 if found.period is not None else 0.0
-    return loss, (noise + (done * found.error) ** 2 + edge * found.deviation**2) ** 0.5
+    # Noise is a share of what was done: a standstill has none.
+    noise = found.deviation**2 * float((np.clip(progress[known], 0, 1) ** 2).sum())
+    # Where within an iteration the loss began and ended is not seen: anywhere, at both ends.
+    edges = 2 * found.period**2 / 3 if found.period is not None else 0.0
+    return loss, (noise + (done * found.error) ** 2 + edges) ** 0.5

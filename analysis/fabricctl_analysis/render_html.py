@@ -12,6 +12,7 @@ from bokeh.resources import Resources
 import fabricctl
 from fabricctl_analysis import phrases
 from fabricctl_analysis.choose import most_telling
+from fabricctl_analysis.html_accounts import accounts_section, pace_plot
 from fabricctl_analysis.html_tables import of_many, tables
 from fabricctl_analysis.model import Finding, RailSummary, Report
 from fabricctl_analysis.plot_clock import clock_chart, section
@@ -46,6 +47,7 @@ def render_html(report: Report, found: Sequence[Finding], when: When) -> str:
         [
             *_head(report, when),
             *_findings(report, found, axis),
+            *accounts_section(report, axis, places),
             *_time_line(report, places),
             *_traffic(report, places),
             *_hosts(report, places),
@@ -104,6 +106,8 @@ def _plots(report: Report, axis: Axis) -> dict[str, Model]:
     plots: dict[str, Model] = {}
     if report.whole.length_ns == 0:
         return plots
+    if report.accounts is not None and report.accounts.signal != "none":
+        plots["pace"] = pace_plot(report.accounts, report.whole, axis)
     if report.nodes:
         plots["overview"] = overview(report, _in_overview(report), axis)
     rails = _in_traffic(report)

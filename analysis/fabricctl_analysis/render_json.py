@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from fabricctl_analysis import clock_words
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.links import Down
-from fabricctl_analysis.model import Figure, Finding, NodeSummary, RailSummary, Report
+from fabricctl_analysis.model import Figure, Finding, NodeSummary, RailSummary, Report, Verdict
+from fabricctl_analysis.verdicts import advice
 from fabricctl_analysis.when import iso
 
 VERSION = 1
@@ -30,6 +31,8 @@ def document(report: Report, found: Sequence[Finding]) -> dict[str, Json]:
         "job_clock": clock_words.json_section(report),
         "coverage": {"value": report.coverage, "unit": "1"},
         "findings": [_finding(one, begin) for one in found],
+        "accounts": _accounts(report, begin),
+        "advice": list(advice(report)),
         "nodes": [_node(node, begin) for node in report.nodes],
         "rails": [_rail(rail, begin) for rail in report.rails],
         "link_events": [
@@ -112,6 +115,42 @@ def _finding(one: Finding, begin: int) -> Json:
         "text": one.text,
         **_at("begin", one.begin_ns, begin),
         **_at("end", one.end_ns, begin),
+    }
+
+
+def _accounts(report: Report, begin: int) -> Json:
+    accounts = report.accounts
+    if accounts is None:
+        return None
+    return {
+        "unit": "node-s",
+        "signal": accounts.signal,
+        "window_s": accounts.window_ns / 1e9,
+        "iteration_s": accounts.iteration_s,
+        "pace_deviation": accounts.deviation,
+        "elapsed_ns": accounts.elapsed_ns,
+        "ideal_ns": accounts.ideal_ns,
+        "variation_ns": accounts.variation_ns,
+        "no_step_ns": accounts.no_step_ns,
+        "pace_not_measured_ns": accounts.unknown_pace_ns,
+        "verdicts": [_verdict(one, begin) for one in accounts.verdicts],
+        "without_loss": [_verdict(one, begin) for one in accounts.harmless],
+    }
+
+
+def _verdict(one: Verdict, begin: int) -> Json:
+    return {
+        "cause": one.cause,
+        "nodes": list(one.nodes),
+        "rail": one.rail,
+        **_span(Span(one.begin_ns, one.end_ns), begin),
+        "loss_ns": one.loss_ns,
+        "loss_low_ns": one.low_ns,
+        "loss_high_ns": one.high_ns,
+        "certainty": one.certainty,
+        "evidence": list(one.evidence),
+        "also": list(one.also),
+        "coverage": one.coverage,
     }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fabricctl.units import format_rate
-from fabricctl_analysis import clock_words, phrases, spark
+from fabricctl_analysis import clock_words, phrases, spark, verdicts
 from fabricctl_analysis.choose import most_telling, most_telling_nodes
 from fabricctl_analysis.model import Finding, NodeSummary, RailSummary, Report
 from fabricctl_analysis.when import When
@@ -17,6 +17,7 @@ MAX_FINDINGS = 10
 MAX_ROWS = 16  # a table of at most so many rows is shown whole
 FEW_ROWS = 8  # of a longer one: the whole stays on one screen of 50 lines
 MAX_UNMEASURED = 8
+MAX_VERDICTS = 6
 SHORTEST_NAME = 8
 SPARK = (7, 20)  # fewest and most characters
 
@@ -46,6 +47,7 @@ def render_text(
     lines = [
         *_head(report, when, screen),
         *_findings(report, found, screen),
+        *_accounts(report, when, screen),
         *_rails(report, screen),
         *_nodes(report, screen),
         *_unmeasured(report, when, screen),
@@ -79,6 +81,33 @@ def _findings(report: Report, found: Sequence[Finding], screen: Screen) -> Itera
         yield f"   and {len(found) - MAX_FINDINGS} more: --json lists all"
     if not found:
         yield from _wrap(phrases.nothing(report))
+
+
+def _accounts(report: Report, when: When, screen: Screen) -> Iterator[str]:
+    accounts = report.accounts
+    if accounts is None or accounts.signal == "none":
+        return
+    rows = []
+    for line in verdicts.lines(accounts)[:MAX_ROWS]:
+        one = line.verdict
+        at = "" if one is None else f"{when.clock(one.begin_ns, 1)} +{one.length_s:.0f} s"
+        sure = "" if one is None or one.certainty == "none" else one.certainty
+        rows.append((line.what, verdicts.amount(line.amount_ns),
+                     verdicts.share(line.amount_ns, accounts), at, sure))  # fmt: skip
+    whole = verdicts.amount(accounts.elapsed_ns)
+    yield ""
+    yield from _table(("WHERE THE TIME WENT", whole, "100.0 %", "", ""), rows, "lrrll", screen)
+    for one in [one for one in accounts.verdicts if one.cause != "start_end"][:MAX_VERDICTS]:
+        yield from _wrap(f" - {verdicts.sentence(one, when)}", "   ")
+    for one in accounts.harmless[:MAX_VERDICTS]:
+        yield from _wrap(f" - {verdicts.quiet_sentence(one, when)}", "   ")
+    yield from _wrap(verdicts.basis(accounts))
+    told = verdicts.advice(report)
+    if told:
+        yield ""
+        yield screen.paint("ADVICE", "head")
+        for words in told[:MAX_VERDICTS]:
+            yield from _wrap(f" - {words}.", "   ")
 
 
 def _rails(report: Report, screen: Screen) -> Iterator[str]:

@@ -6,13 +6,16 @@ Nodes are taken one by one, so that a wide job's rows are never in memory togeth
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from fabricctl.store import schema
 from fabricctl.store.trace import Damage
 from fabricctl_analysis import coverage
+from fabricctl_analysis.activity import Activity, Grid, activity
 from fabricctl_analysis.align import ClockStep, Ns, instants
+from fabricctl_analysis.attribute import account
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.host import host_figures
 from fabricctl_analysis.job_clock import clock_summary
@@ -20,6 +23,7 @@ from fabricctl_analysis.model import (
     JobFacts,
     LinkMark,
     NodeSummary,
+    PathMark,
     RailSummary,
     Remark,
     Report,
@@ -37,6 +41,9 @@ _SEVERITY: dict[int, Severity] = {
     schema.Severity.ERROR: "error",
 }
 _SAMPLED = ("rail", "host", "job")
+# Finer windows hold more chance than work; a job longer than this is a forged one.
+MIN_WINDOW_NS = 100_000_000
+MAX_JOB_NS = 10 * 365 * 86_400 * 10**9
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,8 @@ class NodePart:
     steps: tuple[tuple[str, int, int], ...]  # step, schema.StepEvent, real ns
     clock_steps: tuple[ClockStep, ...]
     unmeasured: tuple[Unmeasured, ...]
+    paths: tuple[PathMark, ...] = ()
+    activity: Activity | None = None
 
 
 def summarise(
@@ -67,7 +76,8 @@ def summarise(
 
     ``damage`` is looked at after the last node: reading nodes may add to it.
     """
-    parts = [node_part(rows) for rows in nodes]
+    grid = _Grids(begin_ns, end_ns)
+    parts = [node_part(rows, grid) for rows in nodes]
     ends = [at for part in parts for at in part.ends_ns]
     ends += instants(begin_ns, end_ns)
     whole = Span(min(ends), max(ends)) if ends else Span(0, 0)
@@ -78,24 +88,59 @@ def summarise(
     rails = tuple(rail for part in parts for rail in part.rails)
     named = dict.fromkeys(name for one in (*missing, *torn) for name in one.nodes)
     lost = [NodeSummary(name) for name in named if name not in {node.name for node in present}]
+    steps = _steps(parts)
+    paths = tuple(sorted((m for p in parts for m in p.paths), key=lambda mark: mark.at_ns))
+    everyone = tuple(sorted([*present, *lost], key=_order(job.nodes)))
+    accounts = None
+    if grid.grid is not None and grid.whole is not None:
+        acts = [part.activity for part in parts if part.activity is not None]
+        accounts = account(
+            grid.whole, grid.grid, acts, len(everyone), rails=rails, paths=paths, steps=steps
+        )
     return Report(
         job=job,
         whole=whole,
-        nodes=tuple(sorted([*present, *lost], key=_order(job.nodes))),
+        nodes=everyone,
         rails=rails,
         marks=tuple(sorted((m for p in parts for m in p.marks), key=lambda mark: mark.at_ns)),
-        steps=_steps(parts),
+        steps=steps,
         remarks=tuple(sorted((r for p in parts for r in p.remarks), key=lambda r: r.at_ns)),
         unmeasured=(*missing, *torn, *_unmeasured(parts, whole, rails)),
         clock_steps=tuple((p.summary.name, step) for p in parts for step in p.clock_steps),
+        paths=paths,
+        accounts=accounts,
     )
 
 
-def node_part(rows: NodeRows) -> NodePart:
+@dataclass
+class _Grids:
+    """The windows of the job, which go with the pace of the first node's samples."""
+
+    begin_ns: int | None
+    end_ns: int | None
+    grid: Grid | None = None
+
+    @property
+    def whole(self) -> Span | None:
+        known = instants(self.begin_ns, self.end_ns)
+        if len(known) != 2 or not 0 < known[1] - known[0] < MAX_JOB_NS:
+            return None
+        return Span(*known)
+
+    def of(self, rows: NodeRows, period_ns: int | None) -> Grid | None:
+        if self.grid is None and self.whole is not None and period_ns is not None:
+            host = rows.tables["host"]
+            thin_ns = 60 * 10**9 if apart_ns(host) is not None else 0
+            self.grid = Grid.over(self.whole, max(period_ns, thin_ns, MIN_WINDOW_NS))
+        return self.grid
+
+
+def node_part(rows: NodeRows, grids: _Grids) -> NodePart:
     """One node's part, whatever the other nodes hold."""
     times = _sample_times(rows)
     period_ns = _period_ns(rows, times)
     limit_ns = coverage.gap_limit_ns(period_ns or 0)
+    grid = grids.of(rows, period_ns)
     spans = coverage.union(_measured(rows, limit_ns), limit_ns)
     figures, series = host_figures(rows, limit_ns)
     errors = [clock.error_ns for clock in rows.clocks]
@@ -124,7 +169,32 @@ def node_part(rows: NodeRows) -> NodePart:
         steps=_step_rows(rows),
         clock_steps=tuple(step for clock in rows.clocks for step in clock.steps),
         unmeasured=_of_node(rows),
+        paths=_paths(rows),
+        activity=None if grid is None else activity(rows, grid, limit_ns, spans),
     )
+
+
+def _paths(rows: NodeRows) -> tuple[PathMark, ...]:
+    """Marks of single paths and their levels; what a later version may write is passed over."""
+    levels = {int(level): level.name.lower() for level in schema.PathLevel}
+    reasons = {int(reason): reason.name.lower() for reason in schema.PathReason}
+    events = {int(event): event.name.lower() for event in schema.PathEvent}
+    marks = []
+    for at, row in zip(rows.real_ns["path_event"], rows.tables["path_event"], strict=True):
+        shift = int(at) - int(row["time_mono_ns"])
+
+        def real(name: str, row: Any = row, shift: int = shift) -> int:
+            (found,) = instants(int(row[name])) or (0,)
+            return found + shift if found else 0
+
+        if int(row["event"]) == schema.PathEvent.PATH:
+            marks.append(PathMark(
+                rows.name, clean(row["peer"]), int(row["rail"]), int(at),
+                events[int(row["event"])], levels.get(int(row["level"]), "unknown"),
+                reasons.get(int(row["reason"]), "unknown"), real("begin_mono_ns"),
+                real("moved_mono_ns"), real("recovered_mono_ns"), clean(row["text"]),
+            ))  # fmt: skip
+    return tuple(marks)
 
 
 def _sample_times(rows: NodeRows) -> Ns:

@@ -1,0 +1,254 @@
+"""Where the job's time went: each window's loss, assigned once, summed in whole nanoseconds.
+
+The loss of a window is the work that its nodes would have done at the job's usual pace and did
+not. A slow stretch is cut where its evidence changes, and each piece gets the most specific
+evidence that was there; a piece without any is ``unknown``, and small variations that no stretch
+holds are one figure of their own, so that all figures add up to the time that passed.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fabricctl_analysis.activity import Activity, Grid
+from fabricctl_analysis.coverage import Span
+from fabricctl_analysis.evidence import ORDER, Evidence, gather
+from fabricctl_analysis.model import (
+    Accounts,
+    Cause,
+    PathMark,
+    RailSummary,
+    StepSummary,
+    Verdict,
+)
+from fabricctl_analysis.pace import Bools, Pace, lost, pace, slow_windows
+
+_Ns = NDArray[np.int64]
+# After evidence ends its effect may last: a stream whose retransmission timer had backed off sends
+# next when as much time again has passed (RFC 6298, 5.5); what is queued takes some windows.
+_AFTER = 2
+# Of a normal distribution: 95 % lie within so many deviations.
+_Z95 = 1.96
+_SURE = ("link_down", "host_stopped", "path")
+# Evidence that is told even when it cost nothing: that failover kept it so is worth knowing.
+_TOLD = ("link_down", "path")
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Windows of one slow stretch that have one explanation."""
+
+    cause: Cause
+    windows: list[int]
+    evidence: list[Evidence]
+    others: list[Evidence]  # of other causes, at the same time
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every verdict is reckoned with."""
+
+    pace: Pace
+    acts: Sequence[Activity]
+    grid: Grid
+    widths: _Ns  # of the windows: the last one ends with the job
+    nodes: int
+
+    @property
+    def lost_ns(self) -> _Ns:
+        progress = np.where(self.pace.known, self.pace.progress, 1.0)
+        loss = (1 - progress) * self.widths * self.nodes
+        return np.rint(np.clip(loss, -(2.0**62), 2.0**62)).astype(np.int64)
+
+
+def account(
+    whole: Span,
+    grid: Grid,
+    acts: Sequence[Activity],
+    nodes: int,
+    *,
+    rails: Sequence[RailSummary],
+    paths: Sequence[PathMark],
+    steps: Sequence[StepSummary],
+) -> Accounts:
+    """``nodes`` of the allocation, measured or not."""
+    running = _running(grid, steps)
+    found = pace(_stack(acts, "bytes"), _stack(acts, "job_cpu"), running, grid.width_ns / 1e9)
+    evidence = gather(acts, rails, paths, grid, running)
+    widths = np.diff(np.minimum(grid.edges_ns, whole.end_ns))
+    job = _Job(found, acts, grid, widths, nodes)
+    pieces = list(_pieces(found, evidence, grid))
+    taken = {window for piece in pieces for window in piece.windows}
+    quiet = [_verdict(piece, job) for piece in _quiet(evidence, taken, job)]
+    felt = [one for one in quiet if one.low_ns > 0]
+    verdicts = [*(_verdict(piece, job) for piece in pieces), *felt]
+    inside = np.zeros(grid.count, dtype=bool)
+    for one in verdicts:
+        inside[list(one.windows)] = True
+    lost_ns, known = job.lost_ns, found.known
+    return Accounts(
+        signal=found.signal,
+        window_ns=grid.width_ns,
+        iteration_s=None if found.period is None else found.period * grid.width_ns / 1e9,
+        deviation=found.deviation if np.isfinite(found.deviation) else None,
+        nodes=nodes,
+        elapsed_ns=whole.length_ns * nodes,
+        no_step_ns=int(widths[~running].sum()) * nodes,
+        unknown_pace_ns=int(widths[running & ~known].sum()) * nodes,
+        ideal_ns=int(widths[known].sum()) * nodes - int(lost_ns[known].sum()),
+        variation_ns=int(lost_ns[known & ~inside].sum()),
+        verdicts=tuple(sorted(verdicts, key=lambda one: -one.loss_ns)),
+        harmless=tuple(one for one in quiet if one.low_ns <= 0),
+        pace=tuple(float(value) for value in _drawn(found.progress)),
+    )
+
+
+def _stack(acts: Sequence[Activity], name: str) -> NDArray[np.float64]:
+    return np.array([getattr(act, name) for act in acts])
+
+
+def _running(grid: Grid, steps: Sequence[StepSummary]) -> Bools:
+    """Windows that lie in a step of the user's tasks; all, when none was seen."""
+    spans = [
+        Span(step.begin_ns, step.end_ns if step.end_ns is not None else int(grid.edges_ns[-1]))
+        for step in steps
+        if step.step.isdecimal() and step.begin_ns is not None
+    ]
+    if not spans:
+        return np.ones(grid.count, dtype=bool)
+    edges = grid.edges_ns
+    running = np.zeros(grid.count, dtype=bool)
+    for span in spans:
+        running |= (edges[:-1] >= span.begin_ns) & (edges[1:] <= span.end_ns)
+    return running
+
+
+def _drawn(progress: NDArray[np.float64], points: int = 600) -> NDArray[np.float64]:
+    """The pace for a plot: means of equal parts, NaN where nothing is known."""
+    parts = np.array_split(progress, min(points, len(progress)))
+    known = [part[~np.isnan(part)] for part in parts]
+    return np.array([part.mean() if len(part) else np.nan for part in known])
+
+
+def _pieces(found: Pace, evidence: Sequence[Evidence], grid: Grid) -> Iterator[_Piece]:
+    at = _by_window(evidence, grid)
+    known = np.flatnonzero(found.known)
+    for first, last in slow_windows(found):
+        edge: Cause | None = None
+        if first <= known[0] + 1 or last >= known[-1] - 1:
+            edge = "start_end"
+        yield from _cut(first, last, at, found, edge)
+
+
+def _by_window(evidence: Sequence[Evidence], grid: Grid) -> dict[int, list[Evidence]]:
+    at: dict[int, list[Evidence]] = defaultdict(list)
+    for one in evidence:
+        touched = grid.touched(one.span.begin_ns, one.span.end_ns)
+        for window in range(touched.start, touched.stop):
+            at[window].append(one)
+    return at
+
+
+def _cut(
+    first: int, last: int, at: dict[int, list[Evidence]], found: Pace, edge: Cause | None
+) -> Iterator[_Piece]:
+    """One slow stretch in pieces of one cause each."""
+    # Smoothing over an iteration shows a loss that much before and after it happened.
+    lead = 1 + round((found.period or 0) / 2)
+    causes = [_best(at.get(window, [])) for window in range(first, last + 1)]
+    causes = _spread(causes, lead, at, first)
+    begin = 0
+    for nth in range(1, len(causes) + 1):
+        if nth < len(causes) and causes[nth] == causes[begin]:
+            continue
+        windows = [w for w in range(first + begin, first + nth) if found.known[w]]
+        cause = causes[begin] or edge or "unknown"
+        near = range(first + begin - lead, first + nth + 1)
+        there = {id(one): one for w in near for one in at.get(w, [])}.values()
+        mine = [one for one in there if one.cause == cause]
+        if windows:
+            yield _Piece(cause, windows, mine, [one for one in there if one.cause != cause])
+        begin = nth
+
+
+def _best(there: Sequence[Evidence]) -> Cause | None:
+    causes = {one.cause for one in there if one.strength > 0}
+    return next((cause for cause in ORDER if cause in causes), None)
+
+
+def _spread(
+    causes: list[Cause | None], lead: int, at: dict[int, list[Evidence]], first: int
+) -> list[Cause | None]:
+    """A cause explains what follows it for a while, and the windows just before it."""
+    spread = list(causes)
+    left, current = 0, None
+    for nth, cause in enumerate(causes):
+        if cause is not None:
+            length = sum(1 for w in range(first + nth, -1, -1) if _has(at, w, cause))
+            left, current = max(_AFTER, length), cause
+        elif left > 0:
+            spread[nth], left = current, left - 1
+    for nth in range(len(spread) - 1, -1, -1):
+        ahead = [cause for cause in spread[nth + 1 : nth + 1 + lead] if cause is not None]
+        if spread[nth] is None and ahead:
+            spread[nth] = ahead[0]
+    return spread
+
+
+def _has(at: dict[int, list[Evidence]], window: int, cause: Cause) -> bool:
+    return any(one.cause == cause for one in at.get(window, ()))
+
+
+def _quiet(evidence: Sequence[Evidence], taken: set[int], job: _Job) -> Iterator[_Piece]:
+    """Troubles of links and paths outside slow stretches; those that share time are one."""
+    free = set(taken)
+    open_piece: _Piece | None = None
+    for one in (one for one in evidence if one.cause in _TOLD):
+        touched = job.grid.touched(one.span.begin_ns, one.span.end_ns)
+        windows = [w for w in range(touched.start, touched.stop) if job.pace.known[w]]
+        if open_piece and windows and windows[0] <= open_piece.windows[-1]:
+            more = [w for w in windows if w > open_piece.windows[-1] and w not in taken]
+            open_piece = _Piece(open_piece.cause, open_piece.windows + more,
+                                [*open_piece.evidence, one], [])  # fmt: skip
+            continue
+        if open_piece:
+            yield open_piece
+        open_piece = None
+        if windows and not free.intersection(windows):
+            open_piece = _Piece(one.cause, windows, [one], [])
+    if open_piece:
+        yield open_piece
+
+
+def _verdict(piece: _Piece, job: _Job) -> Verdict:
+    windows, grid = np.array(piece.windows), job.grid
+    loss_ns = int(job.lost_ns[windows].sum())
+    _, error = lost(job.pace, windows)
+    error_ns = _Z95 * error * grid.width_ns * job.nodes
+    span = grid.span(int(windows[0]), int(windows[-1]))
+    strongest = max((one.strength for one in piece.evidence), default=0.0)
+    mine = [one for one in piece.evidence if one.strength >= strongest / 2]
+    names = dict.fromkeys(name for one in mine for name in one.nodes)
+    rails = {one.rail for one in mine}
+    sure = piece.cause in _SURE and not any(one.cause in _SURE for one in piece.others)
+    measured = [float(act.measured[windows].mean()) for act in job.acts]
+    return Verdict(
+        cause=piece.cause,
+        nodes=tuple(names),
+        rail=next(iter(rails)) if len(rails) == 1 else None,
+        begin_ns=min([span.begin_ns, *(one.span.begin_ns for one in mine)])
+        if piece.cause in _SURE
+        else span.begin_ns,
+        end_ns=span.end_ns,
+        loss_ns=loss_ns,
+        low_ns=int(loss_ns - error_ns),
+        high_ns=int(loss_ns + error_ns),
+        certainty="none" if piece.cause == "unknown" else ("sure" if sure else "likely"),
+        evidence=tuple(dict.fromkeys(one.text for one in mine))[:8],
+        also=tuple(dict.fromkeys(one.text for one in piece.others))[:4],
+        windows=tuple(piece.windows),
+        coverage=sum(measured) / max(1, job.nodes),
+    )

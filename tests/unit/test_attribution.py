@@ -1,0 +1,96 @@
+"""Lost time is found, named, placed and summed; bench/attribution.py does this 600 times."""
+
+from datetime import UTC
+
+import numpy as np
+import pytest
+
+from fabricctl_analysis import verdicts
+from fabricctl_analysis.findings import findings
+from fabricctl_analysis.model import Accounts
+from fabricctl_analysis.pace import period_of
+from fabricctl_analysis.render_html import render_html
+from fabricctl_analysis.render_text import render_text
+from fabricctl_analysis.when import When
+from tests.support.simjobs import KINDS, Fault, S, Sim
+
+
+def accounts(sim: Sim) -> Accounts:
+    found = sim.report().accounts
+    assert found is not None
+    parts = (found.no_step_ns, found.unknown_pace_ns, found.ideal_ns, found.lost_ns)
+    assert sum(parts) + found.variation_ns == found.elapsed_ns
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_fault_is_named_placed_and_priced(kind: str) -> None:
+    fault = Fault(kind, 2, 150.3, 31.0)
+    sim = Sim(KINDS.index(kind), [fault], seconds=300)
+    (one,) = accounts(sim).verdicts
+    assert one.cause == kind
+    assert one.nodes == (() if kind == "unknown" else ("n2",))
+    assert one.loss_ns / S == pytest.approx(sim.lost_to_s(fault), rel=0.05)
+    assert one.low_ns < one.loss_ns < one.high_ns
+    assert (one.rail == 0) == (kind == "link_down")
+
+
+def test_two_faults_are_told_apart() -> None:
+    faults = [Fault("storage", 1, 60.0, 20.0), Fault("host_stopped", 3, 200.0, 12.0)]
+    found = accounts(Sim(1, faults, seconds=300)).verdicts
+    assert {(one.cause, one.nodes) for one in found} == {
+        ("storage", ("n1",)),
+        ("host_stopped", ("n3",)),
+    }
+
+
+@pytest.mark.parametrize("noise", [0.005, 0.03, 0.08])
+def test_a_healthy_job_lost_nothing(noise: float) -> None:
+    found = accounts(Sim(3, noise=noise, seconds=300))
+    assert found.verdicts == ()
+    assert abs(found.variation_ns) < 0.02 * found.elapsed_ns
+
+
+def test_iterations_are_found_in_the_traffic() -> None:
+    found = accounts(Sim(5, seconds=1200, nodes=2, iteration_s=7.3, noise=0.01))
+    assert found.iteration_s == pytest.approx(7.3, rel=0.003)
+    assert found.verdicts == ()
+
+
+def test_two_troubles_are_no_iterations() -> None:
+    pace = np.ones(600)
+    pace[100:110] = pace[210:220] = 0.5
+    assert period_of(pace) is None
+
+
+def test_a_job_without_work_has_no_pace() -> None:
+    assert period_of(np.full(100, np.nan)) is None
+    assert accounts(Sim(1, seconds=4)).signal == "none"
+
+
+def test_a_loss_is_a_sentence_with_advice_and_a_button() -> None:
+    report = Sim(1, [Fault("storage", 1, 100, 40)], seconds=300).report()
+    when = When(report.whole, UTC)
+    found = findings(report, when)
+    text = " ".join(render_text(report, found, when).split())
+    assert "WHERE THE TIME WENT" in text
+    assert "waiting for files: n1, 14:14:59.000 to 14:15:41.000: cost 11" in text
+    assert "ADVICE - write less often or to a faster file system: the tasks of n1" in text
+    assert sum(line.amount_ns for line in verdicts.lines(report.accounts)) == 1200 * S  # type: ignore[arg-type]
+    page = render_html(report, found, when)
+    assert "Where the time went" in page and ">Show</button>" in page
+
+
+def test_a_cut_that_cost_nothing_is_told_so() -> None:
+    from tests.support import simjobs
+
+    sim = Sim(2, [Fault("link_down", 1, 150.0, 1.0)], seconds=300, noise=0.02)
+    before = dict(simjobs._LEFT)
+    simjobs._LEFT["link_down"] = 1.0
+    try:
+        found = accounts(sim)
+    finally:
+        simjobs._LEFT.update(before)
+    assert found.verdicts == ()
+    (quiet,) = found.harmless
+    assert (quiet.cause, quiet.nodes, quiet.rail) == ("link_down", ("n1",), 0)
