@@ -17,6 +17,7 @@ from fabricctl_analysis.build import report_of
 from fabricctl_analysis.findings import findings
 from fabricctl_analysis.render_html import render_html
 from fabricctl_analysis.when import When
+from tests.support.simjobs import Fault, Sim
 from tests.support.traces import Cut, Plan, write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -193,7 +194,7 @@ def test_the_browser_tells_of_errors_and_of_what_is_fetched(
 
 def test_every_plot_is_drawn_without_complaint(browser: Browser, page: Path) -> None:
     browser.open(page)
-    assert browser.js("document.querySelectorAll('figure').length") == 1 + 6 + 4
+    assert browser.js("document.querySelectorAll('figure').length") == 1 + 1 + 6 + 4
     browser.wait("everything(document, 'canvas').filter(inked).length >= 11")
     assert browser.complaints == []
 
@@ -223,7 +224,7 @@ def test_dragging_over_a_plot_zooms(browser: Browser, page: Path) -> None:
 
 def test_the_pointer_tells_time_and_rate(browser: Browser, page: Path) -> None:
     browser.open(page)
-    point = pointer(browser, figure=1)
+    point = pointer(browser, figure=2)
     for step in range(30, 33):
         point(step / 100, "mouseMoved", 0.3)
     browser.wait("everything(document, '.bk-Tooltip').length > 0")
@@ -278,3 +279,23 @@ def test_on_paper_no_plot_is_cut_off(browser: Browser, page: Path) -> None:
                         "x => x.getBoundingClientRect().width))")  # fmt: skip
     assert widest <= 702  # CSS pixels between the margins of A4
     browser("Emulation.setEmulatedMedia", media="")
+
+
+def test_a_verdict_jumps_to_its_place_and_a_phone_shows_the_accounts(
+    browser: Browser, tmp_path: Path
+) -> None:
+    report = Sim(1, [Fault("storage", 1, 100, 40)], seconds=300).report()
+    when = When(report.whole, UTC)
+    path = tmp_path / "verdict.html"
+    path.write_text(render_html(report, findings(report, when), when))
+    browser.open(path)
+    browser.js(
+        "[...document.querySelectorAll('li')]"
+        ".find(x => x.textContent.includes('waiting for files')).querySelector('button').click()"
+    )
+    # The stretch of 42 s with twice its length on either side.
+    assert browser.js("shown()") == pytest.approx(5 * 42_000, abs=1)
+    browser("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2,
+            mobile=True)  # fmt: skip
+    assert browser.js("document.documentElement.scrollWidth") <= 390
+    assert browser.complaints == []
