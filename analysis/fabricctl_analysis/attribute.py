@@ -94,6 +94,7 @@ def account(
         window_ns=grid.width_ns,
         iteration_s=None if found.period is None else found.period * grid.width_ns / 1e9,
         deviation=found.deviation if np.isfinite(found.deviation) else None,
+        usual_per_s=_per_s(found, grid),
         nodes=nodes,
         elapsed_ns=whole.length_ns * nodes,
         no_step_ns=int(widths[~running].sum()) * nodes,
@@ -104,6 +105,12 @@ def account(
         harmless=tuple(one for one in quiet if one.low_ns <= 0),
         pace=tuple(float(value) for value in _drawn(found.progress)),
     )
+
+
+def _per_s(found: Pace, grid: Grid) -> float | None:
+    if not np.isfinite(found.usual):
+        return None
+    return found.usual / (grid.width_ns / 1e9) if found.signal == "traffic" else found.usual
 
 
 def _stack(acts: Sequence[Activity], name: str) -> NDArray[np.float64]:

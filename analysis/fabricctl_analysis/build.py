@@ -27,7 +27,7 @@ def report_of(path: Path) -> Report:
 def renderings(
     path: Path, wanted: Sequence[str], colour: bool = False, unicode: bool = True
 ) -> dict[str, str]:
-    """The report in each of the ``wanted`` forms: ``text``, ``json``, ``html``."""
+    """The report in each of the ``wanted`` forms: ``text``, ``json``, ``html``, ``markdown``."""
     report = report_of(path)
     when = When(report.whole)
     found = findings(report, when)
@@ -37,6 +37,10 @@ def renderings(
             from fabricctl_analysis.render_html import render_html
 
             texts[form] = render_html(report, found, when)
+        elif form == "markdown":
+            from fabricctl_analysis.render_markdown import render_markdown
+
+            texts[form] = render_markdown(report, found, when)
         elif form == "json":
             from fabricctl_analysis.render_json import render_json
 

@@ -183,6 +183,7 @@ class Accounts:
     window_ns: int
     iteration_s: float | None  # found in the pattern of the work
     deviation: float | None  # of one window's pace from the usual
+    usual_per_s: float | None  # of all nodes: bytes a second by traffic, cores by CPU
     nodes: int
     elapsed_ns: int
     no_step_ns: int

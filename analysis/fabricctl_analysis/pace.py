@@ -47,6 +47,7 @@ class Pace:
     error: float
     period: float | None
     weights: Floats  # share of each node in the job's usual work
+    usual: float  # work of a window at the usual pace, all nodes together
 
     @property
     def known(self) -> Bools:
@@ -63,7 +64,7 @@ def pace(moved: Floats, cpu: Floats, running: Bools, window_s: float) -> Pace:
         if found is not None:
             return found
     empty = np.full(moved.shape[1], np.nan)
-    return Pace("none", empty, empty, np.nan, np.nan, None, np.zeros(len(moved)))
+    return Pace("none", empty, empty, np.nan, np.nan, None, np.zeros(len(moved)), np.nan)
 
 
 def _pace_by(signal: Signal, work: Floats, running: Bools, least: float) -> Pace | None:
@@ -82,10 +83,15 @@ def _pace_by(signal: Signal, work: Floats, running: Bools, least: float) -> Pace
         return None
     period = period_of(progress)
     smooth = _smoothed(progress, period)
+    before = progress
     progress, smooth, deviation, error = _at_usual_pace(progress, smooth)
+    scales = before[progress > 0] / progress[progress > 0]
+    scale = float(scales[0]) if len(scales) else 1.0
     weights = np.zeros(len(work))
     weights[taking_part] = usual / usual.sum()
-    return Pace(signal, progress, smooth, deviation, error, period, weights)
+    return Pace(
+        signal, progress, smooth, deviation, error, period, weights, float(usual.sum()) * scale
+    )
 
 
 def _usual(work: Floats) -> float:

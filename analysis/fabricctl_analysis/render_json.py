@@ -128,6 +128,7 @@ def _accounts(report: Report, begin: int) -> Json:
         "window_s": accounts.window_ns / 1e9,
         "iteration_s": accounts.iteration_s,
         "pace_deviation": accounts.deviation,
+        "usual_per_s": accounts.usual_per_s,
         "elapsed_ns": accounts.elapsed_ns,
         "ideal_ns": accounts.ideal_ns,
         "variation_ns": accounts.variation_ns,

@@ -69,7 +69,7 @@ def lines(accounts: Accounts) -> list[Line]:
     worth = [one for one in accounts.verdicts if one.loss_ns >= SMALL * _ran_ns(accounts)]
     small = [one for one in accounts.verdicts if one not in worth]
     found = [Line("work at the usual pace", accounts.ideal_ns)]
-    found += [Line(_place(one), one.loss_ns, one) for one in worth]
+    found += [Line(place(one), one.loss_ns, one) for one in worth]
     if small:
         found.append(Line(f"{len(small)} smaller losses", sum(one.loss_ns for one in small)))
     found.append(Line("small ups and downs of the pace", accounts.variation_ns))
@@ -84,7 +84,8 @@ def _ran_ns(accounts: Accounts) -> int:
     return accounts.elapsed_ns - accounts.no_step_ns - accounts.unknown_pace_ns
 
 
-def _place(one: Verdict) -> str:
+def place(one: Verdict) -> str:
+    """``link down: n2 r0``."""
     where = folded(one.nodes)
     rail = "" if one.rail is None else f" r{one.rail}"
     return f"{CAUSES[one.cause]}: {where}{rail}" if where else CAUSES[one.cause]
@@ -123,7 +124,7 @@ def interval(one: Verdict) -> str:
 def sentence(one: Verdict, when: When) -> str:
     """What was lost to what, where, when, how surely and by which evidence."""
     span = f"{when.clock(one.begin_ns)} to {when.clock(one.end_ns)}"
-    text = f"{_place(one)}, {span}: cost {interval(one)}"
+    text = f"{place(one)}, {span}: cost {interval(one)}"
     if one.evidence:
         text += f"; {'; '.join(one.evidence[:3])}"
         text += f" and {len(one.evidence) - 3} more" if len(one.evidence) > 3 else ""

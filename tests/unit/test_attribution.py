@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from fabricctl_analysis import verdicts
+from fabricctl_analysis.compare import compare, side
+from fabricctl_analysis.compare import render_text as compare_text
 from fabricctl_analysis.findings import findings
 from fabricctl_analysis.model import Accounts
 from fabricctl_analysis.pace import period_of
 from fabricctl_analysis.render_html import render_html
+from fabricctl_analysis.render_markdown import render_markdown
 from fabricctl_analysis.render_text import render_text
 from fabricctl_analysis.when import When
 from tests.support.simjobs import KINDS, Fault, S, Sim
@@ -94,3 +97,21 @@ def test_a_cut_that_cost_nothing_is_told_so() -> None:
     assert found.verdicts == ()
     (quiet,) = found.harmless
     assert (quiet.cause, quiet.nodes, quiet.rail) == ("link_down", ("n1",), 0)
+
+
+def test_two_runs_differ_by_what_one_of_them_lost() -> None:
+    fault = Fault("storage", 1, 100.2, 40)
+    made = compare(side(Sim(1, seconds=300).report()), side(Sim(2, [fault], seconds=320).report()))
+    assert made.seconds == pytest.approx(20)
+    assert sum(part.seconds for part in made.parts) == pytest.approx(made.seconds)
+    assert made.parts[0].what == "waiting for files: n1"
+    assert made.parts[0].seconds == pytest.approx(28, rel=0.05)
+    assert "B took 20.00 s longer (+6.7 %):" in compare_text(made)
+
+
+def test_markdown_has_the_accounts_and_escapes_what_it_was_told() -> None:
+    report = Sim(1, [Fault("host_cpu", 0, 100, 40)], seconds=300).report()
+    text = render_markdown(report, (), When(report.whole, UTC))
+    assert "| CPU taken by others: n0 |" in text
+    assert "\n## Advice\n" in text
+    assert "\\[" in text.split("\n")[0]

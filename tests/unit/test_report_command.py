@@ -100,6 +100,26 @@ def test_a_component_of_a_heterogeneous_job_leads_to_its_trace(
     failure(fabricctl("12+2"), 66, ["12+2", "no trace"])
 
 
+def test_two_jobs_are_compared(site: Path, fabricctl: Fabricctl) -> None:
+    write(Plan(seconds=30), site / "alice")
+    write(Plan(seconds=40, job=4712), site / "alice")
+    done = fabricctl("4711", "--compare", "4712")
+    assert done.returncode == 0 and "B took 10.00 s longer" in done.stdout
+    made = json.loads(fabricctl("4711", "--compare", "4712", "--json").stdout)
+    assert sum(part["seconds"] for part in made["parts"]) == pytest.approx(made["seconds"])
+    failure(fabricctl("4711", "--compare", "4712", "--markdown"), 2, ["--compare"])
+
+
+def test_a_pdf_needs_a_browser_and_says_so(
+    site: Path, fabricctl: Fabricctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(Plan(seconds=5), site / "alice")
+    monkeypatch.setenv("PATH", "/nowhere")
+    done = fabricctl("4711", "--pdf", "r.pdf")
+    failure(done, 71, ["--pdf", "chromium", "--html"])
+    assert not Path("r.pdf").exists()
+
+
 def test_the_newest_attempt_is_shown_unless_another_is_asked_for(
     site: Path, fabricctl: Fabricctl
 ) -> None:
