@@ -4,16 +4,16 @@ Only what was measured is said; causes are not guessed at.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import takewhile
 
-from fabricctl import hostlist
-from fabricctl.errors import DataError
 from fabricctl.units import format_duration
 from fabricctl_analysis.clock_findings import clock_findings
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.links import Cause, Down
 from fabricctl_analysis.model import SEVERITIES, Figure, Finding, RailSummary, Report, Severity
+from fabricctl_analysis.move_findings import findings_of_moves
+from fabricctl_analysis.names import folded
 from fabricctl_analysis.when import When
 
 # Intervals of one rail index on several nodes that begin and end this close together are told as
@@ -43,6 +43,7 @@ def findings(report: Report, when: When) -> tuple[Finding, ...]:
         *_remarks(report, when),
         *_clock(report, when),
         *clock_findings(report, when),
+        *findings_of_moves(report, when),
     ]
     return tuple(sorted(found, key=_weight))
 
@@ -50,14 +51,6 @@ def findings(report: Report, when: When) -> tuple[Finding, ...]:
 def _weight(one: Finding) -> tuple[int, int, int]:
     length = (one.end_ns or 0) - (one.begin_ns or 0)
     return SEVERITIES.index(one.severity), -length, one.begin_ns or 0
-
-
-def folded(nodes: Sequence[str]) -> str:
-    """``n[1-3]``; names that are none (a forged trace) stay as they are."""
-    try:
-        return hostlist.fold(nodes)
-    except DataError:
-        return ",".join(nodes)
 
 
 def _lost_nodes(report: Report) -> Iterator[Finding]:

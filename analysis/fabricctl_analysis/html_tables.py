@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from fabricctl.units import format_duration
-from fabricctl_analysis import phrases
+from fabricctl_analysis import phrases, render_moves
 from fabricctl_analysis.choose import most_telling, most_telling_nodes
-from fabricctl_analysis.findings import folded
 from fabricctl_analysis.model import NodeSummary, RailSummary, Report, Unmeasured
+from fabricctl_analysis.names import folded
 from fabricctl_analysis.when import When
 
 MAX_ROWS = 200
@@ -23,6 +23,11 @@ def tables(report: Report, when: When) -> Iterator[str]:
     head = ("rail", "interface", "received", "sent", "peak received", "peak sent", "down",
             "times", "carrier changes", "errors", "drops")  # fmt: skip
     yield from table(head, [_rail_cells(rail) for rail in rails])
+    if report.moves.incidents:
+        yield "<h2>Moved between rails</h2>"
+        rows = [render_moves.cells(one, when) for one in report.moves.incidents[:MAX_ROWS]]
+        yield from table(render_moves.HEAD, rows, text=render_moves.TEXT_COLUMNS)
+        yield from _more(len(report.moves.incidents))
     yield "<h2>Nodes</h2>"
     nodes = most_telling_nodes(report.nodes, MAX_ROWS)
     if len(nodes) < len(report.nodes):

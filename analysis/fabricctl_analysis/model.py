@@ -11,6 +11,7 @@ from fabricctl_analysis.align import ClockStep
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.job_clock import ClockSummary
 from fabricctl_analysis.links import LinkHistory
+from fabricctl_analysis.moves import Moves
 from fabricctl_analysis.series import Series
 
 Severity = Literal["error", "warning", "info"]
@@ -248,6 +249,7 @@ class Report:
     clock_steps: tuple[tuple[str, ClockStep], ...]
     paths: tuple[PathMark, ...] = ()
     accounts: Accounts | None = None  # None: the trace does not say when the job began and ended
+    moves: Moves = field(default_factory=Moves)
 
     @property
     def coverage(self) -> float:

@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 
 from fabricctl.units import format_bytes, format_duration
-from fabricctl_analysis.findings import bounds_ns, folded
+from fabricctl_analysis.findings import bounds_ns
 from fabricctl_analysis.host import PRESSURES
 from fabricctl_analysis.job_clock import apart_ns
 from fabricctl_analysis.model import Figure, NodeSummary, RailSummary, Report, Unmeasured
+from fabricctl_analysis.names import folded
 from fabricctl_analysis.when import When
 
 UNKNOWN = "?"  # in cells: not measured

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from fabricctl_analysis import clock_words
+from fabricctl_analysis import clock_words, render_moves
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.links import Down
 from fabricctl_analysis.model import Figure, Finding, NodeSummary, RailSummary, Report, Verdict
@@ -39,6 +39,7 @@ def document(report: Report, found: Sequence[Finding]) -> dict[str, Json]:
             {"node": m.node, "rail": m.rail, "event": m.event, **_at("at", m.at_ns, begin)}
             for m in report.marks
         ],
+        "paths": render_moves.document(report, begin),
         "steps": [
             {
                 "step": step.step,

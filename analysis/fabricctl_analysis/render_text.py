@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fabricctl.units import format_rate
-from fabricctl_analysis import clock_words, phrases, spark, verdicts
+from fabricctl_analysis import clock_words, phrases, render_moves, spark, verdicts
 from fabricctl_analysis.choose import most_telling, most_telling_nodes
 from fabricctl_analysis.model import Finding, NodeSummary, RailSummary, Report
 from fabricctl_analysis.when import When
@@ -49,6 +49,7 @@ def render_text(
         *_findings(report, found, screen),
         *_accounts(report, when, screen),
         *_rails(report, screen),
+        *_moves(report, when, screen),
         *_nodes(report, screen),
         *_unmeasured(report, when, screen),
         "",
@@ -168,6 +169,19 @@ def _legend(rows: Sequence[tuple[str, ...]], highest: float, blocks: str) -> str
     if any(cell.endswith("+") or cell == phrases.UNSEEN for cell in cells):
         parts.append("+, unseen: down for a time that nobody saw")
     return "; ".join(parts)
+
+
+def _moves(report: Report, when: When, screen: Screen) -> Iterator[str]:
+    shown = report.moves.incidents[:FEW_ROWS]
+    if not shown:
+        return
+    head, *rows = _named(
+        [render_moves.SHORT_HEAD, *(render_moves.short_cells(one, when) for one in shown)], WIDTH
+    )
+    yield ""
+    yield from _table(head, rows, "ll" + "r" * len(head), screen)
+    if len(shown) < len(report.moves.incidents):
+        yield f"The first {len(shown)} of {len(report.moves.incidents)}; --json has all."
 
 
 def _nodes(report: Report, screen: Screen) -> Iterator[str]:

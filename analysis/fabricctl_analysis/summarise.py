@@ -31,6 +31,7 @@ from fabricctl_analysis.model import (
     StepSummary,
     Unmeasured,
 )
+from fabricctl_analysis.moves import PathRow, moves_of, path_rows
 from fabricctl_analysis.rails import rail_summary
 from fabricctl_analysis.rows import NodeRows, apart_ns, clean, of_rail
 from fabricctl_analysis.unmeasured import empty_figures, gaps_of, missing_nodes
@@ -59,6 +60,7 @@ class NodePart:
     remarks: tuple[Remark, ...]
     steps: tuple[tuple[str, int, int], ...]  # step, schema.StepEvent, real ns
     clock_steps: tuple[ClockStep, ...]
+    path_rows: tuple[PathRow, ...]
     unmeasured: tuple[Unmeasured, ...]
     paths: tuple[PathMark, ...] = ()
     activity: Activity | None = None
@@ -109,6 +111,7 @@ def summarise(
         clock_steps=tuple((p.summary.name, step) for p in parts for step in p.clock_steps),
         paths=paths,
         accounts=accounts,
+        moves=moves_of(row for part in parts for row in part.path_rows),
     )
 
 
@@ -168,6 +171,7 @@ def node_part(rows: NodeRows, grids: _Grids) -> NodePart:
         remarks=_remarks(rows),
         steps=_step_rows(rows),
         clock_steps=tuple(step for clock in rows.clocks for step in clock.steps),
+        path_rows=path_rows(rows),
         unmeasured=_of_node(rows),
         paths=_paths(rows),
         activity=None if grid is None else activity(rows, grid, limit_ns, spans),

@@ -10,7 +10,15 @@ from fabricctl import hostlist, layout
 from fabricctl.store import collect, dtypes, schema
 from fabricctl.store.journal_reader import Journal
 from fabricctl.store.part import write_part
-from fabricctl.store.schema import ClockStatus, LinkEvent, Severity, StepEvent
+from fabricctl.store.schema import (
+    ClockStatus,
+    LinkEvent,
+    PathEvent,
+    PathLevel,
+    PathReason,
+    Severity,
+    StepEvent,
+)
 
 S = 1_000_000_000
 BEGIN_REAL_NS = 1_790_000_000 * S  # 2026-09-21 14:13:20 UTC
@@ -27,6 +35,22 @@ class Cut:
     begin_s: float
     end_s: float | None  # None: never heals
     told: bool = True
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A rail left by one end of a pair of nodes, and taken again; seconds since the job began."""
+
+    node: str
+    peer: str
+    rail: int
+    begin_s: float
+    moved_s: float | None = None
+    recovered_s: float | None = None
+    good_s: float | None = None
+    reason: PathReason = PathReason.SILENT
+    level: PathLevel = PathLevel.DEAD
+    streams: int = 2
 
 
 @dataclass(frozen=True)
@@ -48,6 +72,8 @@ class Plan:
     clock_from_s: float | None = None  # when the job clock was there; None: never
     clock_held: dict[str, tuple[float, float]] = field(default_factory=dict)  # held over, by node
     clock_lost: dict[str, tuple[float, float]] = field(default_factory=dict)  # no job time
+    moved: Sequence[Moved] = ()
+    path_events: Sequence[tuple[str, float, PathEvent, dict[str, object]]] = ()  # node, at, columns
     job: int = 4711
     user: str = "alice"
     mode: str = "on"
@@ -141,6 +167,7 @@ def _journal(plan: Plan, node: str, nth: int, begin_s: float, end_s: float) -> J
     tables["job_clock"] = _job_clock(life)
     tables["note"] = _notes(life)
     tables["step"] = _steps(life)
+    tables["path_event"] = _paths(life)
     return Journal({"boot_id": f"boot-{node}"}, schema.SCHEMA_VERSION, tables, None)
 
 
@@ -252,6 +279,33 @@ def _steps(life: _Life) -> np.ndarray:
     rows = _blank("step", life, np.array([one[0] for one in found]))
     for row, (_, step, event) in zip(rows, found, strict=True):
         row["step"], row["event"] = step, event
+    return rows
+
+
+def _paths(life: _Life) -> np.ndarray:
+    found = [(at, event, columns) for node, at, event, columns in life.plan.path_events
+             if node == life.node]  # fmt: skip
+    for one in life.plan.moved:
+        if one.node != life.node:
+            continue
+        whom: dict[str, object] = {"peer": one.peer.encode(), "rail": one.rail}
+        times = {"begin_mono_ns": int(life.mono(one.begin_s))}
+        if one.moved_s is not None:
+            times["moved_mono_ns"] = int(life.mono(one.moved_s))
+        bad = {"level": one.level, "reason": one.reason}
+        found.append((one.moved_s or one.begin_s, PathEvent.PATH, {**whom, **times, **bad}))
+        if one.recovered_s is not None:
+            more = {"recovered_mono_ns": int(life.mono(one.recovered_s)), "streams": one.streams,
+                    "waiting_bytes": 65536}  # fmt: skip
+            found.append((one.recovered_s, PathEvent.RECOVERED, {**whom, **times, **more}))
+        if one.good_s is not None:
+            found.append((one.good_s, PathEvent.PATH, {**whom, "level": PathLevel.GOOD}))
+    found.sort(key=lambda one: one[0])
+    rows = _blank("path_event", life, np.array([at for at, _, _ in found]))
+    for row, (_, event, columns) in zip(rows, found, strict=True):
+        row["event"], row["rail"], row["level"], row["reason"] = event, 0xFF, 0xFF, 0xFF
+        for name, value in columns.items():
+            row[name] = value
     return rows
 
 

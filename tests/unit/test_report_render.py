@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fabricctl.store.schema import Severity
+from fabricctl.store.schema import PathEvent, PathReason, Severity
 from fabricctl_analysis.build import report_of
 from fabricctl_analysis.findings import findings
 from fabricctl_analysis.model import Report
@@ -16,7 +16,7 @@ from fabricctl_analysis.render_html import render_html
 from fabricctl_analysis.render_json import document, render_json
 from fabricctl_analysis.render_text import WIDTH, Screen, render_text
 from fabricctl_analysis.when import When
-from tests.support.traces import Cut, Plan, write
+from tests.support.traces import Cut, Moved, Plan, write
 
 EVIL = "\x1b]0;x\x07<script>alert(1)</script>\"'&\u202e</td>"
 ROOT = Path(__file__).parents[2]
@@ -31,6 +31,17 @@ def troubled(tmp_path_factory: pytest.TempPathFactory) -> Report:
         errors=[("n1", 0, "rx_errors", 7)],
         not_measured=["psi_io_some_us", "tx_dropped"],
         notes=[("n1", 3.0, Severity.WARNING, "peers", EVIL)],
+        moved=[
+            Moved("n1", "n2", 0, 20.124, 20.127, 20.139, 24.2),
+            Moved("n2", "n1", 0, 20.124, 20.1241, 20.135, 24.2, PathReason.CARRIER),
+        ],
+        path_events=[
+            ("n2", 20.6, PathEvent.CAUSE, {"rail": 0, "text": b"own_port"}),
+            ("n1", 41.0, PathEvent.STALLED, {"peer": b"n3"}),
+            ("n1", 43.0, PathEvent.BACK, {"peer": b"n3"}),
+            ("n2", 50.0, PathEvent.REQUEST, {"text": EVIL.encode()}),
+            ("n3", 1.0, PathEvent.OFF, {"text": EVIL.encode()}),
+        ],
     )
     return report_of(write(plan, tmp_path_factory.mktemp("traces") / "alice"))
 
