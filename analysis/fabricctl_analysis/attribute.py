@@ -34,7 +34,7 @@ _AFTER = 2
 _Z95 = 1.96
 _SURE = ("link_down", "host_stopped", "path")
 # Evidence that is told even when it cost nothing: that failover kept it so is worth knowing.
-_TOLD = ("link_down", "path")
+_TOLD = ("link_down", "path", "host_stopped")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def account(
         ideal_ns=int(widths[known].sum()) * nodes - int(lost_ns[known].sum()),
         variation_ns=int(lost_ns[known & ~inside].sum()),
         verdicts=tuple(sorted(verdicts, key=lambda one: -one.loss_ns)),
-        harmless=tuple(one for one in quiet if one.low_ns <= 0),
+        harmless=tuple(one for one in quiet if one.low_ns <= 0 and one.cause != "host_stopped"),
         pace=tuple(float(value) for value in _drawn(found.progress)),
     )
 

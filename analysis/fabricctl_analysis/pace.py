@@ -26,6 +26,8 @@ LEAST_BYTES_PER_S, LEAST_CORES = 100_000.0, 0.05
 LEAST_LOSS, DEVIATIONS = 0.12, 5.0
 # Windows are looked at one by one and this many together: noise hides less of what lasts.
 SCALES = (1, 5, 15)
+# A pace that varies by its own size tells no more than whether the job stands still.
+STANDSTILL = 0.3
 # Repeats are looked for among lags up to this share of the job; this much of the power must repeat.
 MAX_PERIOD, MIN_REPEAT = 1 / 2, 0.4
 _MAD = 1.4826  # of a normal distribution: deviation over median absolute deviation
@@ -112,8 +114,7 @@ def _at_usual_pace(progress: Floats, smooth: Floats) -> tuple[Floats, Floats, fl
     for _ in range(4):
         values = smooth[usual]
         scale = float(np.median(values)) or 1.0
-        spread = _MAD * float(np.median(np.abs(values - scale)))
-        limit = scale - max(LEAST_LOSS * scale, DEVIATIONS * spread)
+        limit = scale * _limit(values / scale)
         again = ~np.isnan(smooth) & (smooth > limit)
         if again.sum() < MIN_WINDOWS / 2 or (again == usual).all():
             break
@@ -232,12 +233,24 @@ def _slow(found: Pace) -> Bools:
         if width > found.known.sum() / 4:
             break
         mean = _mean_around(found.smooth, width)
-        limit = 1 - max(LEAST_LOSS, DEVIATIONS * _spread(mean[found.known]))
+        limit = _limit(mean[found.known])
         together = found.known & (mean < limit)
         # Of a stretch that is slow as a whole, from its first to its last window below the usual.
         near = np.convolve(together, np.ones(width), "same") > 0 if width > 1 else together
         slow |= near & (found.smooth < (1 + limit) / 2)
     return slow
+
+
+def _limit(values: Floats) -> float:
+    """What usual windows do not go below. Noise may add or, on a crowded machine, multiply: then
+    the pace varies a lot and still never comes near a standstill."""
+    adds = 1 - DEVIATIONS * _spread(values)
+    positive = values[values > 0]
+    multiplies = 0.0
+    if len(positive) > len(values) / 2:
+        logs = np.log(positive)
+        multiplies = float(np.exp(min(0.0, np.median(logs)) - DEVIATIONS * _spread(logs)))
+    return min(1 - LEAST_LOSS, max(adds, min(multiplies, STANDSTILL)))
 
 
 def _mean_around(values: Floats, width: int) -> Floats:
