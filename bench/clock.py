@@ -190,7 +190,8 @@ def clock_node(run: Run, node: int) -> None:
         virtual=run.virtual(node, begin),
     )
     end, seen = time.monotonic() + run.seconds, None
-    steady, started = end - run.seconds + SETTLE_S, 0.0
+    begun = time.monotonic()
+    steady, started, first = end - run.seconds + SETTLE_S, 0.0, 0.0
     with Path(run.dir, f"node{node}").open("w") as log:
         while time.monotonic() < end:
             wait = clock.next_due_s() - time.monotonic()
@@ -200,6 +201,8 @@ def clock_node(run: Run, node: int) -> None:
             clock.run_due()
             if not started and time.monotonic() > steady:
                 started = time.process_time()
+            if not first and clock.clock.settled:
+                first = time.monotonic() - begun
             centre = clock.clock.centre
             if centre is not None and centre != seen:
                 seen = centre
@@ -216,6 +219,7 @@ def clock_node(run: Run, node: int) -> None:
         "rate": clock._rate,
         "wander": clock.clock.wander_ppb,
         "settled": clock.clock.settled,
+        "first": first,
     }
     Path(run.dir, f"summary{node}").write_text(json.dumps(summary))
     clock.close()
@@ -471,7 +475,8 @@ def report(run: Run, seen: Seen, pairs: list[tuple[int, int]]) -> None:
         f"{'':16} {'':14}   cpu {min(cpu):.2f}-{max(cpu):.2f} % of a core, "
         f"{max(s['rss_mb'] for s in summaries):.0f} MB, "
         f"{np.mean([s['packets_per_s'] for s in summaries]):.0f} probes/s a node, "
-        f"rate {summaries[0]['rate']:.0f}, wander {summaries[0]['wander']:.0f}"
+        f"rate {summaries[0]['rate']:.0f}, wander {summaries[0]['wander']:.0f}, "
+        f"synchronised after {max(s['first'] for s in summaries):.2f} s"
     )
     late = [node for node, summary in enumerate(summaries) if not summary["settled"]]
     if late:
