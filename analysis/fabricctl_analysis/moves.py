@@ -19,6 +19,7 @@ from fabricctl_analysis.rows import NodeRows, clean
 # Ends that find a fault out this close together, or while it lasts, saw the same one: peers
 # without traffic are probed ten times a second.
 TOGETHER_NS = 500_000_000
+ONE_MOVE_NS = 10_000_000  # between the change of routes and the line that tells of it
 _FAR_NS = 30 * 86_400 * 1_000_000_000  # an event that lies so far back is forged
 _REASONS = {int(reason): reason.name.lower() for reason in PathReason}
 
@@ -64,6 +65,11 @@ class _Failure:
     @property
     def begin_ns(self) -> int:
         return self.first.begin_ns or self.first.at_ns
+
+    def moved(self, recovered: PathRow) -> bool:
+        """Whether the streams had waited for this, not for the way back (a move too)."""
+        moved_ns = recovered.moved_ns or recovered.at_ns
+        return self.end_ns is None or moved_ns < self.end_ns - ONE_MOVE_NS
 
 
 @dataclass(frozen=True)
@@ -203,7 +209,7 @@ def _failures(rows: Sequence[PathRow]) -> list[_Failure]:
     for one in rows:
         key = (one.node, one.peer, one.rail)
         failure = open_now.get(key)
-        if one.event == PathEvent.RECOVERED and failure is not None:
+        if one.event == PathEvent.RECOVERED and failure is not None and failure.moved(one):
             failure.recovered.append(one)
         if one.event != PathEvent.PATH:
             continue

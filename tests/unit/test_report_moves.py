@@ -50,6 +50,14 @@ def test_both_ends_of_a_cut_are_one_incident_with_its_times(tmp_path: Path) -> N
     ]
 
 
+def test_what_waits_on_the_way_back_is_not_counted_to_the_fault(tmp_path: Path) -> None:
+    moved = [Moved("n1", "n2", 0, 20.0, 20.004, 20.016, 24.0)]
+    late = {"peer": b"n2", "rail": 0, "streams": 2}
+    times = {"moved_mono_ns": 5_023_999_900_000, "recovered_mono_ns": 5_024_008_000_000}
+    more = [("n1", 24.009, PathEvent.RECOVERED, {**late, **times})]
+    assert only(report(Plan(moved=moved, path_events=more), tmp_path)).waited_ns == 16 * MS
+
+
 def test_a_dead_switch_is_one_incident_of_all_pairs(tmp_path: Path) -> None:
     moved = [Moved(a, b, 1, 20 + ALL.index(a) / 50, 20.1) for a in ALL for b in ALL if a != b]
     told = [(node, 21.0, PathEvent.CAUSE, {"rail": 1, "text": b"own_port"}) for node in ALL[:1]]
