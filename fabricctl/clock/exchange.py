@@ -21,6 +21,7 @@ import hashlib
 import hmac
 import struct
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 
@@ -138,8 +139,9 @@ def unpack_report(body: bytes, sender: int) -> NodeReport:
         raise DataError("clock message: a report of the wrong size")
     window, theta, p_theta, settled = _REPORT.unpack_from(body)
     edges = np.frombuffer(body, REPORT, offset=_REPORT.size)
-    numbers = [edges[name] for name in ("offset_ns", "slope_ppb", "sigma_ns", "common_ns")]
-    if not (np.isfinite([theta, p_theta]).all() and all(np.isfinite(n).all() for n in numbers)):
+    # One sum of all, because each call takes numpy longer than the numbers do.
+    total = edges["offset_ns"] + edges["slope_ppb"] + edges["sigma_ns"] + edges["common_ns"]
+    if not (isfinite(theta) and isfinite(p_theta) and np.isfinite(total).all()):
         raise DataError("clock message: a report that is not of numbers")
     if p_theta <= 0 or (edges["sigma_ns"] <= 0).any() or (edges["a"] != sender).any():
         raise DataError("clock message: a report that cannot be")

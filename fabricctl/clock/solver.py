@@ -62,7 +62,8 @@ class Solver:
         self.rate = rate
         self._heard = np.full(nodes, -(1 << 40))  # the last window each node reported
         self._reports: dict[int, NodeReport] = {}
-        self._solved = -1
+        self._solved = self._newest = -1
+        self._awaited: set[int] = set()  # who has not reported the newest window yet
         self.last: Solution | None = None
 
     def add(self, report: NodeReport, now_window: int) -> bool:
@@ -77,16 +78,17 @@ class Solver:
         if report.window <= self._solved:
             return False  # too late for this one; the next is waited for
         self._reports[report.node] = report
-        recent = np.flatnonzero(self._heard >= report.window - 2)
-        return all(
-            node in self._reports and self._reports[node].window == report.window
-            for node in recent.tolist()
-        )
+        if report.window > self._newest:
+            self._newest = report.window
+            self._awaited = set(np.flatnonzero(self._heard >= report.window - 2).tolist())
+        if report.window == self._newest:
+            self._awaited.discard(report.node)
+            return not self._awaited
+        return False
 
     def waiting(self) -> int | None:
         """The newest window with reports and no answer."""
-        newest = max((report.window for report in self._reports.values()), default=-1)
-        return newest if newest > self._solved else None
+        return self._newest if self._newest > self._solved else None
 
     def solve(self) -> list[Answer]:
         """Answers to all who reported the newest window; none when no majority is tied together."""
@@ -107,7 +109,10 @@ class Solver:
             return []  # and tried again when one more has reported
         self._solved = window
         least, most = _hard(edges, table, solution)
-        own = {r.node: solution.residual_ns[edges.a == r.node] for r in reports}
+        ends = np.cumsum([len(r.edges) for r in reports])[:-1]  # as _table puts them
+        own = dict(
+            zip((r.node for r in reports), np.split(solution.residual_ns, ends), strict=True)
+        )
         self._adapt(table)
         return [
             Answer(
@@ -126,12 +131,12 @@ class Solver:
 
     def _table(self, reports: list[NodeReport], window: int) -> NDArray[np.void]:
         """All edges, those of a late node carried forward by their slope."""
-        tables = [np.empty(0, REPORT)]
-        for report in reports:
-            table = report.edges.copy()
-            table["offset_ns"] += table["slope_ppb"] * (window - report.window) * self._hop_s
-            tables.append(table)
-        return np.concatenate(tables)
+        # As bytes: numpy takes ten times as long to join records field by field.
+        table = np.frombuffer(b"".join(r.edges.tobytes() for r in reports), REPORT).copy()
+        late = np.array([window - r.window for r in reports], float)
+        late = np.repeat(late, [len(r.edges) for r in reports])
+        table["offset_ns"] += table["slope_ppb"] * late * self._hop_s
+        return table
 
     def _adapt(self, table: NDArray[np.void]) -> None:
         """Probes as often as the samples near the floor need; slowly, to keep the load even."""

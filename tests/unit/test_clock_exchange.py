@@ -1,0 +1,103 @@
+"""What the clocks of a job tell each other: sealed, fresh, and checked before it is believed."""
+
+import numpy as np
+import pytest
+
+from fabricctl.clock import exchange
+from fabricctl.clock.edges import REPORT
+from fabricctl.clock.exchange import ANSWER, HELLO, Hello, Seal
+from fabricctl.clock.solver import Answer, NodeReport, Solver
+from fabricctl.errors import DataError
+
+KEY = b"k" * 32
+
+
+def seal(me: int, key: bytes = KEY, job: int = 7, life: int = 1) -> Seal:
+    return Seal(key, job, me, life)
+
+
+def report(node: int, window: int = 40, **changes: float) -> NodeReport:
+    table = np.zeros(2, REPORT)
+    table["a"], table["b"], table["usable"], table["sigma_ns"] = node, (5, 6), 1, 10.0
+    table["hard_above_ns"], table["hard_below_ns"] = 800.0, -800.0
+    for name, value in changes.items():
+        table[name] = value
+    return NodeReport(node, window, 12.5, 400.0, True, table)
+
+
+def test_messages_come_out_as_they_went_in() -> None:
+    hello = Hello((("10.0.0.1", 4242), ("fd00::1", 4243)), True, 1_800_000_000_000_000_000, True)
+    sent = seal(3).close(HELLO, 4, exchange.pack_hello(hello))
+    message = seal(4).open(sent)
+    assert (message.kind, message.sender) == (HELLO, 3)
+    assert exchange.unpack_hello(message.body) == hello
+    back = exchange.unpack_report(exchange.pack_report(report(3)), 3)
+    assert (back.node, back.window, back.theta_ns, back.settled) == (3, 40, 12.5, True)
+    assert (back.edges == report(3).edges).all()
+    answer = Answer(4, 40, 1.5, 10.0, -700.0, 800.0, 50.0, np.array([1.0, np.nan]))
+    got = exchange.unpack_answer(exchange.pack_answer(answer), 4)
+    assert (got.theta_ns, got.most_ns, got.rate) == (1.5, 800.0, 50.0)
+    assert np.array_equal(got.residuals_ns, answer.residuals_ns, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    "opener",
+    [seal(4, key=b"x" * 32), seal(4, job=8), seal(5)],
+    ids=["another key", "another job", "another node"],
+)
+def test_what_is_not_for_us_is_refused(opener: Seal) -> None:
+    with pytest.raises(DataError):
+        opener.open(seal(3).close(ANSWER, 4, b"body"))
+
+
+def test_a_changed_or_copied_message_is_refused() -> None:
+    opener, sent = seal(4), seal(3).close(ANSWER, 4, b"body")
+    for place in range(len(sent)):
+        with pytest.raises(DataError):
+            opener.open(sent[:place] + bytes([sent[place] ^ 1]) + sent[place + 1 :])
+    opener.open(sent)
+    with pytest.raises(DataError, match="a copy of an old one"):
+        opener.open(sent)
+
+
+def test_an_earlier_life_of_a_node_is_heard_no_more() -> None:
+    opener, old = seal(4), seal(3, life=1)
+    opener.open(seal(3, life=2).close(ANSWER, 4, b"body"))
+    with pytest.raises(DataError):
+        opener.open(old.close(ANSWER, 4, b"body"))
+
+
+@pytest.mark.parametrize("column", ["offset_ns", "slope_ppb", "sigma_ns", "common_ns"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_report_that_is_not_of_numbers_is_refused(column: str, value: float) -> None:
+    with pytest.raises(DataError, match="not of numbers"):
+        exchange.unpack_report(exchange.pack_report(report(3, **{column: value})), 3)
+
+
+def test_a_node_reports_on_itself_only() -> None:
+    with pytest.raises(DataError, match="cannot be"):
+        exchange.unpack_report(exchange.pack_report(report(2)), 3)
+
+
+def test_bodies_of_any_length_are_refused_or_read() -> None:
+    noise = np.random.default_rng(1).bytes(300)
+    for size in range(300):
+        for unpack in (
+            lambda body: exchange.unpack_report(body, 3),
+            lambda body: exchange.unpack_answer(body, 3),
+            exchange.unpack_hello,
+        ):
+            try:
+                unpack(noise[:size])
+            except DataError:
+                continue
+
+
+def test_a_solver_waits_for_all_who_reported_last_time_and_no_longer() -> None:
+    solver = Solver(8, 0.25, 100.0)
+    # At first nobody else is known; then three were heard, and the third completes the window.
+    assert all(solver.add(report(n, 40), 40) for n in (0, 1, 2))
+    assert [solver.add(report(n, 41), 41) for n in (2, 0, 1)] == [False, False, True]
+    assert solver.waiting() == 41
+    assert not solver.add(report(3, 90), 41)  # not of this time
+    assert not solver.add(report(3, 40), 41)  # late
