@@ -11,6 +11,9 @@ from fabricctl_analysis.when import When
 # More incidents of one rail than this are summed up in one sentence; the table has each.
 MANY = 4
 MAX_OFF = 3
+# fabricctl/paths/launch.py says these.
+ONE_NODE = "the job has one node"
+FEW_RAILS = "two are needed"
 
 
 def findings_of_moves(report: Report, when: When) -> Iterator[Finding]:
@@ -21,14 +24,7 @@ def findings_of_moves(report: Report, when: When) -> Iterator[Finding]:
             yield _often(mine, when)
         else:
             yield from (_moved(one, when) for one in mine)
-    reasons: dict[str, list[str]] = {}
-    for row in report.moves.off:
-        if "the job has one node" not in row.text:
-            reasons.setdefault(row.text, []).append(row.node)
-    for why, names in list(reasons.items())[:MAX_OFF]:
-        nodes = tuple(dict.fromkeys(names))
-        text = f"Traffic of {folded(nodes)} is not moved between rails: {why}."
-        yield Finding("warning", "paths_off", nodes, None, None, None, text)
+    yield from _off(report)
     for peer, begin, end in report.moves.stalls:
         took = f"for {format_duration((end - begin) / 1e9)} " if end is not None else ""
         text = (
@@ -36,6 +32,20 @@ def findings_of_moves(report: Report, when: When) -> Iterator[Finding]:
             f"{'' if end is not None else ' on'}: a host that stood still, not a link."
         )
         yield Finding("warning", "host_silent", (peer,), None, begin, end, text)
+
+
+def _off(report: Report) -> Iterator[Finding]:
+    """Where link failover was not at work; that a site has one rail is no news."""
+    reasons: dict[str, list[str]] = {}
+    for row in report.moves.off:
+        why = "fewer than two rails have an address there" if FEW_RAILS in row.text else row.text
+        if ONE_NODE not in row.text:
+            reasons.setdefault(why, []).append(row.node)
+    for why, names in list(reasons.items())[:MAX_OFF]:
+        nodes = tuple(dict.fromkeys(names))
+        severity: Severity = "info" if why.startswith("fewer than two") else "warning"
+        text = f"Traffic of {folded(nodes)} is not moved between rails: {why}."
+        yield Finding(severity, "paths_off", nodes, None, None, None, text)
 
 
 def _moved(one: Incident, when: When) -> Finding:

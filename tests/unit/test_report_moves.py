@@ -111,12 +111,25 @@ def test_a_frozen_host_is_told_as_that(tmp_path: Path) -> None:
     ]
 
 
+def off(tmp_path: Path, **why: str) -> list[tuple[str, str]]:
+    events = [(node, 1.0, PathEvent.OFF, {"text": text.encode()}) for node, text in why.items()]
+    made = report(Plan(path_events=events), tmp_path)
+    return [(one.severity, one.text) for one in findings(made, When(made.whole, UTC))]
+
+
 def test_where_nothing_is_moved_is_told_with_the_reason(tmp_path: Path) -> None:
-    why = {"text": b"n2 has 1 rail with an address, two are needed"}
-    plan = Plan(path_events=[("n2", 1.0, PathEvent.OFF, why)])
-    assert sentences(report(plan, tmp_path)) == [
-        "Traffic of n2 is not moved between rails: n2 has 1 rail with an address, two are needed."
-    ]
+    assert off(tmp_path, n2="routing rules: Operation not permitted") == [
+        ("warning", "Traffic of n2 is not moved between rails: routing rules: Operation not "
+         "permitted.")
+    ]  # fmt: skip
+
+
+def test_a_site_of_one_rail_is_told_so_once_and_quietly(tmp_path: Path) -> None:
+    few = {node: f"{node} has 1 rail with an address, two are needed" for node in ALL}
+    assert off(tmp_path, **few) == [
+        ("info", "Traffic of n[1-4] is not moved between rails: fewer than two rails have an "
+         "address there.")
+    ]  # fmt: skip
 
 
 def test_a_drained_rail_is_no_fault(tmp_path: Path) -> None:
