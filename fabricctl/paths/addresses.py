@@ -5,11 +5,13 @@ import socket
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from fabricctl.config import Config
 from fabricctl.errors import SystemRefusedError
 from fabricctl.telemetry import interfaces, netlink, rails
 
+SYS_NET = Path("/sys/class/net")
 MAX_RAILS = 8  # three bits of a fabric address hold the rail's number
 NAME_WAIT_S = 5.0  # of the node's own name; nobody waits for us meanwhile
 _HEADER = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
@@ -84,6 +86,13 @@ def of_rails(names: Sequence[str], found: Iterable[Address]) -> list[Rail]:
     return made
 
 
+def is_port(name: str) -> bool:
+    """Whether an interface that nobody named is one of the fabric's: a device of its own or a bond,
+    and not a bridge of containers or virtual machines, which has the same address on every node."""
+    interface = SYS_NET / name
+    return (interface / "device").exists() or (interface / "bonding").exists()
+
+
 def find(config: Config, node: str) -> list[Rail]:
     """This node's rails; raises :class:`SystemRefusedError` when that cannot be told."""
     try:
@@ -93,6 +102,9 @@ def find(config: Config, node: str) -> list[Rail]:
         links = [
             link for link in netlink.dump() if not (link.name or "").startswith(prefix)
         ]  # what earlier jobs put there is no rail
-        return of_rails(rails.choose(patterns, links, own)[:MAX_RAILS], dump())
+        names = rails.choose(patterns, links, own)
+        if not patterns:
+            names = [name for name in names if is_port(name)]
+        return of_rails(names[:MAX_RAILS], dump())
     except OSError as error:
         raise SystemRefusedError(f"paths: addresses cannot be listed: {error}") from None

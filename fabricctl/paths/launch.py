@@ -73,6 +73,15 @@ def find_rails(config: Config, node: str) -> tuple[list[Rail], str]:
     return rails, ""
 
 
+def steered(config: Config, rails: Sequence[Rail], rdma: bool) -> dict[str, str]:
+    """What leads libraries onto the rails. Nothing onto rails that were only found: what is sent
+    there is moved all the same, and variables would come before the site's own choice in a
+    library's configuration file."""
+    if not config.rails.interfaces and config.paths.addresses == "own":
+        return {}
+    return steering.environment(configure.devices(config.paths, rails), rdma)
+
+
 def become_pathd(start: JobStart, config: Config, keep: Collection[int]) -> None:
     """Does not return: this process becomes fabric-pathd, or ends with the reason in ``state``."""
     files = PathsFiles(config.node.run_dir)
@@ -99,8 +108,7 @@ def _become(start: JobStart, config: Config, files: PathsFiles, keep: Collection
     if not found[start.node]:
         raise OSError(0, f"{start.node}: this node's own name cannot be resolved")
     if rails:
-        devices = configure.devices(config.paths, rails)
-        variables = steering.environment(devices, has_rdma())
+        variables = steered(config, rails, has_rdma())
         if not files.env(start.job).exists():
             prepared = files.job_dir(start.job) / ".env"
             prepared.write_text(steering.text(variables))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fabricctl.config import PathsConfig
+from fabricctl.config import Config, PathsConfig, RailsConfig
 from fabricctl.errors import ConfigError, DataError, NotFoundError, UsageError
-from fabricctl.paths import addresses, configure, control, steering
+from fabricctl.paths import addresses, configure, control, launch, steering
 from fabricctl.paths.addresses import Address, Rail
 from fabricctl.paths.events import Follower, row
 from fabricctl.paths.files import PathsFiles, read_state, write_off
@@ -271,3 +271,24 @@ def test_an_answer_is_read_line_by_line(tmp_path: Path) -> None:
             {"c": "3"},
         ]
         os.wait()
+
+
+def test_libraries_are_led_onto_named_rails_only() -> None:
+    named = Config(rails=RailsConfig(interfaces=("r*",)))
+    found = Config()
+    assert launch.steered(named, RAILS, rdma=False)["OMPI_MCA_btl_tcp_if_include"] == "r0,r1"
+    assert launch.steered(found, RAILS, rdma=False) == {}
+    fabric = Config(paths=PathsConfig(addresses="fabric"))
+    assert launch.steered(fabric, RAILS, rdma=False)["FI_TCP_IFACE"] == "fab0"
+
+
+def test_bridges_and_virtual_devices_are_no_rails_unless_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, part in (("eth1", "device"), ("bond0", "bonding"), ("docker0", "bridge")):
+        (tmp_path / name / part).mkdir(parents=True)
+    monkeypatch.setattr(addresses, "SYS_NET", tmp_path)
+    assert [name for name in ("eth1", "bond0", "docker0", "veth7") if addresses.is_port(name)] == [
+        "eth1",
+        "bond0",
+    ]
