@@ -178,7 +178,9 @@ int rundir_mark_step(int run, uint32_t job, const char *step)
 	if (steps < 0)
 		goto out;
 	fd = openat(steps, step, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
-	if (fd >= 0 || errno == EEXIST) /* a requeued job's steps have the same numbers */
+	/* A requeued job's steps have the same numbers: the mark becomes that of the new attempt,
+	 * and outlives the end of the one before. */
+	if (fd >= 0 || (errno == EEXIST && !utimensat(steps, step, NULL, AT_SYMLINK_NOFOLLOW)))
 		rc = 0;
 out:
 	close_fd(fd);

@@ -269,8 +269,22 @@ class Keeper:
     def remove(self, job: int) -> None:
         """What of the job is in run_dir; raises OSError."""
         rootfiles.remove_tree(self.files.job_dir(job))
-        rootfiles.remove_tree(self.files.steps(job))
+        self._remove_marks(job)
         self.files.live(job).unlink(missing_ok=True)
+
+    def _remove_marks(self, job: int) -> None:
+        """The plugin's marks of steps, but for those that the next attempt of a requeued job, whose
+        start request waits, has made already."""
+        steps = self.files.steps(job)
+        try:
+            since_ns = self.files.request(job, "start").stat().st_mtime_ns
+            marks = list(steps.iterdir())
+        except FileNotFoundError:
+            rootfiles.remove_tree(steps)
+            return
+        for mark in marks:
+            if mark.lstat().st_mtime_ns < since_ns:
+                mark.unlink(missing_ok=True)
 
 
 def read_live(path: Path) -> tuple[str, int]:

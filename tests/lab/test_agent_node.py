@@ -171,9 +171,16 @@ def test_a_new_attempt_while_the_old_one_still_runs_ends_the_old_one(box: NodeBo
     box.serve()
     box.start(5)
     pid = box.wait_running(5)
+    marks = box.files.steps(5)
+    marks.mkdir()
+    (marks / "0").touch()
+    box.kill(pid, signal.SIGSTOP)  # so that the old attempt takes its time to end
+    time.sleep(0.05)
     box.start(5, nodes="n[1-2]")
-    wait_for(lambda: box.status(5).get("nodes") == "2", "the new attempt runs")
+    (marks / "1").touch()  # the new attempt's first step
+    wait_for(lambda: box.status(5).get("nodes") == "2", "the new attempt runs", 30)
     assert box.agent_pid(5) != pid
+    assert [path.name for path in marks.iterdir()] == ["1"]
     box.stop(5)
     box.wait_clean()
 
