@@ -68,7 +68,11 @@ def node_state(lab: Lab, node: str) -> dict[str, set[str]]:
         return set(lab.exec(node, list(argv), check=False).stdout.splitlines())
 
     return {
-        "files": lines("find", run, spool, "/dev/shm", "/tmp", "-not", "-name", "lock"),
+        # This tree may itself lie below /tmp, where nodes see it.
+        "files": lines(
+            *("find", run, spool, "/dev/shm", "/tmp", "-path", str(ROOT), "-prune"),
+            *("-o", "-not", "-name", "lock", "-print"),
+        ),
         "agents": {line for line in lines("ps", "-eo", "user:20,args") if "fabric" in line},
         "addresses": lines("ip", "-o", "address"),
         "routes": lines("ip", "route", "show", "table", "all"),
