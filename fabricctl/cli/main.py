@@ -20,6 +20,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "maintenance": ("fabricctl.cli.maintenance", "Update nodes with a bounded share of them out."),
     "node": ("fabricctl.cli.node", "The service that runs on every compute node."),
     "path": ("fabricctl.cli.path", "Link failover of the jobs on this node."),
+    "plan": ("fabricctl.cli.plan", "What failures will do to a job, and what spares save."),
     "report": ("fabricctl.cli.report", "What happened to a job, and where its time went."),
     "usage": ("fabricctl.cli.usage", "Who used the cluster, what faults took, what it costs."),
     "status": ("fabricctl.cli.status", "The cluster on one screen, and what is open."),
