@@ -2,8 +2,8 @@
 
 Failures come at random at a constant rate for each node (a Poisson process), which published
 records of large clusters bear out once nodes that fail again and again are out. Expected time and
-the best interval are Daly's (J. T. Daly, "A higher order estimate of the optimum checkpoint interval for
-restart dumps", Future Generation Computer Systems 22, 2006, equations 20 and 37).
+the best interval are Daly's (J. T. Daly, "A higher order estimate of the optimum checkpoint
+interval for restart dumps", Future Generation Computer Systems 22, 2006, equations 20 and 37).
 """
 
 import math

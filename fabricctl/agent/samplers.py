@@ -1,17 +1,21 @@
 """The agent's sources together: made at its start, read at its pace, each failing alone."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from fabricctl.agent.record import Record
 from fabricctl.config import Config
 from fabricctl.errors import DataError
 from fabricctl.store import schema
-from fabricctl.telemetry import interfaces, netlink, rails
+from fabricctl.telemetry import gpu, interfaces, netlink, rails
 from fabricctl.telemetry.clocks import ClockSource
+from fabricctl.telemetry.gpu import GpuSource
 from fabricctl.telemetry.host import HostSource
 from fabricctl.telemetry.jobload import JobSource
 from fabricctl.telemetry.processes import Stepd
+from fabricctl.telemetry.rdma import RdmaSource
 from fabricctl.telemetry.source import Source
+from fabricctl.telemetry.tcp import TcpSource
 
 NAME_WAIT_S = 1.0  # for the node's own name; a name service that is slower does not hold us up
 
@@ -44,6 +48,9 @@ class Samplers:
             self._rails,
             HostSource(record.tell),
             JobSource(stepds, record.tell),
+            TcpSource(record.tell),
+            RdmaSource(record.tell),
+            GpuSource(record.tell, expected=Path(gpu.DEVICE_FILE).exists()),
         ]
         self._clock = ClockSource()
         self.watch: rails.LinkWatch | None = None

@@ -38,6 +38,22 @@ class Source(Protocol):
         """Gives its files back."""
 
 
+class EverySecond:
+    """For sources whose reading costs too much, or tells no more, a hundred times a second."""
+
+    PERIOD_NS = 1_000_000_000
+    SLACK_NS = 50_000_000  # a sample of once a second that comes early is still due
+
+    def __init__(self) -> None:
+        self._last_ns = -self.PERIOD_NS
+
+    def due(self, now_mono_ns: int) -> bool:
+        if now_mono_ns - self._last_ns < self.PERIOD_NS - self.SLACK_NS:
+            return False
+        self._last_ns = now_mono_ns
+        return True
+
+
 class Complaints:
     """Tells each failing thing once, until it works again."""
 
