@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fabricctl.store import rollups
+from fabricctl.store import rollups, schema
 from fabricctl_analysis.counters import Increments, increments
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.host import cpu_time
@@ -18,6 +18,11 @@ from fabricctl_analysis.rows import NodeRows, apart_ns, of_rail
 from fabricctl_analysis.series import Floats
 
 MAX_WINDOWS = 100_000
+_TCP_LIMIT_NS = 2_600_000_000
+# Of fewer segments a share says nothing.
+LEAST_SEGMENTS_PER_S = 100
+# nvml.h, nvmlClocksThrottleReason*: hardware slowdown, thermal by software, by hardware, power.
+THROTTLED = 0x8 | 0x20 | 0x40 | 0x80
 _PRESSURES = {"memory": "memory_full", "io": "io_full", "cpu": "cpu_some"}
 
 
@@ -67,6 +72,8 @@ class Activity:
     pressure: dict[str, Floats]
     rails: dict[int, Floats]
     measured: Floats  # share of each window in which the node was measured
+    resent: Floats  # TCP segments sent again, of those sent
+    throttled: Floats  # share of the GPUs' readings with the clock held down by heat or power
 
 
 def activity(rows: NodeRows, grid: Grid, limit_ns: int, measured: Sequence[Span]) -> Activity:
@@ -98,7 +105,37 @@ def activity(rows: NodeRows, grid: Grid, limit_ns: int, measured: Sequence[Span]
         pressure={name: values / grid.width_ns for name, values in pressure.items()},
         rails=rails,
         measured=shares(measured, grid),
+        resent=_resent(rows, grid, limit_ns),
+        throttled=_throttled(rows, grid),
     )
+
+
+def _resent(rows: NodeRows, grid: Grid, limit_ns: int) -> Floats:
+    """NaN where too little was sent for a share to mean something."""
+    times, table = rows.real_ns["tcp"], rows.tables["tcp"]
+    # Read once a second, whatever the pace of the samples.
+    limit_ns, apart = max(limit_ns, _TCP_LIMIT_NS), apart_ns(table)
+    again, sent = (
+        windowed(increments(times, table[name], apart), grid, limit_ns)
+        for name in ("retransmitted", "out_segments")
+    )
+    share = np.full(grid.count, np.nan)
+    enough = sent > LEAST_SEGMENTS_PER_S * grid.width_ns / 1e9
+    np.divide(again, sent + again, out=share, where=enough | (again > 0))
+    return share
+
+
+def _throttled(rows: NodeRows, grid: Grid) -> Floats:
+    times, table = rows.real_ns["gpu"], rows.tables["gpu"]
+    known = table["throttle_reasons"] != schema.NOT_MEASURED["Q"]
+    held = known & ((table["throttle_reasons"] & THROTTLED) != 0)
+    counts, hits = (
+        np.histogram(times[mask].astype(np.float64), grid.edges_ns.astype(np.float64))[0]
+        for mask in (known, held)
+    )
+    share = np.full(grid.count, np.nan)
+    np.divide(hits, counts, out=share, where=counts > 0)
+    return share
 
 
 def windowed(counter: Increments, grid: Grid, limit_ns: int) -> Floats:

@@ -21,6 +21,7 @@ from fabricctl_analysis.model import (
     Cause,
     PathMark,
     RailSummary,
+    Remark,
     StepSummary,
     Verdict,
 )
@@ -73,11 +74,12 @@ def account(
     rails: Sequence[RailSummary],
     paths: Sequence[PathMark],
     steps: Sequence[StepSummary],
+    remarks: Sequence[Remark] = (),
 ) -> Accounts:
     """``nodes`` of the allocation, measured or not."""
     running = _running(grid, steps)
     found = pace(_stack(acts, "bytes"), _stack(acts, "job_cpu"), running, grid.width_ns / 1e9)
-    evidence = gather(acts, rails, paths, grid, running)
+    evidence = gather(acts, rails, paths, remarks, grid=grid, running=running)
     widths = np.diff(np.minimum(grid.edges_ns, whole.end_ns))
     job = _Job(found, acts, grid, widths, nodes)
     pieces = list(_pieces(found, evidence, grid))

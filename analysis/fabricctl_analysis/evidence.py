@@ -12,13 +12,13 @@ import numpy as np
 from fabricctl.units import format_duration
 from fabricctl_analysis.activity import Activity, Grid
 from fabricctl_analysis.coverage import Span
-from fabricctl_analysis.model import Cause, PathMark, RailSummary
+from fabricctl_analysis.model import Cause, PathMark, RailSummary, Remark
 from fabricctl_analysis.pace import Bools
 from fabricctl_analysis.series import Floats
 
 # What explains a slow window best when several were there: the more specific first.
 ORDER: tuple[Cause, ...] = (
-    "link_down", "path", "host_stopped", "checkpoint", "host_memory", "storage", "steal",
+    "link_down", "gpu", "path", "host_stopped", "checkpoint", "host_memory", "storage", "steal",
     "host_cpu", "rank_slow", "queueing", "rail_slow",
 )  # fmt: skip
 
@@ -26,6 +26,10 @@ ORDER: tuple[Cause, ...] = (
 STALLED = 0.25
 # Cores that others than the job took, above their usual, as a share of what the job uses.
 CROWDED = 0.3
+# Segments sent again above the usual: a healthy fabric has one in a thousand.
+RESENT = 0.005
+# An XID ends what ran on the GPU; how long the job then stands still is its own affair.
+XID_NS = 10_000_000_000
 # A node whose processes got this much less CPU than usual while the others' went on as ever.
 STARVED = 0.3
 # With less than this of its usual CPU a node's processes do not run at all.
@@ -48,6 +52,8 @@ def gather(
     acts: Sequence[Activity],
     rails: Sequence[RailSummary],
     paths: Sequence[PathMark],
+    remarks: Sequence[Remark],
+    *,
     grid: Grid,
     running: Bools,
 ) -> list[Evidence]:
@@ -55,6 +61,7 @@ def gather(
     found = [
         *_links(rails),
         *_paths(paths),
+        *_gpus(remarks),
         *_hosts(acts, grid, running),
         *_rail_shares(acts, grid, running),
     ]
@@ -96,6 +103,13 @@ def _path(mark: PathMark, end_ns: int) -> Evidence:
     return Evidence("path", nodes, mark.rail, span, strength, text)
 
 
+def _gpus(remarks: Sequence[Remark]) -> Iterator[Evidence]:
+    for one in remarks:
+        if one.source == "gpu" and one.text.startswith("XID"):
+            span = Span(one.at_ns - 1_000_000_000, one.at_ns + XID_NS)
+            yield Evidence("gpu", (one.node,), None, span, 1.0, f"{one.node}: {one.text}")
+
+
 def _hosts(acts: Sequence[Activity], grid: Grid, running: Bools) -> Iterator[Evidence]:
     """Each node against its own usual windows, and against the other nodes at the time."""
     if not acts:
@@ -109,6 +123,8 @@ def _hosts(acts: Sequence[Activity], grid: Grid, running: Bools) -> Iterator[Evi
         kinds: tuple[tuple[Cause, Floats, float, str], ...] = (
             ("host_memory", act.pressure["memory"], STALLED, "tasks waited for memory"),
             ("storage", act.pressure["io"], STALLED, "tasks waited for files"),
+            ("gpu", act.throttled, STALLED, "heat or power held the clock of its GPUs down"),
+            ("queueing", act.resent, RESENT, "TCP segments were sent again"),
             ("steal", act.steal, cores, "the hypervisor took its CPU"),
             ("host_cpu", act.other_cpu, cores, "others used its CPU"),
         )

@@ -50,6 +50,7 @@ class Pace:
     period: float | None
     weights: Floats  # share of each node in the job's usual work
     usual: float  # work of a window at the usual pace, all nodes together
+    alike: float = 1.0  # how much larger errors of sums are because neighbours are alike
 
     @property
     def known(self) -> Bools:
@@ -86,14 +87,13 @@ def _pace_by(signal: Signal, work: Floats, running: Bools, least: float) -> Pace
     period = period_of(progress)
     smooth = _smoothed(progress, period)
     before = progress
-    progress, smooth, deviation, error = _at_usual_pace(progress, smooth)
+    progress, smooth, deviation, error, alike = _at_usual_pace(progress, smooth)
     scales = before[progress > 0] / progress[progress > 0]
     scale = float(scales[0]) if len(scales) else 1.0
     weights = np.zeros(len(work))
     weights[taking_part] = usual / usual.sum()
-    return Pace(
-        signal, progress, smooth, deviation, error, period, weights, float(usual.sum()) * scale
-    )
+    whole = float(usual.sum()) * scale
+    return Pace(signal, progress, smooth, deviation, error, period, weights, whole, alike)
 
 
 def _usual(work: Floats) -> float:
@@ -107,7 +107,7 @@ def _usual(work: Floats) -> float:
     return max(middle, float(busy.mean())) if middle < busy.mean() / 2 else middle
 
 
-def _at_usual_pace(progress: Floats, smooth: Floats) -> tuple[Floats, Floats, float, float]:
+def _at_usual_pace(progress: Floats, smooth: Floats) -> tuple[Floats, Floats, float, float, float]:
     """Scaled so that the usual windows, those that are not slow, have the median 1."""
     scale = float(np.nanmedian(smooth))
     usual = ~np.isnan(smooth)
@@ -123,8 +123,9 @@ def _at_usual_pace(progress: Floats, smooth: Floats) -> tuple[Floats, Floats, fl
     scale *= float(np.mean(values)) if abs(float(np.mean(values)) - 1) < LEAST_LOSS else 1.0
     values = progress[usual] / scale
     deviation = float(np.std(values)) if len(values) > 1 else np.nan
-    error = _MEDIAN_ERROR * deviation * _inflation(values) / max(1.0, len(values) ** 0.5)
-    return progress / scale, smooth / scale, deviation, error
+    alike = _inflation(values)
+    error = _MEDIAN_ERROR * deviation * alike / max(1.0, len(values) ** 0.5)
+    return progress / scale, smooth / scale, deviation, error, alike
 
 
 def _inflation(values: Floats) -> float:
@@ -274,7 +275,9 @@ def lost(found: Pace, windows: Sequence[int] | NDArray[np.intp]) -> tuple[float,
     loss = float((1 - progress[known]).sum())
     done = float(progress[known].sum())
     # Noise is a share of what was done: a standstill has none.
-    noise = found.deviation**2 * float((np.clip(progress[known], 0, 1) ** 2).sum())
+    noise = (found.deviation * found.alike) ** 2 * float(
+        (np.clip(progress[known], 0, 1) ** 2).sum()
+    )
     # Where within an iteration the loss began and ended is not seen: anywhere, at both ends.
     edges = 2 * found.period**2 / 3 if found.period is not None else 0.0
     return loss, (noise + (done * found.error) ** 2 + edges) ** 0.5

@@ -93,11 +93,19 @@ def summarise(
     steps = _steps(parts)
     paths = tuple(sorted((m for p in parts for m in p.paths), key=lambda mark: mark.at_ns))
     everyone = tuple(sorted([*present, *lost], key=_order(job.nodes)))
+    remarks = tuple(sorted((r for p in parts for r in p.remarks), key=lambda r: r.at_ns))
     accounts = None
     if grid.grid is not None and grid.whole is not None:
         acts = [part.activity for part in parts if part.activity is not None]
         accounts = account(
-            grid.whole, grid.grid, acts, len(everyone), rails=rails, paths=paths, steps=steps
+            grid.whole,
+            grid.grid,
+            acts,
+            len(everyone),
+            rails=rails,
+            paths=paths,
+            steps=steps,
+            remarks=remarks,
         )
     return Report(
         job=job,
@@ -106,7 +114,7 @@ def summarise(
         rails=rails,
         marks=tuple(sorted((m for p in parts for m in p.marks), key=lambda mark: mark.at_ns)),
         steps=steps,
-        remarks=tuple(sorted((r for p in parts for r in p.remarks), key=lambda r: r.at_ns)),
+        remarks=remarks,
         unmeasured=(*missing, *torn, *_unmeasured(parts, whole, rails)),
         clock_steps=tuple((p.summary.name, step) for p in parts for step in p.clock_steps),
         paths=paths,

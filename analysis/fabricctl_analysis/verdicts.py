@@ -15,8 +15,9 @@ from fabricctl_analysis.when import When
 
 CAUSES: dict[Cause, str] = {
     "link_down": "link down",
+    "gpu": "GPU",
     "path": "bad path",
-    "queueing": "queueing",
+    "queueing": "loss in the network",
     "host_stopped": "processes stopped",
     "host_memory": "short of memory",
     "storage": "waiting for files",
@@ -40,6 +41,9 @@ SMALL = 0.002
 _ADVICE: dict[Cause, str] = {
     "link_down": "have the cable and the port of rail r{rail} of {nodes} looked at; a job on the "
     "fabric's addresses (docs/options.md) rides such a loss out",
+    "gpu": "have the GPUs of {nodes} looked at (nvidia-smi -q, the kernel log); --exclude={nodes} "
+    "until then",
+    "queueing": "see which links {nodes} share: loss or congestion made TCP send again",
     "path": "see which switch port the path shares: fabricctl path show, and the switch's counters",
     "host_stopped": "look at {nodes}: its kernel log at that time, and whether something froze the "
     "job's processes; leave it out with --exclude={nodes} until it is known",

@@ -61,11 +61,11 @@ def command(
 
     texts = guarded(path, work, Limits.of(path) if limits else NO_LIMITS)
     if html is not None:
-        _write(html, texts["html"].encode())
+        write_file(html, texts["html"].encode())
     if pdf is not None:
         from fabricctl.cli.pdf import printed
 
-        _write(pdf, printed(texts["html"]))
+        write_file(pdf, printed(texts["html"]))
     click.echo(texts[shown], nl=False, color=True)
 
 
@@ -98,7 +98,7 @@ def _terminal() -> tuple[bool, bool]:
     return colour, (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes) -> None:
     """The file appears whole, readable by its owner alone, as the trace is."""
     from fabricctl.errors import SystemRefusedError
 

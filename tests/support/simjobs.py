@@ -18,10 +18,11 @@ from fabricctl_analysis.summarise import summarise
 S = 1_000_000_000
 BEGIN_NS = 1_790_000_000 * S
 KINDS = ("link_down", "host_stopped", "storage", "host_memory", "host_cpu", "steal", "rank_slow",
-         "unknown")  # fmt: skip
+         "unknown", "gpu", "queueing")  # fmt: skip
 # What is left of the job's pace under each.
 _LEFT = {"link_down": 0.5, "host_stopped": 0.0, "storage": 0.3, "host_memory": 0.4,
-         "host_cpu": 0.6, "steal": 0.6, "rank_slow": 0.5, "unknown": 0.5}  # fmt: skip
+         "host_cpu": 0.6, "steal": 0.6, "rank_slow": 0.5, "unknown": 0.5,
+         "gpu": 0.7, "queueing": 0.4}  # fmt: skip
 _STEP = 0.05  # s, of the simulation
 
 
@@ -88,6 +89,7 @@ class Sim:
         tables["rail"] = self._rails(nth, pace, at)
         tables["host"], tables["job"] = self._host(nth, at, random)
         tables["link_event"] = self._events(nth)
+        tables["tcp"], tables["gpu"] = self._tcp(nth, at, random), self._gpu(nth, at)
         clock = _rows("clock", np.arange(0, self.seconds, 5.0))
         clock["width_ns"] = 100
         tables["clock"] = clock
@@ -151,6 +153,24 @@ class Sim:
         job["cpu_ns"], job["memory_bytes"] = np.rint(grown["own"] * S), 1 << 30
         job["processes"] = 2
         return host, job
+
+    def _here(self, kind: str, nth: int, at: np.ndarray) -> np.ndarray:
+        mine = [f for f in self.faults if (f.kind, f.node) == (kind, nth)]
+        spans = [(at >= f.begin_s) & (at < f.begin_s + f.length_s) for f in mine]
+        return np.any(spans, axis=0) if spans else np.zeros(len(at), bool)
+
+    def _tcp(self, nth: int, at: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        rows = _rows("tcp", at)
+        lossy = self._here("queueing", nth, at)
+        rows["out_segments"] = np.arange(len(at)) * 10_000
+        rows["retransmitted"] = np.cumsum(np.where(lossy, 300, random.integers(0, 10, len(at))))
+        return rows
+
+    def _gpu(self, nth: int, at: np.ndarray) -> np.ndarray:
+        rows = _rows("gpu", at)
+        rows["gpu"] = 0
+        rows["throttle_reasons"] = np.where(self._here("gpu", nth, at), 0x40, 0)
+        return rows
 
     def _events(self, nth: int) -> np.ndarray:
         mine = [f for f in self.faults if f.kind == "link_down" and f.node == nth]

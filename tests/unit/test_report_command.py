@@ -1,5 +1,6 @@
 """``fabricctl report``: which trace a name leads to, and what is said when there is none."""
 
+import importlib.util
 import json
 import os
 import stat
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from fabricctl.cli.main import main
@@ -51,12 +53,14 @@ def fabricctl(
     monkeypatch.chdir(tmp_path)
     time.tzset()
 
-    def run(*words: str, slurm: str = "exit 1", traces: Path = site) -> Done:
+    def run(
+        *words: str, slurm: str = "exit 1", traces: Path = site, command: str = "report"
+    ) -> Done:
         squeue = programs / "squeue"
         squeue.write_text(f"#!/bin/sh\n{slurm}\n")
         squeue.chmod(0o755)
         monkeypatch.setenv("FABRICCTL_TRACE_DIR", str(traces))
-        monkeypatch.setattr(sys, "argv", ["fabricctl", "report", *words])
+        monkeypatch.setattr(sys, "argv", ["fabricctl", command, *words])
         status = 0
         try:
             main()
@@ -108,6 +112,33 @@ def test_two_jobs_are_compared(site: Path, fabricctl: Fabricctl) -> None:
     made = json.loads(fabricctl("4711", "--compare", "4712", "--json").stdout)
     assert sum(part["seconds"] for part in made["parts"]) == pytest.approx(made["seconds"])
     failure(fabricctl("4711", "--compare", "4712", "--markdown"), 2, ["--compare"])
+
+
+def test_a_trace_is_exported_as_openmetrics(site: Path, fabricctl: Fabricctl) -> None:
+    write(Plan(seconds=5, nodes=["n1"], not_measured=["psi_io_full_us"]), site / "alice")
+    done = fabricctl("4711", "--openmetrics", "job.om", command="export")
+    assert (done.returncode, done.stdout) == (0, "")
+    lines = Path("job.om").read_text().splitlines()
+    assert lines[-1] == "# EOF"
+    assert "# TYPE fabricctl_rail_rx_bytes counter" in lines
+    begin = 'fabricctl_rail_rx_bytes_total{job_id="4711",node="n1",rail="1"} '
+    series = [line.removeprefix(begin).split() for line in lines if line.startswith(begin)]
+    assert len(series) == 5 and series[0][1] == "1790000000.100"
+    assert not any(line.startswith("fabricctl_host_psi_io_full_us_total") for line in lines)
+    assert any(line.startswith("fabricctl_host_memory_available_bytes{") for line in lines)
+    failure(fabricctl("4711", command="export"), 2, ["--parquet", "--openmetrics"])
+
+
+def test_a_trace_is_exported_as_parquet_or_says_what_is_missing(
+    site: Path, fabricctl: Fabricctl
+) -> None:
+    write(Plan(seconds=5, nodes=["n1"]), site / "alice")
+    done = fabricctl("4711", "--parquet", "out", command="export")
+    if importlib.util.find_spec("pyarrow") is None:
+        failure(done, 71, ["pyarrow", "fabricctl[parquet]"])
+        return
+    frame = pd.read_parquet("out/rail.parquet")
+    assert len(frame) == 10 and set(frame["node"]) == {"n1"}
 
 
 def test_a_pdf_needs_a_browser_and_says_so(
