@@ -16,6 +16,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "clock": ("fabricctl.cli.clock", "The job clock: its state, its time, what was first."),
     "config": ("fabricctl.cli.config", "Show and check the site's configuration."),
     "export": ("fabricctl.cli.export", "A job's trace as Parquet or OpenMetrics."),
+    "fleet-report": ("fabricctl.cli.fleet_report", "Where the time of many jobs went."),
     "job": ("fabricctl.cli.job", "One job: what is known of it, and what happened to it."),
     "lab": ("fabricctl.cli.lab", "A real multi-node Slurm on this machine, with faults."),
     "maintenance": ("fabricctl.cli.maintenance", "Update nodes with a bounded share of them out."),

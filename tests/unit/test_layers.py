@@ -15,7 +15,7 @@ HEAVY = {
     "h5py": ("fabricctl.store",),
     "pyslurm": ("fabricctl.slurm",),
     "pynvml": ("fabricctl.telemetry",),
-    "mpi4py": ("fabricctl.mpi",),
+    "mpi4py": ("fabricctl.mpi", "fabricctl_analysis.pool"),
     "pandas": ("fabricctl_analysis",),
     "bokeh": ("fabricctl_analysis",),
     "click": ("fabricctl.cli",),
