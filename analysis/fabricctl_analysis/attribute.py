@@ -19,6 +19,7 @@ from fabricctl_analysis.evidence import ORDER, Evidence, gather
 from fabricctl_analysis.model import (
     Accounts,
     Cause,
+    Heat,
     PathMark,
     RailSummary,
     Remark,
@@ -35,6 +36,7 @@ _AFTER = 2
 _Z95 = 1.96
 _SURE = ("link_down", "host_stopped", "path")
 # Evidence that is told even when it cost nothing: that failover kept it so is worth knowing.
+HEAT_PARTS = 200
 _TOLD = ("link_down", "path", "host_stopped")
 
 
@@ -106,6 +108,7 @@ def account(
         verdicts=tuple(sorted(verdicts, key=lambda one: -one.loss_ns)),
         harmless=tuple(one for one in quiet if one.low_ns <= 0 and one.cause != "host_stopped"),
         pace=tuple(float(value) for value in _drawn(found.progress)),
+        heat=_heat(acts, found, running),
     )
 
 
@@ -133,6 +136,23 @@ def _running(grid: Grid, steps: Sequence[StepSummary]) -> Bools:
     for span in spans:
         running |= (edges[:-1] >= span.begin_ns) & (edges[1:] <= span.end_ns)
     return running
+
+
+def _heat(acts: Sequence[Activity], found: Pace, running: Bools) -> Heat | None:
+    """The nodes' own paces, whose differences show who was slow and who waited."""
+    if found.signal == "none" or not acts:
+        return None
+    work = _stack(acts, "bytes" if found.signal == "traffic" else "job_cpu")
+    rows = []
+    for row in work:
+        known = row[running & ~np.isnan(row)]
+        busy = known[known > 0]
+        usual = float(np.median(busy)) if len(busy) else 0.0
+        parts = _drawn(row, HEAT_PARTS) / usual if usual else np.full(HEAT_PARTS, np.nan)
+        rows.append(np.where(np.isnan(parts), 255, np.clip(parts * 100, 0, 254)))
+    width = min(len(row) for row in rows)
+    levels = np.array([row[:width] for row in rows]).astype(np.uint8)
+    return Heat(tuple(act.node for act in acts), levels)
 
 
 def _drawn(progress: NDArray[np.float64], points: int = 600) -> NDArray[np.float64]:

@@ -2,16 +2,17 @@
 
 from collections.abc import Iterator
 from html import escape
+from typing import Any
 
 import numpy as np
-from bokeh.models import BasicTicker, ColumnDataSource
+from bokeh.models import BasicTicker, ColumnDataSource, FixedTicker, LinearColorMapper
 from bokeh.models.annotations import Span as Line
 from bokeh.plotting import figure
 
 from fabricctl_analysis import verdicts
 from fabricctl_analysis.coverage import Span
-from fabricctl_analysis.model import Accounts, Report, Verdict
-from fabricctl_analysis.plots import DOWN, GRID, RECEIVED, UNSEEN, Axis, hover, plot
+from fabricctl_analysis.model import Accounts, Heat, Report, Verdict
+from fabricctl_analysis.plots import DOWN, GAP, GRID, RECEIVED, UNSEEN, Axis, hover, plot
 
 MAX_VERDICTS = 50
 
@@ -34,6 +35,11 @@ def accounts_section(report: Report, axis: Axis, places: dict[str, str]) -> Iter
     if "pace" in places:
         caption = "<b>Pace of the job</b>: 1 is its usual pace; shaded where time was lost"
         yield f"<figure><figcaption>{caption}</figcaption>{places['pace']}</figure>"
+    if "heat" in places:
+        caption = (
+            "<b>Pace of each node</b>: blue slower, red faster than its usual; grey not measured"
+        )
+        yield f"<figure><figcaption>{caption}</figcaption>{places['heat']}</figure>"
     yield f'<p class="soft small">{escape(verdicts.basis(accounts))}</p>'
     advice = verdicts.advice(report)
     if advice:
@@ -79,6 +85,30 @@ def pace_plot(accounts: Accounts, whole: Span, axis: Axis) -> figure:
     made.line("x", "y", source=source, line_color=RECEIVED, line_width=1.5)
     made.add_layout(Line(location=1, dimension="width", line_color=GRID, line_dash="dashed"))
     return made
+
+
+def heat_map(heat: Heat, whole: Span, axis: Axis) -> figure:
+    """Nodes by time, the first on top."""
+    count = len(heat.nodes)
+    made = plot(axis, min(max(8 * count, 60), 420), values=(0.0, float(count)))
+    step = max(1, -(-count // 12))
+    ticks = list(range(0, count, step))
+    made.yaxis.ticker = FixedTicker(ticks=[count - nth - 0.5 for nth in ticks])
+    made.yaxis.major_label_overrides = {count - nth - 0.5: heat.nodes[nth][-11:] for nth in ticks}
+    made.ygrid.visible = False
+    colours = LinearColorMapper(palette=_PALETTE, low=0, high=200, high_color=GAP)
+    left, right = axis.ms(whole.begin_ns), axis.ms(whole.end_ns)
+    look: dict[str, Any] = {"image": [np.flipud(heat.levels)], "color_mapper": colours}
+    drawn = made.image(x=left, y=0, dw=right - left, dh=count, **look)
+    made.add_tools(hover(drawn, [("% of its usual pace", "@image")]))
+    return made
+
+
+# Diverging, from RdBu of ColorBrewer: told apart with any colour vision.
+_PALETTE = (
+    "#053061", "#2166ac", "#4393c3", "#92c5de", "#d1e5f0", "#f7f7f7", "#fddbc7", "#f4a582",
+    "#d6604d", "#b2182b", "#67001f",
+)  # fmt: skip
 
 
 def _shade(made: figure, accounts: Accounts, axis: Axis, top: float) -> None:

@@ -7,6 +7,9 @@ measured": it is never rendered as zero or as fine.
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fabricctl_analysis.align import ClockStep
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.job_clock import ClockSummary
@@ -175,6 +178,15 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Heat:
+    """Each node's own pace in equal parts of the job: ``levels[node, part]`` in percent of its
+    usual, 255 where it is not known."""
+
+    nodes: tuple[str, ...]
+    levels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
 class Accounts:
     """Where the allocation's time went, in node-ns: ``elapsed_ns`` is the sum of ``no_step_ns``
     (no step ran), ``unknown_pace_ns`` (not measured), ``ideal_ns`` (what the work takes at the
@@ -195,6 +207,7 @@ class Accounts:
     verdicts: tuple[Verdict, ...]
     harmless: tuple[Verdict, ...]  # troubles of links and paths that cost nothing to speak of
     pace: tuple[float, ...] = field(repr=False, default=())
+    heat: "Heat | None" = field(repr=False, default=None)
 
     @property
     def lost_ns(self) -> int:

@@ -12,7 +12,7 @@ from bokeh.resources import Resources
 import fabricctl
 from fabricctl_analysis import phrases
 from fabricctl_analysis.choose import most_telling
-from fabricctl_analysis.html_accounts import accounts_section, pace_plot
+from fabricctl_analysis.html_accounts import accounts_section, heat_map, pace_plot
 from fabricctl_analysis.html_tables import of_many, tables
 from fabricctl_analysis.model import Finding, RailSummary, Report
 from fabricctl_analysis.plot_clock import clock_chart, section
@@ -108,6 +108,8 @@ def _plots(report: Report, axis: Axis) -> dict[str, Model]:
         return plots
     if report.accounts is not None and report.accounts.signal != "none":
         plots["pace"] = pace_plot(report.accounts, report.whole, axis)
+        if report.accounts.heat is not None and len(report.accounts.heat.nodes) > 1:
+            plots["heat"] = heat_map(report.accounts.heat, report.whole, axis)
     if report.nodes:
         plots["overview"] = overview(report, _in_overview(report), axis)
     rails = _in_traffic(report)

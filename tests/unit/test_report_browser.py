@@ -194,7 +194,7 @@ def test_the_browser_tells_of_errors_and_of_what_is_fetched(
 
 def test_every_plot_is_drawn_without_complaint(browser: Browser, page: Path) -> None:
     browser.open(page)
-    assert browser.js("document.querySelectorAll('figure').length") == 1 + 1 + 6 + 4
+    assert browser.js("document.querySelectorAll('figure').length") == 2 + 1 + 6 + 4
     browser.wait("everything(document, 'canvas').filter(inked).length >= 11")
     assert browser.complaints == []
 
@@ -224,7 +224,7 @@ def test_dragging_over_a_plot_zooms(browser: Browser, page: Path) -> None:
 
 def test_the_pointer_tells_time_and_rate(browser: Browser, page: Path) -> None:
     browser.open(page)
-    point = pointer(browser, figure=2)
+    point = pointer(browser, figure=3)
     for step in range(30, 33):
         point(step / 100, "mouseMoved", 0.3)
     browser.wait("everything(document, '.bk-Tooltip').length > 0")
