@@ -28,19 +28,19 @@ bench: build-lab ## every benchmark: ours beside a peer or the limit, ratios pri
 
 build-lab:
 	tools/setup lab
-	$(MAKE) -s -C spank_plugin && $(MAKE) -s -C fabricctl/paths
+	$(MAKE) -s -C spank_plugin && $(MAKE) -s -C fabricctl/paths && $(MAKE) -s -C fabricctl/state
 
 build-dev:
 	tools/setup lab dev
-	$(MAKE) -s -C spank_plugin && $(MAKE) -s -C fabricctl/paths
+	$(MAKE) -s -C spank_plugin && $(MAKE) -s -C fabricctl/paths && $(MAKE) -s -C fabricctl/state
 
 build: ## the wheel and the plugin
 	tools/setup lab dev
-	$(MAKE) -s -C spank_plugin && $(MAKE) -s -C fabricctl/paths
+	$(MAKE) -s -C spank_plugin && $(MAKE) -s -C fabricctl/paths && $(MAKE) -s -C fabricctl/state
 	.venv/bin/pip wheel -q --no-deps -w dist .
 
 install: ## on a node or into DESTDIR=; then docs/install.md
-	$(MAKE) -s -C spank_plugin && $(MAKE) -s -C fabricctl/paths && $(MAKE) -s -C fabricctl/clock
+	$(MAKE) -s -C spank_plugin && $(MAKE) -s -C fabricctl/paths && $(MAKE) -s -C fabricctl/clock && $(MAKE) -s -C fabricctl/state
 	DESTDIR=$(DESTDIR) tools/install
 
 uninstall: ## take away what install put there

@@ -145,6 +145,32 @@ class PathsConfig:
 
 
 @dataclass(frozen=True)
+class StateConfig:
+    """Where ranks stand (docs/tracker.md) and their checkpoints (docs/checkpoints.md)."""
+
+    enabled: bool = _key(True, "Track ranks and keep checkpoints of protected jobs.")
+    track_mib: int = _key(
+        64, "Memory for what ranks tell, all jobs of a node together; 49 KiB a rank.", 1, 4096
+    )
+    memory_share: float = _key(
+        0.25,
+        "Share of a node's memory that checkpoints of one job may take there, copies for other "
+        "nodes included.",
+        0.0,
+        0.9,
+        per_partition=True,
+    )
+    hold_s: int = _key(
+        300,
+        "Seconds for which checkpoints in memory outlive their job, for its requeue.",
+        0,
+        86400,
+    )
+    port_first: int = _key(21300, "First TCP port of the keepers of checkpoints.", 1024, 65000)
+    port_count: int = _key(400, "How many ports keepers may use from port_first on.", 4, 40000)
+
+
+@dataclass(frozen=True)
 class TraceConfig:
     """Where traces go when a job ends."""
 
@@ -190,6 +216,7 @@ SECTIONS: Mapping[str, type] = {
     "rails": RailsConfig,
     "clock": ClockConfig,
     "paths": PathsConfig,
+    "state": StateConfig,
     "trace": TraceConfig,
     "fleet": FleetConfig,
     "usage": UsageConfig,
@@ -205,6 +232,7 @@ class Config:
     rails: RailsConfig = field(default_factory=RailsConfig)
     clock: ClockConfig = field(default_factory=ClockConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
+    state: StateConfig = field(default_factory=StateConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
     fleet: FleetConfig = field(default_factory=FleetConfig)
     usage: UsageConfig = field(default_factory=UsageConfig)

@@ -27,6 +27,10 @@ On a node (``run_dir``, ``spool_dir`` from the configuration)::
           env                        root 0644   NAME=value for the job's tasks; there when ready
           events                     root 0644   one line of fields an event, joined by ;
           control                    root 0600   datagram socket
+      track/                         root 0711   a tmpfs of state.track_mib (docs/tracker.md)
+        <job>/                       the job's user, group of the agents, 0750
+          <step>-<pid>.track         a rank's block
+          keeper                     its user's 0600   socket of the keeper of checkpoints
     spool_dir/                       root 0711
       <job>.<begin>/                 agent user 0700   begin: CLOCK_REALTIME ns of the first start
         start                        root 0600   the start request, for the service after a crash
@@ -69,6 +73,7 @@ class NodeFiles:
         self.steps_dir = run_dir / "steps"
         self.paths = run_dir / "paths"
         self.live_dir = run_dir / "live"
+        self.track = run_dir / "track"
 
     def job_dir(self, job: int) -> Path:
         """The running allocation's directory."""
@@ -108,6 +113,14 @@ class NodeFiles:
 
     def path_events(self, job: int) -> Path:
         return self.paths_dir(job) / "events"
+
+    def track_dir(self, job: int) -> Path:
+        """Where ranks of the job on this node say where they stand."""
+        return self.track / str(job)
+
+    def keeper(self, job: int) -> Path:
+        """The socket of the job's keeper of checkpoints."""
+        return self.track_dir(job) / "keeper"
 
 
 def spool(spool_dir: Path, job: int, begin_real_ns: int) -> Path:

@@ -14,6 +14,7 @@ from fabricctl_analysis.links import Cause, Down
 from fabricctl_analysis.model import SEVERITIES, Figure, Finding, RailSummary, Report, Severity
 from fabricctl_analysis.move_findings import findings_of_moves
 from fabricctl_analysis.names import folded
+from fabricctl_analysis.state_findings import state_findings
 from fabricctl_analysis.when import When
 
 # Intervals of one rail index on several nodes that begin and end this close together are told as
@@ -43,6 +44,7 @@ def findings(report: Report, when: When) -> tuple[Finding, ...]:
         *_remarks(report, when),
         *_clock(report, when),
         *clock_findings(report, when),
+        *state_findings(report, when),
         *findings_of_moves(report, when),
     ]
     return tuple(sorted(found, key=_weight))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fabricctl_analysis.align import ClockStep
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.job_clock import ClockSummary
+from fabricctl_analysis.job_state import JobState
 from fabricctl_analysis.links import LinkHistory
 from fabricctl_analysis.moves import Moves
 from fabricctl_analysis.series import Series
@@ -110,6 +111,7 @@ class NodeSummary:
     figures: dict[str, Figure] = field(default_factory=dict)
     series: dict[str, Series] = field(default_factory=dict, repr=False)
     clock: ClockSummary | None = None  # None: no job time on this node
+    state: JobState | None = None  # None: a node without a trace
 
     @property
     def measured_ns(self) -> int:

@@ -19,6 +19,7 @@ from fabricctl_analysis.attribute import account
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.host import host_figures
 from fabricctl_analysis.job_clock import clock_summary
+from fabricctl_analysis.job_state import job_state
 from fabricctl_analysis.model import (
     JobFacts,
     LinkMark,
@@ -166,6 +167,7 @@ def node_part(rows: NodeRows, grids: _Grids) -> NodePart:
         figures=figures,
         series=series,
         clock=clock_summary(rows),
+        state=job_state(rows),
     )
     ends = instants(rows.begin_ns, rows.end_ns)
     ends += [int(times[0]), int(times[-1])] if len(times) else []

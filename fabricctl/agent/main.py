@@ -18,12 +18,13 @@ from fabricctl.agent import mesh, samplers, status
 from fabricctl.agent.clockwork import Clockwork
 from fabricctl.agent.log import NodeLog
 from fabricctl.agent.pace import Pace
-from fabricctl.agent.peers import Peers, View
+from fabricctl.agent.peers import Peers, Send, View
 from fabricctl.agent.record import Assignment, Record, mono_ns
 from fabricctl.agent.samplers import Samplers
 from fabricctl.agent.steps import StepTracker, family
 from fabricctl.agent.survival import Survival
 from fabricctl.agent.ticker import Ticker
+from fabricctl.agent.whereabouts import WATCH_S, Whereabouts
 from fabricctl.config import Config
 from fabricctl.errors import SystemRefusedError
 from fabricctl.paths.events import Follower
@@ -113,6 +114,7 @@ class Agent:
             rng=random.Random(os.urandom(8)),  # noqa: S311 - jitter
         )
         self._path_events = Follower(self._given.files.path_events(self._start.job))
+        self._ranks = Whereabouts(self._given, rails, record, self._send)
         self._mesh = self._open_mesh()
         self._clock = Clockwork(
             self._given, self._config, rails, mesh.Resolver().address, record.tell
@@ -163,12 +165,16 @@ class Agent:
                 mesh.Identity(self._start.job, life, self._start.envelope.key),
                 candidates,
                 lambda text: self._record.tell("peers", text),
+                self._ranks.receive,
             )
         except OSError as error:
             ports = ", ".join(map(str, candidates))
             problem = f"other nodes are not heard: UDP ports {ports}: {error.strerror}"
             self._record.note(Severity.ERROR, "peers", problem)
             return None
+
+    def _send(self, send: Send) -> bool:
+        return self._mesh is not None and self._mesh.send(send)
 
     def _loop(self) -> None:
         begin_mono_ns = mono_ns()
@@ -178,6 +184,7 @@ class Agent:
             (Pace.every(CLOCKS_S, begin_mono_ns), self._take_clocks),
             (Pace.every(1, begin_mono_ns), self._each_second),
             (Pace.every(STATUS_S, begin_mono_ns), self._show),
+            (Pace.every(WATCH_S, begin_mono_ns), self._ranks.watch),
         ]
         due_mono_ns = begin_mono_ns
         while not self._ending.reason:
@@ -248,7 +255,10 @@ class Agent:
             self._missed_samples = 0
         self._samplers.put()
         self._put_clock()
-        self._record.put(schema.PATH_EVENT, self._path_events.rows())
+        paths = self._path_events.rows()
+        self._ranks.note_paths(paths)
+        self._record.put(schema.PATH_EVENT, paths)
+        self._ranks.sample()
         self._record.flush()
 
     def _put_clock(self) -> None:
@@ -286,6 +296,7 @@ class Agent:
         """What an orderly end adds; everything before it is in the journal already."""
         self._samplers.put()
         self._put_clock()
+        self._ranks.sample(last=True)
         self._record.flush()
         self._clock.close()
         if self._mesh is not None:

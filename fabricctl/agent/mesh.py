@@ -5,7 +5,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fabricctl import wire
@@ -15,6 +15,9 @@ from fabricctl.telemetry.interfaces import lookup
 
 RECEIVE_AT_ONCE = 64  # datagrams taken before the samples get their turn
 RESOLVE_AGAIN_S = 30.0
+ASKER = "@"  # the sender of a question that is no agent: the job's user has the job's key
+OTHERS = ("where", "there", "waits", "alive", "event", "halt")
+Other = Callable[[Mapping[str, str]], dict[str, str] | None]
 Address = tuple[str, int, int, int] | tuple[str, int]
 
 
@@ -45,13 +48,18 @@ class Mesh:
         identity: Identity,
         candidates: Sequence[int],
         tell: Callable[[str], None],
+        other: Other | None = None,
     ) -> None:
-        """Raises OSError when none of the ports can be had."""
+        """``other`` takes kinds of messages that :class:`Peers` does not know, gives the answer.
+
+        Raises OSError when none of the ports can be had.
+        """
         self._peers = peers
         self._job, self._life = str(identity.job), str(identity.life)
         self._key = identity.key
         self._candidates = candidates
         self._tell = tell
+        self._other = other
         self._seq = 0
         self._fresh = wire.Freshness()
         self._learnt: dict[str, Address] = {}
@@ -88,12 +96,30 @@ class Mesh:
         sender = message.get("node", "")
         if message.get("job") != self._job or sender == self._peers.own:
             raise DataError("message: of another job, or our own")
+        if self._other is not None and message.get("kind") in OTHERS:
+            self._take_other(message, address)
+            return []
         life, seq = wire.number(message, "life"), wire.number(message, "seq")
         if sender in self._peers.known and not self._fresh.accepts(sender, life, seq):
             raise DataError("message: a copy of an old one")
         answers = self._peers.receive(message, time.monotonic())
         self._learnt[sender] = address
         return answers
+
+    def _take_other(self, message: Mapping[str, str], address: Address) -> None:
+        sender = message.get("node", "")
+        if sender != ASKER:
+            life, seq = wire.number(message, "life"), wire.number(message, "seq")
+            if sender not in self._peers.known or not self._fresh.accepts(sender, life, seq):
+                raise DataError("message: a copy of an old one")
+        assert self._other is not None
+        answer = self._other(message)
+        if answer is not None:
+            self._put(address, {**answer, "to": message.get("ask", "")[:24]})
+
+    def send(self, send: Send) -> bool:
+        """One message; False when the address is not known."""
+        return self._send(send)
 
     def run_due(self) -> None:
         """Sends the hellos whose time has come."""
@@ -112,6 +138,10 @@ class Mesh:
         address = self._address(send)
         if address is None:
             return False
+        self._put(address, send.fields)
+        return True
+
+    def _put(self, address: Address, message: Mapping[str, str]) -> None:
         self._seq += 1
         head = {
             "job": self._job,
@@ -120,10 +150,9 @@ class Mesh:
             "seq": str(self._seq),
         }
         try:
-            self._socket.sendto(wire.seal({**head, **send.fields}, self._key), address)
+            self._socket.sendto(wire.seal({**head, **message}, self._key), address)
         except (OSError, DataError):
             pass  # no route just now, or a full queue: the next hello comes soon
-        return True
 
     def _address(self, send: Send) -> Address | None:
         learnt = self._learnt.get(send.node)

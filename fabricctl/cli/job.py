@@ -8,7 +8,10 @@ import click
 # name: (module that has the click command as `command`, help line)
 SUBCOMMANDS: Mapping[str, tuple[str, str]] = {
     "events": ("fabricctl.cli.job_events", "What happened to a job, line by line."),
+    "halt": ("fabricctl.cli.job_halt", "End the program that `fabricctl run` started."),
+    "migrate": ("fabricctl.cli.job_migrate", "Move a job's ranks from a node to a spare."),
     "show": ("fabricctl.cli.job_show", "What is known of a job, running or ended."),
+    "where": ("fabricctl.cli.job_where", "Which call each rank is in, and why ranks wait."),
 }
 
 

@@ -14,6 +14,7 @@ from fabricctl.errors import FabricError
 # are imported when their command is called, so that --help stays fast.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "clock": ("fabricctl.cli.clock", "The job clock: its state, its time, what was first."),
+    "ckpt": ("fabricctl.cli.ckpt", "Checkpoints of programs that write files."),
     "config": ("fabricctl.cli.config", "Show and check the site's configuration."),
     "export": ("fabricctl.cli.export", "A job's trace as Parquet or OpenMetrics."),
     "fleet-report": ("fabricctl.cli.fleet_report", "Where the time of many jobs went."),
@@ -23,6 +24,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "node": ("fabricctl.cli.node", "The service that runs on every compute node."),
     "path": ("fabricctl.cli.path", "Link failover of the jobs on this node."),
     "plan": ("fabricctl.cli.plan", "What failures will do to a job, and what spares save."),
+    "run": ("fabricctl.cli.run", "Start a program in a job, again on a spare when a node dies."),
     "report": ("fabricctl.cli.report", "What happened to a job, and where its time went."),
     "usage": ("fabricctl.cli.usage", "Who used the cluster, what faults took, what it costs."),
     "status": ("fabricctl.cli.status", "The cluster on one screen, and what is open."),

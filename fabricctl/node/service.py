@@ -26,7 +26,9 @@ from fabricctl.node import requests, rootfiles, spawn
 from fabricctl.node import spool as spools
 from fabricctl.node.allocation import Allocation, Keeper, read_live
 from fabricctl.node.inotify import Inotify
+from fabricctl.node.keepers import Keepers
 from fabricctl.node.orphans import OrphanWatch
+from fabricctl.node.places import TrackPlaces
 from fabricctl.node.requests import Request
 from fabricctl.node.sealing import SealQueue
 from fabricctl.paths.keeper import PathsKeeper
@@ -46,6 +48,8 @@ class Service:
         self._files = layout.NodeFiles(config.node.run_dir)
         self._identity = spawn.agent_identity(config.agent.user)
         self._keeper = Keeper(config, self._identity, log)
+        self._places = TrackPlaces(config, self._identity.gid, log)
+        self._keepers = Keepers(config, log)
         self._allocations: dict[int, Allocation] = {}
         self._seals = SealQueue(config, log)
         self._paths = PathsKeeper(config, log)
@@ -66,6 +70,9 @@ class Service:
             signal.signal(number, self._stop)
         self._watch_requests()
         self._adopt()
+        self._places.begin(set(self._allocations))
+        for item in self._allocations.values():
+            self._keepers.adopt(item.start, time.monotonic())
         self._paths.begin([item.start for item in self._allocations.values()], time.monotonic())
         self._log.write("node", f"serving, {len(self._allocations)} allocations taken over")
         gc.collect()
@@ -149,7 +156,8 @@ class Service:
             dues += [due for due in (allocation.restart_s, allocation.kill_s) if due is not None]
         sealing = self._seals.next_due_s()
         paths = self._paths.next_due_s()
-        dues += [due for due in (sealing, paths) if due is not None]
+        keepers = self._keepers.next_due_s()
+        dues += [due for due in (sealing, paths, keepers) if due is not None]
         dues += [self._orphans.next_due_s()] if self._allocations else []
         return min(dues)
 
@@ -174,6 +182,9 @@ class Service:
             }
             self._orphans.run_due(running, now_s)
         self._paths.turn(now_s)
+        for job in self._keepers.turn(now_s):
+            if job not in self._allocations:
+                self._places.forget(job)
         self._seals.run_due(now_s)
 
     # Requests
@@ -203,6 +214,8 @@ class Service:
         if known is None:
             allocation = self._keeper.new(start, text, request.written_real_ns)
             self._allocations[start.job] = allocation
+            self._places.start(start)
+            self._keepers.start(start, now_s)
             self._keeper.launch(allocation, now_s)
             self._paths.start(allocation.start, now_s)
             self._remove(request.path)
@@ -254,6 +267,9 @@ class Service:
         except OSError as error:
             self._log.write(f"node job={allocation.job}", f"not removed: {error}", Severity.ERROR)
         self._paths.forget(allocation.job, now_s)
+        self._keepers.stop(allocation.job)
+        if not self._keepers.held(allocation.job):
+            self._places.forget(allocation.job)
         del self._allocations[allocation.job]
         self._keeper.leave_notes(allocation)
         self._remove(self._files.request(allocation.job, "stop"))

@@ -98,7 +98,7 @@ def _become_agent(given: Assignment, identity: Identity, log: NodeLog, realtime:
         os.dup2(null, fd)
     close_all_but((log.fileno(),))
     _libc.prctl(_PR_SET_NAME, AGENT_COMM.encode(), 0, 0, 0)
-    _set_title(f"{AGENT_COMM}: job {given.start.job}")
+    set_title(f"{AGENT_COMM}: job {given.start.job}")
     if realtime:
         _go_ahead_of_the_job()
     drop_to(identity)
@@ -131,7 +131,7 @@ def close_all_but(kept: Sequence[int]) -> None:
     os.closerange(begin, min(limit, 65_536))
 
 
-def _set_title(title: str) -> None:
+def set_title(title: str) -> None:
     """Writes over the command line that ps shows: this process is no node service."""
     with open("/proc/self/stat", "rb") as stream:  # noqa: PTH123
         words = stream.read().rpartition(b")")[2].split()

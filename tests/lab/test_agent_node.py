@@ -304,7 +304,7 @@ def test_a_service_that_dies_while_the_spool_is_full_loses_no_trace(tmp_path: Pa
         time.sleep(1)
         box.stop(5)
         unsaved = box.root / "run/fabricctl/live"
-        wait_for(lambda: any("." in path.name for path in unsaved.iterdir()), "it has ended")
+        wait_for(lambda: any("." in path.name for path in unsaved.iterdir()), "it has ended", 30)
         box.end_service(signal.SIGKILL)
         box.serve()
         (box.root / "var/spool/filler").unlink()
@@ -440,6 +440,7 @@ def test_after_a_reboot_the_spool_is_collected(box: NodeBox) -> None:
     time.sleep(1.2)
     box.end_service(signal.SIGKILL)
     box.kill(pid)
+    box.run("umount", "-l", "/run/fabricctl/track")
     box.run("rm", "-rf", "/run/fabricctl")
     box.serve()
     box.wait_clean()

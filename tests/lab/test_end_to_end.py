@@ -90,7 +90,8 @@ def quiet_state(lab: Lab) -> dict[str, dict[str, set[str]]]:
             for node in NODES
             for line in (*state[node]["agents"], *state[node]["files"])
             if re.search(
-                r"sealer|fabric-(agent|pathd)|/(jobs|steps|requests|spool/fabricctl)/.", line
+                r"sealer|fabric-(agent|keeper|pathd)|/(jobs|steps|requests|track|spool/fabricctl)/.",
+                line,
             )
         ]
         if not busy:

@@ -1,0 +1,51 @@
+"""Stalls, deaths and restarts: how they are told."""
+
+from collections.abc import Iterator
+
+from fabricctl.store.schema import LaunchEvent
+from fabricctl.units import format_duration
+from fabricctl_analysis.job_state import Launched, Stall
+from fabricctl_analysis.model import Finding, Report
+from fabricctl_analysis.when import When
+
+
+def state_findings(report: Report, when: When) -> Iterator[Finding]:
+    """Each stall; each death with the start that followed it."""
+    for node in report.nodes:
+        if node.state is None:
+            continue
+        for stall in node.state.stalls:
+            yield _stall(stall, report, when)
+        yield from _deaths(node.state.launches, when)
+
+
+def _stall(stall: Stall, report: Report, when: When) -> Finding:
+    end_ns = stall.end_ns if stall.end_ns is not None else report.whole.end_ns
+    length = format_duration(max(end_ns - stall.begin_ns, 0) / 1e9)
+    at = when.clock(stall.begin_ns, 1)
+    open_end = "" if stall.end_ns is not None else " and to the end"
+    text = (
+        f"{stall.waiting} ranks waited {length} from {at} on{open_end} "
+        f"({stall.kind.name.lower()}): {stall.text}."
+    )
+    return Finding("error", "stall", (), None, stall.begin_ns, end_ns, text)
+
+
+def _deaths(launches: tuple[Launched, ...], when: When) -> Iterator[Finding]:
+    for nth, one in enumerate(launches):
+        if one.event not in (LaunchEvent.NODE_DEAD, LaunchEvent.RANKS_DEAD, LaunchEvent.GIVE_UP):
+            continue
+        after = next((e for e in launches[nth + 1 :] if e.event != LaunchEvent.NODE_DEAD), None)
+        at = when.clock(one.at_ns, 1)
+        if one.event == LaunchEvent.GIVE_UP:
+            text = f"The program was not started again at {at}: {one.text}."
+            yield Finding("error", "gave_up", (), None, one.at_ns, one.at_ns, text)
+            continue
+        dead = one.event == LaunchEvent.NODE_DEAD
+        what = f"Node {one.nodes} was found dead" if dead else "The program died on living nodes"
+        text, end_ns = f"{what} at {at}", one.at_ns
+        if after is not None and after.event == LaunchEvent.START:
+            end_ns = after.at_ns
+            took = format_duration((end_ns - one.at_ns) / 1e9)
+            text += f"; it was started again on {after.nodes} {took} later, without a requeue"
+        yield Finding("warning", "restart", (), None, one.at_ns, end_ns, f"{text}.")

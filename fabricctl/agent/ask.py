@@ -1,0 +1,145 @@
+"""Questions of a job's own user to its agents: where ranks stand, who is alive.
+
+The user has the job's key (docs/envelope.md), so what is asked and answered is sealed with it.
+"""
+
+import os
+import secrets
+import select
+import socket
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fabricctl import fields, hostlist, layout, wire
+from fabricctl.agent import mesh
+from fabricctl.config import Config
+from fabricctl.errors import DataError, FabricError, NotFoundError
+from fabricctl.telemetry.interfaces import lookup
+
+AGAIN_S = 0.3  # a datagram may be lost
+
+
+@dataclass(frozen=True)
+class Member:
+    """A job as one of its nodes knows it."""
+
+    job: int
+    key: bytes
+    nodes: tuple[str, ...]
+    node: str  # this one
+    spares: int
+
+    @classmethod
+    def here(cls, files: layout.NodeFiles, job: int) -> "Member":
+        """From the job directory on this node, which only the job's user and root can read.
+
+        Raises :class:`NotFoundError` when the job is not here, or not the caller's.
+        """
+        path = files.envelope(job)
+        try:
+            given = fields.decode(read_small(path))
+            return cls(
+                job,
+                bytes.fromhex(given["key"]),
+                tuple(hostlist.expand(given["nodes"])),
+                given["node"],
+                int(given.get("spares", "0")),
+            )
+        except OSError as error:
+            raise NotFoundError(
+                f"job {job}: not a protected job of yours on this node: {path}: {error.strerror}"
+            ) from None
+        except (KeyError, ValueError, FabricError) as error:
+            raise DataError(f"{path}: {error}") from None
+
+
+def read_small(path: Path) -> str:
+    """Raises OSError."""
+    with path.open("rb") as stream:
+        return stream.read(wire.MAX_BYTES).decode(errors="replace")
+
+
+class Asker:
+    """One socket to all agents of a job; close it."""
+
+    def __init__(self, member: Member, config: Config) -> None:
+        self._member = member
+        agent = config.agent
+        self._ports = mesh.ports(member.job, agent.port_first, agent.port_count)
+        self._sockets = {
+            family: socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            for family in (socket.AF_INET, socket.AF_INET6)
+        }
+        self._known: dict[str, tuple[str, int]] = {}
+        self._names: dict[str, str] = {}
+        self._seq = 0
+
+    def ask(
+        self,
+        nodes: Collection[str],
+        wait_s: float,
+        kind: str = "where",
+        more: Mapping[str, str] | None = None,
+    ) -> Iterator[tuple[str, Mapping[str, str]]]:
+        """``(node, answer)`` as they come, each node once; ends when all came or time is up."""
+        token = secrets.token_hex(8)
+        missing = set(nodes)
+        end_s = time.monotonic() + wait_s
+        again_s = 0.0
+        while missing and (now_s := time.monotonic()) < end_s:
+            if now_s >= again_s:
+                again_s = now_s + AGAIN_S
+                for node in missing:
+                    self._put(node, {"kind": kind, "ask": token, **(more or {})})
+            for node, message in self._receive(min(again_s, end_s) - time.monotonic(), token):
+                if node in missing:
+                    missing.remove(node)
+                    yield node, message
+
+    def _put(self, node: str, message: Mapping[str, str]) -> None:
+        if node not in self._names:
+            found = lookup(node)
+            if not found:
+                return
+            self._names[node] = found[0]
+        host = self._names[node]
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._seq += 1
+        head = {"job": str(self._member.job), "node": mesh.ASKER, "seq": str(self._seq)}
+        datagram = wire.seal({**head, **message}, self._member.key)
+        ports = [self._known[node][1]] if node in self._known else self._ports
+        for port in dict.fromkeys(ports):
+            try:
+                self._sockets[family].sendto(datagram, (host, port))
+            except OSError:
+                continue
+
+    def _receive(self, wait_s: float, token: str) -> Iterator[tuple[str, Mapping[str, str]]]:
+        ready, _, _ = select.select(list(self._sockets.values()), [], [], max(0.0, wait_s))
+        for made in ready:
+            try:
+                datagram, address = made.recvfrom(wire.MAX_BYTES + 1)
+                message = wire.open_sealed(datagram, self._member.key)
+            except (OSError, DataError):
+                continue
+            node = message.get("node", "")
+            if message.get("to") == token and node in self._member.nodes:
+                self._known[node] = (address[0], address[1])
+                yield node, message
+
+    def close(self) -> None:
+        for made in self._sockets.values():
+            made.close()
+
+
+def job_here(given: str | None) -> int:
+    """The job that is meant: as named, or the one that this runs in.
+
+    Raises :class:`~fabricctl.errors.UsageError` or :class:`NotFoundError`.
+    """
+    text = given or os.environ.get("SLURM_JOB_ID")
+    if not text:
+        raise NotFoundError("no job: name one, or run this inside of a job")
+    return layout.job_number(text)

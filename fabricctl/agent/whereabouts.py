@@ -1,0 +1,211 @@
+"""Where the job's ranks stand: recorded, told to who asks, and judged when they wait.
+
+Every agent records its own ranks. One whose rank waits tells the first nodes of the job; these
+ask all nodes, and the first of them that lives records the verdict.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from fabricctl import wire
+from fabricctl.agent.peers import GROUP, Send
+from fabricctl.agent.record import Assignment, Record, mono_ns
+from fabricctl.errors import DataError
+from fabricctl.state.track import position, verdict
+from fabricctl.state.track.position import Position
+from fabricctl.state.track.ranks import Ranks
+from fabricctl.state.track.verdict import Verdict
+from fabricctl.store import schema
+from fabricctl.store.schema import LaunchEvent, PathEvent, PathLevel, StallKind
+from fabricctl.telemetry import processes
+
+WATCH_S = 0.4
+HINT_S = 2.0  # how long a node's word that its ranks wait is believed
+SILENT_S = 1.5  # a node that was asked and did not answer for so long
+_NO_RANK = 0xFFFF_FFFF
+_NET = Path("/sys/class/net")
+
+
+def letter_of(pid: int, start_ticks: int) -> str:
+    """The state letter of one process, "" when it is gone or its number is another's now."""
+    stat = processes.read_stat(pid)
+    return stat.state if stat is not None and stat.start_ticks == start_ticks else ""
+
+
+class Whereabouts:
+    """One agent's part. It sends by ``send``, which knows the other agents' addresses."""
+
+    def __init__(
+        self,
+        given: Assignment,
+        rails: Sequence[str],
+        record: Record,
+        send: Callable[[Send], bool],
+    ) -> None:
+        start = given.start
+        self._nodes, self._own = start.nodes, start.node
+        self._record, self._send, self._rails = record, send, rails
+        self._ranks = Ranks(given.files.track_dir(start.job), letter_of)
+        self._first = self._nodes[:GROUP]
+        self._hinted_s = float("-inf")
+        self._asked_s: dict[str, float] = {}
+        self._heard: dict[str, tuple[float, list[Position], str]] = {}
+        self._told: tuple[StallKind, int | None, str] | None = None
+        self._usual_s = 0.0
+        self._event = self._halt = ""
+        self._levels: dict[tuple[str, int], int] = {}
+
+    def sample(self, *, last: bool = False) -> None:
+        """Rows of the ranks here, when they are due."""
+        self._ranks.take(last=last)
+        tables = (schema.RANK, schema.MPI_TIME, schema.RANK_POSITION)
+        for table, rows in zip(tables, self._ranks.rows(), strict=True):
+            self._record.put(table, rows)
+
+    def note_paths(self, rows: Sequence[Sequence[int | str]]) -> None:
+        """What link failover reported (rows of ``path_event``)."""
+        for row in rows:
+            if row[2] == PathEvent.PATH:
+                self._levels[str(row[3]), int(row[4])] = int(row[5])
+
+    def receive(self, message: Mapping[str, str]) -> dict[str, str] | None:
+        """``where`` is answered, ``there`` and ``waits`` are taken in; raises DataError."""
+        kind, node = message.get("kind"), message.get("node", "")
+        if kind == "where":
+            return self._answer()
+        if kind == "alive":
+            return {"kind": "here", "halt": self._halt}
+        if kind == "halt":
+            return self._take_halt(message.get("how", ""))
+        if kind == "event":
+            return self._note_event(message)
+        if node not in self._nodes:
+            raise DataError(f"message: {node[:60]!r} is not a node of the job")
+        if kind == "waits":
+            self._hinted_s = time.monotonic()
+        elif kind == "there":
+            found = position.decode(message.get("ranks", ""), node)
+            self._heard[node] = (time.monotonic(), found, message.get("links", "")[:120])
+        return None
+
+    def _take_halt(self, how: str) -> dict[str, str]:
+        """What the job's user ordered; `fabricctl run` reads it from here. "" takes it back."""
+        node = how.removeprefix("from:") if how.startswith("from:") else ""
+        if how not in ("", "now", "checkpoint") and node not in self._nodes:
+            raise DataError(f"message: halt {how[:24]!r} is not known")
+        self._halt = how
+        return {"kind": "noted"}
+
+    def _note_event(self, message: Mapping[str, str]) -> dict[str, str]:
+        """What `fabricctl run` did, into the trace; each event once, however often it is said."""
+        token = message.get("ask", "")
+        event = wire.number(message, "event")
+        if event not in list(LaunchEvent):
+            raise DataError(f"message: event {event} is not known")
+        if token != self._event:
+            self._event = token
+            launch = min(wire.number(message, "launch"), _NO_RANK)
+            said = (message.get("at", "")[:47], message.get("text", "")[:119])
+            self._record.put(schema.LAUNCH, [(mono_ns(), time.time_ns(), event, launch, *said)])
+        return {"kind": "noted"}
+
+    def _answer(self) -> dict[str, str]:
+        ranks = position.encode(self._positions())
+        return {"kind": "there", "ranks": ranks, "links": self._links()}
+
+    def _positions(self) -> list[Position]:
+        now_mono_ns = mono_ns()
+        return [position.of(seen, self._own, now_mono_ns) for seen in self._ranks.look()]
+
+    def _links(self) -> str:
+        """What is wrong with this node's rails, as far as it keeps ranks from talking."""
+        down = [rail for rail in self._rails if not _has_carrier(rail)]
+        if down and (len(down) == len(self._rails) or not self._levels):
+            return f"rail {', '.join(down)} without carrier"
+        peers = {peer for peer, _ in self._levels}
+        cut = [
+            peer
+            for peer in sorted(peers)
+            if all(n == PathLevel.DEAD for (p, _), n in self._levels.items() if p == peer)
+            and sum(p == peer for p, _ in self._levels) >= len(self._rails)
+        ]
+        return f"no rail reaches {', '.join(cut[:6])}" if cut else ""
+
+    def watch(self) -> None:
+        """To be called every :data:`WATCH_S`."""
+        now_s = time.monotonic()
+        own = self._ranks.waiting(verdict.WAIT_S)
+        if own:
+            self._hinted_s = now_s
+            for node in self._first:
+                if node != self._own:
+                    self._send(Send(node, None, {"kind": "waits"}))
+        if self._own not in self._first:
+            return
+        if now_s - self._hinted_s > HINT_S:
+            self._tell(verdict.NOBODY)
+            self._heard.clear()
+            self._asked_s.clear()
+            return
+        self._judge(now_s)
+        for node in self._nodes:
+            if node != self._own and self._send(Send(node, None, {"kind": "where"})):
+                self._asked_s.setdefault(node, now_s)
+
+    def _judge(self, now_s: float) -> None:
+        asked = [node for node, at_s in self._asked_s.items() if now_s - at_s >= SILENT_S]
+        silent = [node for node in asked if now_s - self._heard_s(node) >= SILENT_S]
+        if any(node not in silent and node in self._asked_s for node in self._before_us()):
+            self._told = None  # another one tells; should it go, this one begins anew
+            return
+        fresh = {node: told for node, told in self._heard.items() if now_s - told[0] < 2 * SILENT_S}
+        here = self._positions()
+        all_of = here + [at for _, found, _ in fresh.values() for at in found]
+        launch = max((at.launch for at in all_of), default=0)
+        links = {node: text for node, (_, _, text) in fresh.items() if text}
+        links |= {self._own: text} if (text := self._links()) else {}
+        newest = [at for at in all_of if at.launch == launch]
+        if len(newest) < max((at.ranks for at in newest), default=0) and not silent:
+            return  # not everybody has answered yet
+        found = verdict.judge(newest, silent, links, self._usual_s)
+        late = [at.age_ms / 1000 for at in newest if not verdict.waits(at)]
+        if not found.hard:
+            self._usual_s = max([self._usual_s, *late])
+        self._tell(found)
+
+    def _before_us(self) -> Sequence[str]:
+        return self._first[: self._first.index(self._own)]
+
+    def _heard_s(self, node: str) -> float:
+        return self._heard[node][0] if node in self._heard else float("-inf")
+
+    def _tell(self, found: Verdict) -> None:
+        """A row when it differs from what was said last."""
+        said = (found.kind, found.rank, found.node) if found.hard else None
+        if said == self._told or (not found.hard and found.waiting and self._told):
+            return
+        self._told = said
+        now = mono_ns()
+        kind = found.kind if found.hard else StallKind.NONE
+        text = found.text if found.hard else "the ranks go on"
+        rank = _NO_RANK if found.rank is None or not found.hard else found.rank
+        since = now - found.since_ms * 1_000_000 if found.hard else 0
+        node = found.node[:47] if found.hard else ""
+        row = (now, time.time_ns(), int(kind), rank, node, since, found.waiting, text)
+        self._record.put(schema.STALL, [row])
+
+
+def _has_carrier(rail: str) -> bool:
+    """True also when nobody can tell."""
+    try:
+        fd = os.open(_NET / rail / "carrier", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        return os.read(fd, 4).strip() != b"0"
+    except OSError:
+        return False  # EINVAL: the interface is down
+    finally:
+        os.close(fd)

@@ -1,0 +1,36 @@
+"""``fabricctl job migrate``: ranks leave a node for a spare."""
+
+import click
+
+from fabricctl import config, layout
+from fabricctl.agent.ask import Member, job_here
+from fabricctl.cli.hop import hop
+from fabricctl.cli.job_halt import order
+from fabricctl.errors import NotFoundError, UsageError
+
+
+@click.command(name="migrate")
+@click.argument("job")
+@click.option("--from", "source", metavar="NODE", required=True, help="Which node to leave.")
+@click.option("--dry-run", is_flag=True, help="Say what would be moved, and move nothing.")
+def command(job: str, source: str, dry_run: bool) -> None:
+    """Move the ranks of JOB from a node to a spare, at its next checkpoint.
+
+    For maintenance, or when a node looks bad. The program must run under `fabricctl run`, with a
+    spare left, and use checkpoints (docs/checkpoints.md): all ranks save, and start again with a
+    spare in the node's place.
+    """
+    number = job_here(job)
+    try:
+        settings = config.load()
+        member = Member.here(layout.NodeFiles(settings.node.run_dir), number)
+        if source not in member.nodes:
+            raise UsageError(f"job {number}: {source} is not one of its nodes")
+        if not dry_run:
+            order(number, f"from:{source}")
+    except NotFoundError:
+        more = ["--dry-run"] if dry_run else []
+        hop(number, ["job", "migrate", str(number), "--from", source, *more])
+        return
+    does = "would leave" if dry_run else "leave"
+    click.echo(f"job {number}: its ranks {does} {source} for a spare after a checkpoint")

@@ -1,0 +1,249 @@
+"""Runs a program to its end over deaths of ranks and nodes, inside of one allocation."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+
+from fabricctl import hostlist
+from fabricctl.agent.ask import Asker, Member
+from fabricctl.config import Config
+from fabricctl.errors import DataError, FabricError
+from fabricctl.launch.heartbeat import Heartbeat, answers
+from fabricctl.launch.placement import Placement
+from fabricctl.launch.step import Step
+from fabricctl.state.ckpt.bytes import find
+from fabricctl.state.ckpt.link import ports
+from fabricctl.state.track import position
+from fabricctl.store.schema import LaunchEvent, RankState
+from fabricctl.telemetry.interfaces import lookup
+
+DO_NOT_RESTART = 79  # a program that ends with this is not started again
+GRACE_S = 2.0  # after a failed srun: a node's death may be seen a little later
+GONE_S = 10.0  # for the ranks before to be gone from the living nodes
+PROGRESS_S = 20.0  # a start that failed sooner made no progress
+QUICK_FAILURES = 3
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Limits of one run."""
+
+    max_restarts: int = 20
+    mpi: str = "pmix"
+    track: bool = True
+    options: tuple[str, ...] = ()
+
+
+@dataclass
+class Supervisor:
+    """Use :meth:`run` once."""
+
+    member: Member
+    config: Config
+    placement: Placement
+    argv: Sequence[str]
+    policy: Policy
+    launch: int = 0
+    _quick: int = 0
+    _signal: int = 0
+    _order: str = ""  # of `job halt` and `job migrate`
+    _given: str = ""  # the order that is being carried out
+    _leaving: str = ""  # the node that ranks shall leave
+    _dead: list[str] = field(default_factory=list)
+
+    def run(self) -> int:
+        """The program's exit status, as a shell would have it."""
+        self._asker = Asker(self.member, self.config)
+        state = self.config.state
+        candidates = ports(self.member.job, state.port_first, state.port_count)
+        self._hearts = Heartbeat(
+            self.member.nodes, self._alive, lambda node: self._witness(node, candidates)
+        )
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, self._take)
+        try:
+            while (status := self._one()) is None:
+                pass
+            return status
+        finally:
+            self._asker.close()
+
+    def _take(self, number: int, _frame: FrameType | None) -> None:
+        self._signal = number
+
+    def _one(self) -> int | None:
+        """One start to its end; None: start again."""
+        begin_s = time.monotonic()
+        nodes = hostlist.fold(self.placement.nodes)
+        self._tell(LaunchEvent.START, nodes, f"{len(self.placement.hosts)} ranks")
+        options = (f"--mpi={self.policy.mpi}", *self.policy.options)
+        job, launch = self.member.job, self.launch
+        step = Step(
+            job,
+            launch,
+            self.placement,
+            self.argv,
+            environment=self._environment(),
+            options=options,
+        )
+        try:
+            status, dead = self._watch(step)
+            if self._leaving and status == 0 and not dead & set(self.placement.nodes):
+                if (placed := self.placement.without(self._hearts.dead | {self._leaving})) is None:
+                    return 0
+                self._tell(LaunchEvent.END, nodes, f"saved, to leave {self._leaving}")
+                self.placement, self._leaving, self._given = placed, "", ""
+                self.launch += 1
+                return None
+            if status == 0 and not dead & set(self.placement.nodes):
+                self._tell(LaunchEvent.END, nodes, "ended well")
+                return 0
+            seen_s = time.monotonic()
+            self._say_death(status, dead)
+            if self._given in ("now", "checkpoint"):
+                sys.stderr.write("fabric: run: ended by `fabricctl job halt`\n")
+                return status or 0
+            if self._signal in (signal.SIGTERM, signal.SIGINT) and not dead:
+                return status if status is not None else 128 + self._signal
+            refusal = self._next(status, dead, begin_s)
+            if refusal:
+                self._tell(LaunchEvent.GIVE_UP, "", refusal)
+                sys.stderr.write(f"fabric: run: not started again: {refusal}\n")
+                step.cancel()
+                return status or 1
+            step.cancel()
+        finally:
+            step.abandon()
+        self._wait_gone()
+        self.launch += 1
+        took = f"{time.monotonic() - seen_s:.2f} s after the death was seen"
+        where = hostlist.fold(self.placement.nodes)
+        sys.stderr.write(f"fabric: run: start {self.launch + 1} on {where}, {took}\n")
+        return None
+
+    def _watch(self, step: Step) -> tuple[int | None, set[str]]:
+        """Until srun ends or a node with ranks dies: its status, and the nodes that died."""
+        died: set[str] = set()
+        ended_s: float | None = None
+        status: int | None = None
+        while True:
+            died |= self._hearts.look()
+            if self._signal:
+                # Ranks save on these; Slurm's own end follows anyway.
+                name = {signal.SIGTERM: "TERM", signal.SIGINT: "TERM", signal.SIGUSR1: "USR1"}
+                step.cancel(name.get(signal.Signals(self._signal), "USR2"))
+                if self._signal in (signal.SIGUSR1, signal.SIGUSR2):
+                    self._signal = 0
+            if self._order:
+                self._obey(step)
+            if died & set(self.placement.nodes):
+                return step.poll(), died
+            if status is None:
+                status = step.poll()
+                ended_s = time.monotonic()
+            elif status == 0 or time.monotonic() - (ended_s or 0) > GRACE_S or self._signal:
+                return status, died
+
+    def _obey(self, step: Step) -> None:
+        """Once for each order; ranks that are told to save end by themselves."""
+        order, self._order = self._order, ""
+        if self._given:
+            return
+        self._given = order
+        for _ in self._asker.ask(self.member.nodes, 1.0, "halt", {"how": ""}):
+            pass
+        self._order = ""
+        if order.startswith("from:"):
+            self._leaving = order.removeprefix("from:")
+            if self._leaving in self.placement.nodes and not self.placement.without(
+                self._hearts.dead | {self._leaving}
+            ):
+                sys.stderr.write(f"fabric: run: no spare to take the place of {self._leaving}\n")
+                self._leaving = self._given = ""
+                return
+        step.cancel("KILL" if order == "now" else "USR1")
+
+    def _say_death(self, status: int | None, dead: set[str]) -> None:
+        lost = dead & set(self.placement.nodes)
+        if lost:
+            names = hostlist.fold(lost)
+            self._tell(LaunchEvent.NODE_DEAD, names, "its agent is silent, its ports are, too")
+            sys.stderr.write(f"fabric: run: node {names} is dead\n")
+        elif status:
+            self._tell(LaunchEvent.RANKS_DEAD, "", f"srun ended with status {status}")
+            sys.stderr.write(f"fabric: run: the program ended with status {status}\n")
+
+    def _next(self, status: int | None, dead: set[str], begin_s: float) -> str:
+        """Chooses the next placement; why there is none, or "" ."""
+        self._dead = sorted(self._hearts.dead)
+        placement = self.placement.without(self._hearts.dead)
+        if placement is None:
+            return f"no spare left for {hostlist.fold(dead)}"
+        if status == DO_NOT_RESTART and not dead:
+            return f"the program ended with {DO_NOT_RESTART}: do not restart"
+        if self.launch >= self.policy.max_restarts:
+            return f"it was started {self.launch + 1} times (--max-restarts)"
+        quick = not dead and time.monotonic() - begin_s < PROGRESS_S
+        self._quick = self._quick + 1 if quick else 0
+        if self._quick >= QUICK_FAILURES:
+            return f"it failed {self._quick} times within {PROGRESS_S:g} s of its start"
+        self.placement = placement
+        return ""
+
+    def _wait_gone(self) -> None:
+        """Ranks of the start before must be gone before others take their place."""
+        living = [node for node in self.placement.nodes if node not in self._hearts.dead]
+        end_s = time.monotonic() + GONE_S
+        while living and time.monotonic() < end_s:
+            for node, message in self._asker.ask(living, 0.5):
+                try:
+                    here = position.decode(message.get("ranks", ""), node)
+                except DataError:
+                    here = []
+                ended = (RankState.GONE, RankState.FINALIZED)
+                if all(at.state in ended for at in here if at.launch == self.launch):
+                    living.remove(node)
+            if living:
+                time.sleep(0.02)
+
+    def _environment(self) -> Mapping[str, str]:
+        given = dict(os.environ)
+        given["FABRIC_LAUNCH"] = str(self.launch)
+        given["FABRIC_DEAD_NODES"] = ",".join(self._dead)
+        if self.policy.track:
+            try:
+                library = str(find("libfabrictrack.so"))
+                before = given.get("LD_PRELOAD", "")
+                given["LD_PRELOAD"] = f"{library} {before}".strip()
+            except FabricError as error:
+                sys.stderr.write(f"fabric: run: ranks are not tracked: {error}\n")
+        return given
+
+    def _alive(self, nodes: Collection[str], wait_s: float) -> set[str]:
+        end_s = time.monotonic() + wait_s
+        found = set()
+        for node, message in self._asker.ask(nodes, wait_s, "alive"):
+            found.add(node)
+            if node == self.member.node:
+                self._order = message.get("halt", "")
+        time.sleep(max(0.0, end_s - time.monotonic()))  # all answered: the pace stays
+        return found
+
+    def _witness(self, node: str, candidates: Sequence[int]) -> bool:
+        found = lookup(node)
+        return not found or answers(found[0], candidates)
+
+    def _tell(self, event: LaunchEvent, node: str, text: str) -> None:
+        """To this node's agent, for the trace."""
+        message = {
+            "event": str(int(event)),
+            "launch": str(self.launch),
+            "at": node[:47],
+            "text": text[:119],
+        }
+        for _ in self._asker.ask([self.member.node], 0.5, "event", message):
+            return

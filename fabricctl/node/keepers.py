@@ -1,0 +1,205 @@
+"""Keepers of checkpoints: one a protected job, forked as the job's user, ended or held when it is
+over (fabricctl/state/ckpt/keeper.py)."""
+
+import contextlib
+import ctypes
+import os
+import pwd
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+
+from fabricctl import layout
+from fabricctl.agent.log import NodeLog
+from fabricctl.config import Config
+from fabricctl.node import spawn
+from fabricctl.records import JobStart
+from fabricctl.state.ckpt.keeper import Assignment, Keeper, memory_total
+from fabricctl.store.schema import Severity
+from fabricctl.telemetry import interfaces, processes
+
+KEEPER_COMM = "fabric-keeper"
+FIRST_S = 0.5
+RESTART_S = (1.0, 5.0, 30.0)
+CHECK_S = 1.0  # between looks whether keepers that an earlier service started live
+
+
+@dataclass
+class _Held:
+    start: JobStart
+    pid: int = 0
+    attempts: int = 0
+    restart_s: float | None = None
+    ending: bool = False
+
+
+class Keepers:
+    """All keepers of this node. ``now_s`` is time.monotonic()."""
+
+    def __init__(self, config: Config, log: NodeLog) -> None:
+        self._config = config
+        self._log = log
+        self._files = layout.NodeFiles(config.node.run_dir)
+        self._held: dict[int, _Held] = {}
+
+    def start(self, start: JobStart, now_s: float) -> None:
+        """A job begins here; may be said twice. One that was held for its requeue is taken over."""
+        config = self._config.for_partition(start.partition)
+        wanted = start.envelope.mode == "on" and config.agent.max_mode == "on"
+        if not (wanted and config.state.enabled and config.state.memory_share > 0):
+            return
+        held = self._held.get(start.job)
+        if held is not None and held.start.envelope.key == start.envelope.key:
+            held.ending = False
+            self._signal(held, signal.SIGUSR2)
+            return
+        # Not at once: agents go first, and a job of an instant needs none.
+        self._held[start.job] = _Held(start, restart_s=now_s + FIRST_S)
+
+    def adopt(self, start: JobStart, now_s: float) -> None:
+        """One that an earlier service of this node may have started."""
+        self.start(start, now_s)
+        held = self._held.get(start.job)
+        if held is not None and (pid := self._living(start)):
+            held.pid, held.restart_s = pid, None
+
+    def _living(self, start: JobStart) -> int:
+        """The pid of a keeper that an earlier service started; 0: none."""
+        for stat in processes.all_stats():
+            mine = stat.comm == KEEPER_COMM and processes.owner(stat.pid) == start.uid
+            if mine and stat.state not in "ZX":
+                with contextlib.suppress(OSError):
+                    with open(f"/proc/{stat.pid}/cmdline", "rb") as stream:  # noqa: PTH123
+                        title = stream.read(200).split(b"\0")[0].decode(errors="replace")
+                    if title == f"{KEEPER_COMM}: job {start.job}":
+                        return stat.pid
+        return 0
+
+    def stop(self, job: int) -> None:
+        """The job ended here: its keeper goes, or holds what was not finished for a while."""
+        held = self._held.get(job)
+        if held is not None and not held.ending:
+            held.ending, held.restart_s = True, None
+            self._signal(held, signal.SIGTERM)
+
+    def held(self, job: int) -> bool:
+        """Whether the job's directory is still in use."""
+        held = self._held.get(job)
+        return held is not None and bool(held.pid)
+
+    def next_due_s(self) -> float | None:
+        """When :meth:`turn` wants to be called at the latest."""
+        dues = [held.restart_s for held in self._held.values() if held.restart_s is not None]
+        dues += [time.monotonic() + CHECK_S] if any(h.ending for h in self._held.values()) else []
+        return min(dues, default=None)
+
+    def turn(self, now_s: float) -> list[int]:
+        """Reaps and restarts; jobs whose keeper is gone for good."""
+        over = []
+        for job, held in list(self._held.items()):
+            if held.pid and _ended(held.pid):
+                held.pid = 0
+                if not held.ending:
+                    wait_s = RESTART_S[min(held.attempts, len(RESTART_S)) - 1]
+                    held.restart_s = now_s + wait_s
+                    text = f"keeper ended, its checkpoints are lost here; next in {wait_s:g} s"
+                    self._log.write(f"node job={job}", text, Severity.ERROR)
+            if held.restart_s is not None and now_s >= held.restart_s:
+                self._launch(held, now_s)
+            if held.ending and not held.pid:
+                del self._held[job]
+                over.append(job)
+        return over
+
+    def _launch(self, held: _Held, now_s: float) -> None:
+        held.restart_s = None
+        held.attempts += 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._log.write("node", f"no keeper: {error.strerror}", Severity.ERROR)
+            held.restart_s = now_s + RESTART_S[-1]
+            return
+        if pid:
+            held.pid = pid
+            return
+        status = 70  # EX_SOFTWARE
+        try:
+            config = self._config.for_partition(held.start.partition)
+            _become_keeper(held.start, config, self._files, self._log)
+            status = 0
+        except BaseException:
+            lines = traceback.format_exc().strip().splitlines()
+            who = f"keeper job={held.start.job}"
+            self._log.write(who, "ends by an error: " + " | ".join(lines[-6:]), Severity.ERROR)
+        finally:
+            os._exit(status)
+
+    def _signal(self, held: _Held, number: signal.Signals) -> None:
+        if held.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(held.pid, number)
+
+
+def _ended(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] != 0
+    except ChildProcessError:
+        return processes.start_ticks(pid) is None  # an earlier service's child
+
+
+def _become_keeper(start: JobStart, config: Config, files: layout.NodeFiles, log: NodeLog) -> None:
+    """This process is the keeper until the job's end, and longer while it has to hold."""
+    signal.set_wakeup_fd(-1)
+    signals = (signal.SIGTERM, signal.SIGUSR2)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()
+    os.chdir("/")
+    os.umask(0o077)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1) if log.fileno() == 2 else (0, 1, 2):
+        os.dup2(null, fd)
+    spawn.close_all_but((log.fileno(),))
+    ctypes.CDLL(None).prctl(15, KEEPER_COMM.encode(), 0, 0, 0)  # PR_SET_NAME
+    spawn.set_title(f"{KEEPER_COMM}: job {start.job}")
+    entry = pwd.getpwuid(start.uid)
+    spawn.drop_to(spawn.Identity(start.uid, entry.pw_gid))
+    quota = int(config.state.memory_share * memory_total())
+    keeper = Keeper(
+        Assignment(
+            job=start.job,
+            uid=start.uid,
+            key=start.envelope.key,
+            node=start.node,
+            nodes=start.nodes,
+            socket=files.keeper(start.job),
+            quota_bytes=quota,
+            port_first=config.state.port_first,
+            port_count=config.state.port_count,
+            resolve=interfaces.lookup,
+        )
+    )
+    threading.Thread(target=keeper.serve, daemon=True).start()
+    _hold_on(keeper, config.state.hold_s, signals)
+    keeper.end()
+
+
+def _hold_on(keeper: Keeper, hold_s: float, signals: tuple[signal.Signals, ...]) -> None:
+    """Until the job ended, and then while there is something to hold and time to hold it."""
+    end_s: float | None = None
+    while True:
+        wait_s = 3600.0 if end_s is None else min(5.0, max(0.0, end_s - time.monotonic()))
+        found = signal.sigtimedwait(signals, wait_s)
+        if found is not None and found.si_signo == signal.SIGUSR2:
+            end_s = None  # the job was requeued and is back
+        elif found is not None:
+            end_s = time.monotonic() + hold_s
+        if end_s is not None and (keeper.empty or time.monotonic() >= end_s):
+            return

@@ -1,0 +1,27 @@
+"""Where every rank stands, its checkpoints, and what takes a dead one's place.
+
+For programs (docs/checkpoints.md)::
+
+    from fabricctl import state
+    with state.Checkpoint(comm) as ckpt:
+        ckpt.protect(grid=grid, other={"seed": 7})
+        for n in range(ckpt.restore(), steps):
+            ...
+            ckpt.step(n + 1)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fabricctl.state.ckpt.api import Checkpoint
+
+__all__ = ["Checkpoint"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when it is used: the agent needs none of it."""
+    if name == "Checkpoint":
+        from fabricctl.state.ckpt.api import Checkpoint
+
+        return Checkpoint
+    raise AttributeError(name)

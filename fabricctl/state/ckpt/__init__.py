@@ -1,0 +1,1 @@
+"""Checkpoints in the memory of keepers: on the node itself and on partner nodes."""

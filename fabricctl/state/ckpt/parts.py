@@ -1,0 +1,129 @@
+"""What a keeper holds: parts (one rank's state at one step) in memory that outlives the rank."""
+
+import mmap
+import os
+import threading
+from dataclasses import dataclass, field
+
+from fabricctl.errors import SystemRefusedError
+
+Key = tuple[str, int, int]  # name of the checkpoint, rank, step
+
+
+@dataclass
+class Part:
+    """``memory`` is a memfd of the keeper: the rank writes it, the keeper sends it on."""
+
+    name: str
+    rank: int
+    ranks: int
+    step: int
+    fd: int
+    memory: mmap.mmap
+    used: int = 0  # bytes of state; the memory may be larger
+    crc: int = 0
+    manifest: bytes = b""
+    whole: bool = False  # filled and checked
+    copies: int = 0  # on other nodes
+    wanted: int = 0  # copies asked for
+    problem: str = ""
+
+    @property
+    def view(self) -> memoryview:
+        """The state's bytes."""
+        return memoryview(self.memory)[: self.used]
+
+    @property
+    def safe(self) -> bool:
+        """Whether it is as safe as was asked for."""
+        return self.whole and self.copies >= self.wanted
+
+
+@dataclass
+class Parts:
+    """All parts of a keeper, within its quota. Thread-safe."""
+
+    quota_bytes: int
+    _parts: dict[Key, Part] = field(default_factory=dict)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def room(self, key: Key, ranks: int, size: int, keep: set[int]) -> Part:
+        """A part to be filled. Memory of a step of the same rank that is not to be kept is used
+        again: writing fresh pages takes several times as long.
+
+        Raises :class:`SystemRefusedError` when there is no room.
+        """
+        name, rank, step = key
+        with self._lock:
+            self.drop(key)
+            old = [
+                part
+                for part in self._parts.values()
+                if (part.name, part.rank) == (name, rank) and part.step not in keep
+            ]
+            for part in sorted(old, key=lambda part: part.step):
+                del self._parts[name, rank, part.step]
+                if len(part.memory) >= size and len(part.memory) < 2 * size + mmap.PAGESIZE:
+                    fresh = Part(name, rank, ranks, step, part.fd, part.memory)
+                    self._parts[key] = fresh
+                    return fresh
+                _free(part)
+            part = self._parts[key] = self._new(key, ranks, size)
+            return part
+
+    def _new(self, key: Key, ranks: int, size: int) -> Part:
+        name, rank, step = key
+        taken = sum(len(part.memory) for part in self._parts.values())
+        size = max(size + -size % mmap.PAGESIZE, mmap.PAGESIZE)
+        if taken + size > self.quota_bytes:
+            raise SystemRefusedError(
+                f"checkpoint of rank {rank}: {size >> 20} MiB do not fit: {taken >> 20} of "
+                f"{self.quota_bytes >> 20} MiB are taken on this node (state.memory_share)"
+            )
+        fd = os.memfd_create(f"fabric-{name}-{rank}", os.MFD_CLOEXEC)
+        try:
+            os.posix_fallocate(fd, 0, size)  # pages are the keeper's, not the job's
+            memory = mmap.mmap(fd, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        except OSError as error:
+            os.close(fd)
+            raise SystemRefusedError(f"checkpoint of rank {rank}: {error.strerror}") from None
+        return Part(name, rank, ranks, step, fd, memory)
+
+    def get(self, name: str, rank: int, step: int, *, whole: bool = True) -> Part | None:
+        """None when it is not here, or not whole where it has to be."""
+        with self._lock:
+            part = self._parts.get((name, rank, step))
+            return part if part is not None and (part.whole or not whole) else None
+
+    def drop(self, key: Key) -> None:
+        """Forgets a part; one that is not here is no error."""
+        with self._lock:
+            part = self._parts.pop(key, None)
+        if part is not None:
+            _free(part)
+
+    def keep_only(self, name: str, rank: int, steps: set[int]) -> None:
+        """Forgets a rank's other steps: copies of other nodes' ranks grow old as theirs do."""
+        with self._lock:
+            for key in [key for key in self._parts if key[:2] == (name, rank)]:
+                if key[2] not in steps:
+                    self.drop(key)
+
+    def whole(self) -> list[Part]:
+        """Every part that may be restored from."""
+        with self._lock:
+            return [part for part in self._parts.values() if part.whole]
+
+    def clear(self, name: str) -> None:
+        """Forgets all of a checkpoint."""
+        with self._lock:
+            for key in [key for key in self._parts if key[0] == name]:
+                self.drop(key)
+
+
+def _free(part: Part) -> None:
+    try:
+        part.memory.close()
+    except BufferError:
+        pass  # a thread is sending it: freed with its last view
+    os.close(part.fd)

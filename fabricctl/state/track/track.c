@@ -1,0 +1,523 @@
+/* libfabrictrack.so, preloaded: stamps every MPI call of a rank into its shared block (track.h).
+ *
+ * It is built without any mpi.h: handles are integers (MPICH and its kin) or pointers (Open MPI)
+ * and travel in whole registers either way, so one library serves every MPI. MPI is found among
+ * the loaded objects at the first call. docs/decisions/0030 tells why that holds. */
+#include "track.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <link.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define EXPORT __attribute__((visibility("default")))
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define TLS __thread __attribute__((tls_model("initial-exec")))
+#define NS_PER_S 1000000000ULL
+#define PAIR_TICKS (1ULL << 29) /* some tenths of a second: how stale the second pair may be */
+#define SLOTS 256		/* of the table of handles; a power of two, above TRACK_COMMS */
+#define TYPES 64
+#define ERR_COUNT 2 /* MPI_ERR_COUNT of Open MPI and of MPICH's ABI */
+
+typedef long word;
+typedef word (*any_function)();
+
+static struct track_block fallback; /* until MPI_Init, and where no directory is given */
+static struct track_block *block = &fallback;
+static TLS int owner; /* this thread called MPI_Init */
+static TLS int depth;
+static uint64_t handle_mask = UINT64_MAX; /* of what a handle occupies in a register */
+static int is_open_mpi;
+static uint64_t last_handle = UINT64_MAX, world_handle, null_handle;
+static uint32_t last_slot, used_comms;
+static word world_group;
+static uint64_t handles[TRACK_COMMS];
+static struct {
+	uint64_t handle;
+	uint32_t slot; /* + 1; 0: free */
+} slots[SLOTS];
+static struct {
+	uint64_t handle;
+	uint64_t size;
+} types[TYPES];
+
+static inline uint64_t ticks_now(void)
+{
+#if defined __x86_64__
+	return __builtin_ia32_rdtsc();
+#elif defined __aarch64__
+	uint64_t value;
+	__asm__ volatile("mrs %0, cntvct_el0" : "=r"(value));
+	return value;
+#else
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
+#endif
+}
+
+static uint64_t mono_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
+}
+
+/* --- finding MPI ----------------------------------------------------------------------------- */
+
+struct search {
+	const char *name;
+	void *found;
+};
+
+static int look_in(struct dl_phdr_info *info, size_t size, void *given)
+{
+	struct search *search = given;
+	void *object;
+
+	(void)size;
+	if (!info->dlpi_name || !*info->dlpi_name || !strstr(info->dlpi_name, "mpi"))
+		return 0;
+	object = dlopen(info->dlpi_name, RTLD_LAZY | RTLD_NOLOAD);
+	if (!object)
+		return 0;
+	search->found = dlsym(object, search->name);
+	dlclose(object); /* it stays: NOLOAD only counted it */
+	return search->found != NULL;
+}
+
+/* Symbols of an MPI that Python loaded for itself alone are not in the global scope. */
+static void *find_symbol(const char *name)
+{
+	struct search search = {.name = name, .found = dlsym(RTLD_DEFAULT, name)};
+
+	if (!search.found)
+		dl_iterate_phdr(look_in, &search);
+	return search.found;
+}
+
+static __attribute__((cold, noinline)) any_function resolve(const char *profiled,
+							    const char *plain, any_function *to)
+{
+	void *found = find_symbol(profiled);
+
+	if (!found)
+		found = dlsym(RTLD_NEXT, plain);
+	if (!found) {
+		fprintf(stderr, "fabric: track: %s: no MPI library in this program has it\n",
+			profiled);
+		abort();
+	}
+	*to = (any_function)found;
+	return *to;
+}
+
+/* 1: there is only the function with plain counts. */
+static __attribute__((cold, noinline)) int resolve_large(const char *profiled, any_function *to)
+{
+	char plain[64];
+	void *found = find_symbol(profiled);
+
+	if (found) {
+		*to = (any_function)found;
+		return 0;
+	}
+	snprintf(plain, sizeof plain, "%.*s", (int)(strlen(profiled) - 2), profiled);
+	resolve(plain, plain + 1, to);
+	return 1;
+}
+
+static word call(const char *name, word a, word b, word c, word d, word e)
+{
+	any_function function = (any_function)find_symbol(name);
+
+	return function ? function(a, b, c, d, e) : -1;
+}
+
+/* --- communicators --------------------------------------------------------------------------- */
+
+static uint64_t mix(uint64_t a, uint64_t b)
+{
+	a ^= b + 0x9e3779b97f4a7c15ULL + (a << 6) + (a >> 2);
+	a *= 0xff51afd7ed558ccdULL;
+	return a ^ (a >> 33);
+}
+
+static uint32_t place_of(uint64_t handle)
+{
+	return (uint32_t)((handle >> 4) ^ (handle >> 12) ^ handle) & (SLOTS - 1);
+}
+
+static void put_slot(uint32_t slot)
+{
+	uint32_t at = place_of(handles[slot]);
+
+	while (slots[at].slot && slots[at].handle != handles[slot])
+		at = (at + 1) & (SLOTS - 1);
+	slots[at].handle = handles[slot];
+	slots[at].slot = slot + 1;
+}
+
+static uint32_t add_comm(uint64_t handle, uint64_t id)
+{
+	uint32_t slot = used_comms;
+	struct track_comm *comm;
+	int size = 0, rank = -1;
+
+	for (uint32_t i = 0; i < used_comms; i++) /* one that was freed makes room */
+		if (block->comms[i].freed) {
+			slot = i;
+			break;
+		}
+	if (slot >= TRACK_COMMS - 1)
+		return TRACK_COMMS - 1; /* all others share the last, whose id is 0 */
+	if (slot == used_comms)
+		used_comms++;
+	handles[slot] = handle;
+	put_slot(slot);
+	comm = &block->comms[slot];
+	memset(comm, 0, sizeof *comm);
+	call("PMPI_Comm_size", (word)handle, (word)&size, 0, 0, 0);
+	call("PMPI_Comm_rank", (word)handle, (word)&rank, 0, 0, 0);
+	comm->size = (uint32_t)size;
+	comm->rank = rank;
+	__atomic_store_n(&comm->id, id, __ATOMIC_RELEASE);
+	return slot;
+}
+
+static __attribute__((cold, noinline)) uint32_t find_comm(uint64_t handle)
+{
+	uint32_t at = place_of(handle);
+
+	for (; slots[at].slot; at = (at + 1) & (SLOTS - 1))
+		if (slots[at].handle == handle)
+			return slots[at].slot - 1;
+	return handle == null_handle ? TRACK_COMMS - 1 : add_comm(handle, 0);
+}
+
+static inline uint32_t comm_of(uint64_t handle)
+{
+	handle &= handle_mask;
+	if (UNLIKELY(handle != last_handle)) {
+		last_slot = find_comm(handle);
+		last_handle = handle;
+	}
+	return last_slot;
+}
+
+static uint64_t handle_at(word address)
+{
+	return is_open_mpi ? *(uint64_t *)address : (uint64_t) * (uint32_t *)address;
+}
+
+/* Every member finds the same id: from the parent's, how many were made of it before, and who is
+ * the new one's rank 0. */
+static void made_comm(uint32_t parent, uint64_t handle)
+{
+	struct track_comm *from = &block->comms[parent];
+	uint64_t id = mix(from->id, ++from->made);
+	word group = 0;
+	int zero = 0, first = -1, size = 0;
+
+	if (handle == null_handle)
+		return;
+	call("PMPI_Comm_group", (word)handle, (word)&group, 0, 0, 0);
+	call("PMPI_Group_translate_ranks", group, 1, (word)&zero, world_group, (word)&first);
+	call("PMPI_Group_free", (word)&group, 0, 0, 0, 0);
+	call("PMPI_Comm_size", (word)handle, (word)&size, 0, 0, 0);
+	add_comm(handle, mix(mix(id, (uint64_t)first + 3), (uint64_t)size) | 1ULL << 63);
+	last_handle = UINT64_MAX;
+}
+
+static void forget_comm(uint64_t handle)
+{
+	uint32_t slot = find_comm(handle & handle_mask);
+
+	last_handle = UINT64_MAX;
+	if (slot >= used_comms)
+		return;
+	block->comms[slot].freed = 1;
+	memset(slots, 0, sizeof slots);
+	for (uint32_t i = 0; i < used_comms; i++)
+		if (!block->comms[i].freed)
+			put_slot(i);
+}
+
+/* --- datatypes ------------------------------------------------------------------------------- */
+
+static __attribute__((cold, noinline)) uint64_t ask_size(uint64_t handle, uint32_t at)
+{
+	int size = 0;
+
+	call("PMPI_Type_size", (word)handle, (word)&size, 0, 0, 0);
+	types[at].handle = handle;
+	types[at].size = size > 0 ? (uint64_t)size : 0;
+	return types[at].size;
+}
+
+static inline uint64_t size_of(uint64_t handle)
+{
+	uint32_t at;
+
+	handle &= handle_mask;
+	at = (uint32_t)(handle >> 6 ^ handle) & (TYPES - 1);
+	return types[at].handle == handle ? types[at].size : ask_size(handle, at);
+}
+
+/* --- the block ------------------------------------------------------------------------------- */
+
+static uint64_t own_start_ticks(void)
+{
+	char text[1024], *at;
+	int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+	ssize_t length = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+
+	if (fd >= 0)
+		close(fd);
+	if (length <= 0)
+		return 0;
+	text[length] = '\0';
+	at = strrchr(text, ')');
+	for (int word_at = 2; at && word_at < 22; word_at++) /* starttime is field 22 of proc(5) */
+		at = strchr(at + 1, ' ');
+	return at ? strtoull(at, NULL, 10) : 0;
+}
+
+static int directory(char to[PATH_MAX])
+{
+	const char *given = getenv("FABRIC_TRACK_DIR"), *job = getenv("FABRIC_JOB_DIR"), *jobs;
+
+	if (given && *given)
+		return snprintf(to, PATH_MAX, "%s", given) < PATH_MAX - 64;
+	jobs = job ? strstr(job, "/jobs/") : NULL;
+	return jobs && snprintf(to, PATH_MAX, "%.*s/track/%s", (int)(jobs - job), job,
+				jobs + 6) < PATH_MAX - 64;
+}
+
+static const char *step_name(void)
+{
+	const char *step = getenv("SLURM_STEP_ID");
+
+	return step && strlen(step) < 20 && !step[strspn(step, "0123456789")] ? step : "0";
+}
+
+static struct track_block *make_block(void)
+{
+	char dir[PATH_MAX], path[PATH_MAX + 64];
+	void *made = MAP_FAILED;
+	int fd;
+
+	if (directory(dir)) {
+		snprintf(path, sizeof path, "%s/%s-%d.track", dir, step_name(), getpid());
+		unlink(path); /* of an earlier process with this number */
+		fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+		if (fd >= 0 && fchmod(fd, 0644)) /* the directory says who comes that far */
+			fprintf(stderr, "fabric: track: %s: %s\n", path, strerror(errno));
+		/* fallocate: a file system that is full says so now, not by SIGBUS later. */
+		if (fd >= 0 && posix_fallocate(fd, 0, sizeof *block) == 0)
+			made = mmap(NULL, sizeof *block, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		else if (errno != ENOENT)
+			fprintf(stderr, "fabric: track: %s: %s\n", path, strerror(errno));
+		if (fd >= 0)
+			close(fd);
+	}
+	return made == MAP_FAILED ? &fallback : made;
+}
+
+static void pair_clocks(struct track_header *head)
+{
+	uint64_t ticks = ticks_now(), ns = mono_ns();
+
+	ticks = ticks / 2 + ticks_now() / 2;
+	__atomic_store_n(&head->pair, head->pair + 1, __ATOMIC_RELEASE);
+	__atomic_thread_fence(__ATOMIC_RELEASE);
+	head->last_ticks = ticks;
+	head->last_mono_ns = ns;
+	__atomic_store_n(&head->pair, head->pair + 1, __ATOMIC_RELEASE);
+}
+
+static __attribute__((cold, noinline)) void pair_again(void)
+{
+	pair_clocks(&block->head);
+}
+
+static void begin_clocks(struct track_header *head)
+{
+	struct timespec wait = {.tv_nsec = 2000000};
+
+	pair_clocks(head);
+	head->first_ticks = head->last_ticks;
+	head->first_mono_ns = head->last_mono_ns;
+	nanosleep(&wait, NULL);
+	pair_clocks(head);
+}
+
+static void find_handles(void)
+{
+	void *world = find_symbol("ompi_mpi_comm_world");
+
+	is_open_mpi = world != NULL;
+	if (is_open_mpi) {
+		world_handle = (uint64_t)world;
+		null_handle = (uint64_t)find_symbol("ompi_mpi_comm_null");
+		return;
+	}
+	handle_mask = UINT32_MAX;
+	world_handle = 0x44000000; /* MPICH's ABI: mpi.h of MPICH, Intel MPI, Cray MPICH */
+	null_handle = 0x04000000;
+}
+
+static void begin(void)
+{
+	struct track_block *made = make_block();
+	struct track_header *head = &made->head;
+	const char *launch = getenv("FABRIC_LAUNCH");
+	uint64_t self;
+
+	memset(made, 0, sizeof *made);
+	block = made;
+	find_handles();
+	head->version = TRACK_VERSION;
+	head->size = sizeof *made;
+	head->comms_at = offsetof(struct track_block, comms), head->comms = TRACK_COMMS;
+	head->ops_at = offsetof(struct track_block, ops), head->ops = TRACK_OPS;
+	head->ring_at = offsetof(struct track_block, ring), head->ring = TRACK_RING;
+	head->pid = (uint32_t)getpid();
+	head->start_ticks = own_start_ticks();
+	head->launch = launch ? (uint32_t)strtoul(launch, NULL, 10) : 0;
+#if defined __x86_64__
+	head->ticks_source = 1;
+#elif defined __aarch64__
+	head->ticks_source = 2;
+#else
+	head->ticks_source = 3;
+#endif
+	snprintf(head->step, sizeof head->step, "%s", step_name());
+	snprintf(head->library, sizeof head->library, "%s",
+		 is_open_mpi ? "Open MPI" : "MPICH ABI");
+	begin_clocks(head);
+	call("PMPI_Comm_rank", (word)world_handle, (word)&head->rank, 0, 0, 0);
+	call("PMPI_Comm_size", (word)world_handle, (word)&head->ranks, 0, 0, 0);
+	call("PMPI_Comm_group", (word)world_handle, (word)&world_group, 0, 0, 0);
+	used_comms = 0;
+	add_comm(world_handle, 1);
+	self = is_open_mpi ? (uint64_t)find_symbol("ompi_mpi_comm_self") : 0x44000001;
+	add_comm(self, 2);
+	head->state = TRACK_RUNNING;
+	owner = 1;
+	memcpy(head->magic, TRACK_MAGIC, sizeof head->magic);
+}
+
+/* --- the stamps ------------------------------------------------------------------------------ */
+
+static inline uint64_t stamp_enter(uint32_t op, uint32_t comm, int32_t peer, uint64_t bytes,
+				   int collective)
+{
+	struct track_now *now = &block->now;
+	uint64_t ticks = ticks_now();
+
+	now->op = op;
+	now->comm = comm;
+	now->peer = peer;
+	now->bytes = bytes;
+	if (collective) {
+		struct track_comm *to = &block->comms[comm];
+
+		to->last_op = op;
+		now->coll = ++to->colls;
+	} else {
+		now->coll = 0;
+	}
+	now->enter_ticks = ticks;
+	__atomic_store_n(&now->calls, now->calls + 1, __ATOMIC_RELEASE);
+	if (UNLIKELY(ticks - block->head.last_ticks > PAIR_TICKS))
+		pair_again();
+	return ticks;
+}
+
+static inline void stamp_exit(uint64_t begun, uint32_t op, int quiet)
+{
+	struct track_now *now = &block->now;
+	struct track_op *sum = &block->ops[op & (TRACK_OPS - 1)];
+	uint64_t ticks = ticks_now(), took = ticks - begun;
+
+	now->exit_ticks = ticks;
+	__atomic_store_n(&now->calls, now->calls + 1, __ATOMIC_RELEASE);
+	sum->calls++;
+	sum->ticks += took;
+	sum->bytes += now->bytes;
+	if (took > sum->most_ticks)
+		sum->most_ticks = took;
+	if (!quiet) {
+		struct track_record *record = &block->ring[(now->calls >> 1) & (TRACK_RING - 1)];
+
+		record->calls = now->calls;
+		record->enter_ticks = begun;
+		record->exit_ticks = ticks;
+		record->bytes = now->bytes;
+		record->op = op;
+		record->peer = now->peer;
+		record->comm = now->comm;
+		record->coll = now->coll;
+	}
+}
+
+static uint64_t hook_begun;
+
+EXPORT void fabric_track_step(uint64_t n)
+{
+	block->now.steps = n;
+	block->now.step_ticks = ticks_now();
+}
+
+EXPORT void fabric_track_enter(uint32_t op, int32_t peer, uint64_t bytes)
+{
+	if (owner && depth++ == 0)
+		hook_begun = stamp_enter(op & (TRACK_OPS - 1), 0, peer, bytes, 0);
+}
+
+EXPORT void fabric_track_exit(void)
+{
+	if (owner && --depth == 0)
+		stamp_exit(hook_begun, block->now.op, 0);
+}
+
+/* What a call means beside its stamps; `comm` is the parent's place, `made` the new handle. */
+static void after_init(void)
+{
+	if (block == &fallback)
+		begin();
+}
+
+static void before_end(enum track_state state)
+{
+	block->head.state = state;
+}
+
+static void flush_types(void)
+{
+	memset(types, 0, sizeof types);
+}
+
+static word f2c(const char *converter, any_function *to, word fortran)
+{
+	if (!is_open_mpi)
+		return fortran;
+	return (*to ? *to : resolve(converter, converter, to))(fortran);
+}
+
+static any_function comm_f2c, type_f2c;
+#define COMM_F(address) ((uint64_t)f2c("PMPI_Comm_f2c", &comm_f2c, *(int *)(address)))
+#define TYPE_F(address) ((uint64_t)f2c("PMPI_Type_f2c", &type_f2c, *(int *)(address)))
+
+#include "wrappers.inc"

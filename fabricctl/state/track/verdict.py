@@ -1,0 +1,257 @@
+"""Why ranks wait: one verdict from where all of them stand (docs/tracker.md).
+
+Pure: positions, silent nodes and dead links come in. A verdict is *hard* when what is known
+leaves no other explanation that ends by itself; else it says what is waited for.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from fabricctl import hostlist
+from fabricctl.state.track import block
+from fabricctl.state.track.position import Position
+from fabricctl.store.schema import RankState, StallKind
+
+WAIT_S = 0.8  # in one call: shorter waits are no stall
+SOFT_S = 30.0  # outside of MPI while others wait; or five times what was usual, if that is longer
+_NAMES = 6
+SYNCHRONIZING = frozenset(
+    [
+        "Barrier",
+        "Allreduce",
+        "Allgather",
+        "Allgatherv",
+        "Alltoall",
+        "Alltoallv",
+        "Alltoallw",
+        "Reduce_scatter",
+        "Reduce_scatter_block",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``rank`` None: none or several are at fault; ``node``: the node or link at fault."""
+
+    kind: StallKind
+    text: str
+    rank: int | None = None
+    node: str = ""
+    hard: bool = True
+    waiting: int = 0
+    since_ms: int = 0  # how long they have waited
+
+
+NOBODY = Verdict(StallKind.NONE, "no rank waits", hard=False)
+
+
+def judge(
+    positions: Sequence[Position],
+    silent: Collection[str] = (),
+    links: Mapping[str, str] | None = None,
+    usual_s: float = 0.0,
+) -> Verdict:
+    """``silent``: nodes of the job whose agent is not heard; ``links``: node -> what is wrong with
+    its links; ``usual_s``: how long a rank was outside of MPI before, at most."""
+    waiting = [at for at in positions if waits(at)]
+    found = _at_fault(positions, waiting, silent, links or {}, usual_s)
+    if found is None:
+        return NOBODY
+    since = max((at.age_ms for at in waiting), default=0)
+    return Verdict(found.kind, found.text, found.rank, found.node, found.hard, len(waiting), since)
+
+
+def waits(at: Position) -> bool:
+    """Whether a rank has been in one call for long."""
+    if at.state not in (RankState.RUNNING,) or not at.inside:
+        return False
+    return at.age_ms >= WAIT_S * 1000
+
+
+def _at_fault(
+    positions: Sequence[Position],
+    waiting: Sequence[Position],
+    silent: Collection[str],
+    links: Mapping[str, str],
+    usual_s: float,
+) -> Verdict | None:
+    gone = [at for at in positions if at.state == RankState.GONE]
+    if gone and len(gone) < len(positions):  # all at once: the job was ended
+        return _ranks(StallKind.RANK, gone, "ended without MPI_Finalize")
+    if not waiting:
+        return None
+    stopped = [at for at in positions if at.state == RankState.STOPPED]
+    if stopped:
+        return _ranks(StallKind.RANK, stopped, "is stopped by a signal")
+    total = max(at.ranks for at in positions)
+    if len(positions) < total and silent:
+        names = hostlist.fold(silent)
+        one = next(iter(silent)) if len(silent) == 1 else names
+        return Verdict(StallKind.HOST, f"node {names} is not heard", node=one[:47])
+    return (
+        _mismatch(positions)
+        or _link(waiting, links)
+        or _left(positions, waiting)
+        or _deadlock(positions, waiting)
+        or _late(positions, waiting, usual_s)
+    )
+
+
+def _ranks(kind: StallKind, at_fault: Sequence[Position], what: str, hard: bool = True) -> Verdict:
+    first = at_fault[0]
+    if len(at_fault) == 1:
+        text = f"rank {first.rank} on {first.node} {what}"
+        return Verdict(kind, text, first.rank, first.node, hard)
+    nodes = {at.node for at in at_fault}
+    node = first.node if len(nodes) == 1 else ""
+    return Verdict(kind, f"ranks {name_ranks(at_fault)}: each {what}", None, node, hard)
+
+
+def name_ranks(some: Sequence[Position]) -> str:
+    """``0-3,7``, of very many the first."""
+    numbers = hostlist.fold([f"r{at.rank}" for at in some]).removeprefix("r").strip("[]")
+    return numbers if len(numbers) < 60 else numbers[:57] + "..."
+
+
+def _mismatch(positions: Sequence[Position]) -> Verdict | None:
+    """Ranks that are in the same collective of a communicator by number, not by what it is."""
+    meetings: dict[tuple[int, int], list[Position]] = {}
+    for at in positions:
+        if at.comm and at.coll and waits(at):
+            meetings.setdefault((at.comm, at.coll), []).append(at)
+    for (comm, coll), there in meetings.items():
+        ops = Counter((at.op, at.peer) for at in there)
+        if len(ops) < 2:
+            continue
+        (usual_op, usual_root), _ = ops.most_common(1)[0]
+        odd = [at for at in there if (at.op, at.peer) != (usual_op, usual_root)]
+        call = block.op_name(usual_op) + (f" of root {usual_root}" if usual_root >= 0 else "")
+        theirs = odd[0].op_name + (f" of root {odd[0].peer}" if odd[0].peer >= 0 else "")
+        what = f"is in {theirs}, the others in {call} (collective {coll} of {comm_name(comm)})"
+        return _ranks(StallKind.APPLICATION, odd, what)
+    return _passed(positions)
+
+
+def _passed(positions: Sequence[Position]) -> Verdict | None:
+    """Ranks in a collective that nobody leaves before all have come, while others of the
+    communicator are past it: those did something else under its number."""
+    for at in positions:
+        if not (at.coll and waits(at) and at.op_name.removeprefix("MPI_") in SYNCHRONIZING):
+            continue
+        members = [other for other in positions if at.comm in other.comms]
+        past = [other for other in members if other.comms[at.comm].colls > at.coll]
+        here = [other for other in members if other.comms[at.comm].colls == at.coll]
+        if not past:
+            continue
+        where = f"{at.op_name} (collective {at.coll} of {comm_name(at.comm)})"
+        if len(here) <= len(past):
+            return _ranks(StallKind.APPLICATION, here, f"is in {where}, the others called another")
+        return _ranks(StallKind.APPLICATION, past, f"called another instead of {where}")
+    return None
+
+
+def comm_name(comm: int) -> str:
+    """For people."""
+    return {0: "an unknown communicator", 1: "MPI_COMM_WORLD", 2: "MPI_COMM_SELF"}.get(
+        comm, f"communicator {comm & 0xFFFF:04x}"
+    )
+
+
+def _link(waiting: Sequence[Position], links: Mapping[str, str]) -> Verdict | None:
+    for node in sorted(links):
+        text = f"{node}: {links[node]}, and {len(waiting)} ranks wait"
+        return Verdict(StallKind.LINK, text, node=node)
+    return None
+
+
+def _absent(positions: Sequence[Position], at: Position) -> list[Position]:
+    """Who has not come to the collective that a rank is in."""
+    return [
+        other
+        for other in positions
+        if at.comm in other.comms and other.comms[at.comm].colls < at.coll
+    ]
+
+
+def _left(positions: Sequence[Position], waiting: Sequence[Position]) -> Verdict | None:
+    """Ranks that ended, or are ending, while others wait for them."""
+    for at in waiting:
+        absent = _absent(positions, at) if at.coll else _peers(positions, at)
+        ended = [
+            other
+            for other in absent
+            if other.state == RankState.FINALIZED
+            or (other.inside and other.op_name == "MPI_Finalize")
+        ]
+        if ended:
+            what = f"went to MPI_Finalize and never came to {at.op_name} of rank {at.rank}"
+            return _ranks(StallKind.APPLICATION, ended, what)
+    return None
+
+
+def _peers(positions: Sequence[Position], at: Position) -> list[Position]:
+    """The rank that a point-to-point call waits for, where it is known."""
+    if at.peer < 0 or at.comm not in at.comms:
+        return []
+    return [
+        other
+        for other in positions
+        if at.comm in other.comms and other.comms[at.comm].rank == at.peer and other is not at
+    ]
+
+
+def _deadlock(positions: Sequence[Position], waiting: Sequence[Position]) -> Verdict | None:
+    """A circle of ranks each of which waits for the next. Two that send to each other may be
+    moving data, so calls that send are no part of one."""
+    by_rank = {at.rank: at for at in waiting}
+
+    def next_of(at: Position) -> list[Position]:
+        if at.coll:
+            found = _absent(positions, at)
+        elif at.op_name in ("MPI_Recv", "MPI_Mprobe", "MPI_Probe"):
+            found = _peers(positions, at)
+        else:
+            return []
+        return [by_rank[other.rank] for other in found if other.rank in by_rank]
+
+    for start in waiting:
+        path, at = [start], start
+        while (onward := next_of(at)) and len(path) <= len(waiting):
+            at = onward[0]
+            if at in path:
+                circle = path[path.index(at) :]
+                return Verdict(StallKind.APPLICATION, _circle_text(circle))
+            path.append(at)
+    return None
+
+
+def _circle_text(circle: Sequence[Position]) -> str:
+    parts = [f"rank {at.rank} in {at.op_name}" for at in circle[:_NAMES]]
+    more = f" and {len(circle) - _NAMES} more" if len(circle) > _NAMES else ""
+    return f"deadlock: {', '.join(parts)}{more}, each waits for the next"
+
+
+def _late(
+    positions: Sequence[Position], waiting: Sequence[Position], usual_s: float
+) -> Verdict | None:
+    """Ranks that compute while others wait for them: slow, or just longer than the others."""
+    late: dict[int, Position] = {}
+    for at in waiting:
+        absent = _absent(positions, at) if at.coll else _peers(positions, at)
+        late.update({other.rank: other for other in absent if not waits(other)})
+    if not late:
+        text = f"all ranks are in their calls: {waiting[0].op_name} takes long"
+        return Verdict(StallKind.NONE, text, hard=False)
+    slow = sorted(late.values(), key=lambda at: at.rank)
+    age_s = max(at.age_ms for at in slow) / 1000
+    hard = age_s > max(SOFT_S, 5 * usual_s)
+    what = f"has been outside of MPI for {age_s:.1f} s ({_doing(slow[0].letter)})"
+    return _ranks(StallKind.RANK, slow, what, hard)
+
+
+def _doing(letter: str) -> str:
+    return {"R": "computing", "S": "asleep", "D": "waiting for a device or file"}.get(
+        letter, f"process state {letter}"
+    )

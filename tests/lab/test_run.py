@@ -1,0 +1,105 @@
+"""`fabricctl run` with checkpoints: ranks and nodes die, and the result is the unbroken run's."""
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fabricctl.lab.cluster import Lab
+
+ROOT = Path(__file__).parents[2]
+PYTHON = ROOT / ".venv/bin/python"
+STEPS = 600
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _built() -> None:
+    subprocess.run(["make", "-s", "-C", str(ROOT / "fabricctl" / "state")], check=True)
+
+
+@pytest.fixture(autouse=True)
+def _cancelled(lab: Lab) -> Iterator[None]:
+    yield
+    lab.exec("ctl", ["scancel", "-u", "alice"])
+
+
+def wait_for(what: str, good: Callable[[], object], timeout_s: float = 90) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not good():
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
+        time.sleep(0.2)
+
+
+class Run:
+    """A job of five nodes, one of them a spare, four ranks."""
+
+    def __init__(self, lab: Lab, pause_s: float) -> None:
+        script = (
+            "#!/bin/bash\nexport OMPI_MCA_mpi_yield_when_idle=1\n"
+            f"fabricctl run --spares 1 {PYTHON} {ROOT}/examples/stencil.py "
+            f"--steps {STEPS} --cells 4096 --every 5 --pause {pause_s}\n"
+            "echo exit status $?\n"
+        )
+        argv = ["sbatch", "--parsable", "--fabric-resilience", "--no-kill", "-p", "all", "-N5"]
+        done = lab.exec("ctl", [*argv, "-n5", "-o", "run-%j.out"], user="alice", input=script)
+        self.lab, self.job = lab, int(done.stdout)
+
+    @property
+    def output(self) -> str:
+        path = self.lab.paths.shared / "home" / "alice" / f"run-{self.job}.out"
+        return path.read_text() if path.exists() else ""
+
+    def where(self) -> list[dict]:
+        argv = ["fabricctl", "job", "where", str(self.job), "--json"]
+        done = self.lab.exec("n1", argv, user="alice", check=False)
+        return json.loads(done.stdout)["ranks"] if done.returncode == 0 else []
+
+    def wait_step(self, step: int) -> list[dict]:
+        """Until all four ranks are past it."""
+        ranks: list[dict] = []
+
+        def there() -> bool:
+            nonlocal ranks
+            ranks = self.where()
+            return len(ranks) == 4 and all((rank["iteration"] or 0) >= step for rank in ranks)
+
+        wait_for(f"step {step}", there)
+        return ranks
+
+    def result(self) -> str:
+        """The hash of the whole ring."""
+        wait_for("the end", lambda: "exit status" in self.output)
+        assert "exit status 0" in self.output, self.output
+        return re.findall(r"ring ([0-9a-f]{16})", self.output)[-1]
+
+
+def test_a_killed_rank_and_a_lost_node_change_nothing_in_the_result(lab: Lab) -> None:
+    whole = Run(lab, 0.0).result()
+    run = Run(lab, 0.02)
+    victim = next(rank for rank in run.wait_step(100) if rank["rank"] == 1)
+    lab.exec(victim["node"], ["kill", "-9", str(victim["pid"])])
+    wait_for("the second start", lambda: run.output.count("from step") == 2)
+    victim = next(rank for rank in run.wait_step(250) if rank["rank"] == 2)
+    assert victim["node"] == "n3"
+    lab.fault("power-off", "n3")
+    assert run.result() == whole
+    begins = [int(step) for step in re.findall(r"from step (\d+)", run.output)]
+    assert begins[0] == 0 and begins[1] >= 90 and begins[2] >= 240, run.output
+    assert "node n3 is dead" in run.output
+
+
+def test_a_program_that_fails_at_once_is_not_started_for_ever(lab: Lab) -> None:
+    script = "#!/bin/bash\nfabricctl run --spares 1 false\necho exit status $?\n"
+    argv = ["sbatch", "--parsable", "--fabric-resilience", "-p", "all", "-N5", "-n5"]
+    done = lab.exec("ctl", [*argv, "-o", "run-%j.out"], user="alice", input=script)
+    path = lab.paths.shared / "home" / "alice" / f"run-{int(done.stdout)}.out"
+    wait_for("the end", lambda: path.exists() and "exit status" in path.read_text())
+    said = path.read_text()
+    assert "exit status 1" in said
+    assert "it failed 3 times within 20 s of its start" in said

@@ -1,0 +1,62 @@
+"""Keepers of several nodes on one machine, for tests and benchmarks."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PROGRAM = """
+import sys, os
+from pathlib import Path
+from fabricctl.state.ckpt.keeper import Assignment, Keeper
+where, node, nodes, job, quota = sys.argv[1:6]
+Keeper(Assignment(int(job), os.getuid(), b"k" * 32, node, tuple(nodes.split(",")),
+    Path(where) / node, int(quota), 24000, 6000, lambda name: ["127.0.0.1"])).serve()
+"""
+
+
+class KeeperSet:
+    """One process a node; use as a context manager."""
+
+    def __init__(self, where: Path, nodes: int = 3, quota_bytes: int = 1 << 30) -> None:
+        self.where = where
+        self.nodes = [f"n{number}" for number in range(nodes)]
+        self._quota = quota_bytes
+        self._job = os.getpid()  # its ports are its own
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, node: str) -> None:
+        argv = [sys.executable, "-c", PROGRAM, str(self.where), node, ",".join(self.nodes)]
+        path = self.where / node
+        path.unlink(missing_ok=True)
+        argv += [str(self._job), str(self._quota)]
+        self.processes[node] = subprocess.Popen(argv)
+        deadline = time.monotonic() + 20
+        while not _answers(path):
+            assert time.monotonic() < deadline, f"keeper of {node} did not start"
+            time.sleep(0.01)
+
+    def kill(self, node: str) -> None:
+        """The node is lost with all it held."""
+        self.processes[node].kill()
+        self.processes.pop(node).wait()
+
+    def __enter__(self) -> "KeeperSet":
+        for node in self.nodes:
+            self.start(node)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in list(self.processes):
+            self.kill(node)
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as made:
+        try:
+            made.connect(str(path))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,286 @@
+"""Checkpoints through real keepers, one process a node."""
+
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fabricctl.errors import DataError
+from fabricctl.state.ckpt import bytes as raw
+from fabricctl.state.ckpt.api import Checkpoint
+from fabricctl.state.ckpt.files import Alone, Files
+from fabricctl.state.ckpt.items import item_of
+from tests.support.keepers import KeeperSet
+
+RANKS = 3
+
+
+class Comm:
+    """A communicator of threads, as mpi4py's looks."""
+
+    def __init__(self, ranks: int = RANKS) -> None:
+        self.ranks = ranks
+        self._barrier = threading.Barrier(ranks, timeout=30)
+        self._values: list[Any] = [None] * ranks
+
+    def of(self, rank: int) -> "Member":
+        return Member(self, rank)
+
+    def gather(self, rank: int, value: Any) -> list[Any]:
+        self._barrier.wait()
+        self._values[rank] = value
+        self._barrier.wait()
+        return list(self._values)
+
+
+class Member:
+    """One rank's view of it."""
+
+    def __init__(self, comm: Comm, rank: int) -> None:
+        self._comm, self._rank = comm, rank
+
+    def Get_rank(self) -> int:
+        return self._rank
+
+    def Get_size(self) -> int:
+        return self._comm.ranks
+
+    def allgather(self, value: Any) -> list[Any]:
+        return self._comm.gather(self._rank, value)
+
+
+@pytest.fixture
+def keepers(tmp_path: Path) -> Iterator[KeeperSet]:
+    with KeeperSet(tmp_path) as made:
+        yield made
+
+
+def run(
+    keepers: KeeperSet,
+    program: Callable[[Checkpoint, int], Any],
+    *,
+    places: list[str] | None = None,
+    **options: Any,
+) -> list[Any]:
+    """The program on all ranks, rank i on the i-th of ``places``; what each returned."""
+    comm, results = Comm(), [None] * RANKS
+    places = places or keepers.nodes
+    lock = threading.Lock()
+
+    def one(rank: int) -> None:
+        with lock:  # the environment is the process's
+            os.environ["FABRIC_KEEPER"] = str(keepers.where / places[rank])
+            checkpoint = Checkpoint(comm.of(rank), **options)
+        try:
+            results[rank] = program(checkpoint, rank)
+        finally:
+            if checkpoint._link is not None:  # it died there
+                checkpoint._link.close()
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(RANKS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    os.environ.pop("FABRIC_KEEPER")
+    assert None not in results, "a rank failed; see above"
+    return results
+
+
+def program(steps: int, *, done: bool = False) -> Callable[..., Any]:
+    """A sum over steps in an array and a dict: both must come back."""
+
+    def of(checkpoint: Checkpoint, rank: int) -> tuple[int, float, int]:
+        grid, other = np.zeros(50_000), {"sum": 0}
+        checkpoint.protect(grid=grid, other=other)
+        begin = checkpoint.restore()
+        for n in range(begin, steps):
+            grid += n + rank
+            other["sum"] += n
+            checkpoint.step(n + 1)
+        checkpoint.close(done=done)
+        assert (grid == grid[0]).all()
+        return begin, float(grid[0]), int(other["sum"])
+
+    return of
+
+
+def expected(steps: int, begin: int) -> list[tuple[int, float, int]]:
+    total = steps * (steps - 1) // 2
+    return [(begin, float(total + steps * rank), total) for rank in range(RANKS)]
+
+
+def test_a_start_again_goes_on_where_the_last_one_stopped(keepers: KeeperSet) -> None:
+    assert run(keepers, program(10), every_steps=1) == expected(10, 0)
+    assert run(keepers, program(15), every_steps=1) == expected(15, 10)
+
+
+def test_a_lost_node_is_restored_from_its_partner(keepers: KeeperSet) -> None:
+    run(keepers, program(10), every_steps=1)
+    keepers.kill("n1")
+    assert run(keepers, program(12), places=["n0", "n2", "n2"], every_steps=1) == expected(12, 10)
+
+
+def test_a_lost_pair_without_another_copy_begins_anew(keepers: KeeperSet) -> None:
+    """n1's copies are on n2: both are gone, so nobody may go on from memory."""
+    run(keepers, program(10), every_steps=1)
+    keepers.kill("n1")
+    keepers.kill("n2")
+    places = ["n0", "n0", "n0"]
+    assert run(keepers, program(4), places=places, every_steps=1) == expected(4, 0)
+
+
+def test_a_lost_pair_is_restored_from_a_second_copy(keepers: KeeperSet) -> None:
+    run(keepers, program(10), every_steps=1, copies=2)
+    keepers.kill("n1")
+    keepers.kill("n2")
+    places = ["n0", "n0", "n0"]
+    assert run(keepers, program(12), places=places, every_steps=1) == expected(12, 10)
+
+
+def test_where_memory_is_gone_the_shared_level_serves(keepers: KeeperSet, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    options = {"every_steps": 1, "shared": shared, "shared_every": 4}
+    run(keepers, program(10), **options)
+    for node in keepers.nodes:
+        keepers.kill(node)
+        keepers.start(node)
+    assert run(keepers, program(12), **options) == expected(12, 9)
+
+
+def test_a_finished_program_leaves_nothing(keepers: KeeperSet) -> None:
+    run(keepers, program(10, done=True), every_steps=1)
+    assert run(keepers, program(3), every_steps=1)[0][0] == 0
+
+
+def test_a_step_that_not_all_ranks_saved_is_not_restored(keepers: KeeperSet) -> None:
+    def dies(checkpoint: Checkpoint, rank: int) -> bool:
+        grid = np.zeros(1000)
+        checkpoint.protect(grid=grid).restore()
+        checkpoint.save(1)
+        checkpoint._commit()
+        if rank != 1:  # rank 1 dies before it has copied
+            checkpoint._copy_out(2)
+        return True
+
+    def looks(checkpoint: Checkpoint, _rank: int) -> int:
+        return checkpoint.protect(grid=np.zeros(1000)).restore()
+
+    run(keepers, dies, every_steps=1)
+    assert run(keepers, looks, every_steps=1) == [1, 1, 1]
+
+
+def test_no_room_is_an_error_that_names_the_setting(tmp_path: Path) -> None:
+    with KeeperSet(tmp_path, quota_bytes=1 << 20) as keepers:
+
+        def fills(checkpoint: Checkpoint, _rank: int) -> bool:
+            checkpoint.protect(grid=np.zeros(1 << 20)).restore()
+            with pytest.raises(DataError, match="memory_share"):
+                checkpoint.save(1)
+            return True
+
+        assert all(run(keepers, fills, every_steps=1))
+
+
+def test_other_names_than_were_saved_are_told(
+    keepers: KeeperSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(keepers, program(3), every_steps=1)
+
+    def other(checkpoint: Checkpoint, _rank: int) -> int:
+        return checkpoint.protect(mesh=np.zeros(50_000)).restore()
+
+    assert run(keepers, other) == [0, 0, 0]
+    assert "grid, other were saved, mesh are protected" in capsys.readouterr().err
+
+
+def test_every_flipped_bit_in_memory_is_found_and_the_copy_serves(keepers: KeeperSet) -> None:
+    """What lies in n0's keeper is damaged through its descriptors; its partner's copy is good."""
+    run(keepers, program(10), every_steps=1)
+    rng = random.Random(1)
+    pid = keepers.processes["n0"].pid
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        if str(link.readlink()).startswith("/memfd:fabric-main-0"):
+            with link.open("r+b") as stream:
+                at = rng.randrange(400_000)
+                stream.seek(at)
+                byte = stream.read(1)[0]
+                stream.seek(at)
+                stream.write(bytes([byte ^ 1 << rng.randrange(8)]))
+    assert run(keepers, program(12), every_steps=1) == expected(12, 10)
+
+
+def test_a_thousand_flipped_bits_change_the_checksum() -> None:
+    rng = random.Random(2)
+    data = bytearray(rng.randbytes(100_003))
+    good = raw.crc(memoryview(data))
+    for _ in range(1000):
+        at, bit = rng.randrange(len(data)), 1 << rng.randrange(8)
+        data[at] ^= bit
+        assert raw.crc(memoryview(data)) != good
+        data[at] ^= bit
+    assert raw.crc(memoryview(b"123456789")) == 0xE3069283  # RFC 3720
+
+
+def test_the_copy_is_the_checksum_of_what_was_read() -> None:
+    for size in (0, 1, 7, 8, 16383, 16384, 100_001):
+        data = random.Random(size).randbytes(size)
+        into = bytearray(size)
+        assert raw.copy_crc(memoryview(into), memoryview(data)) == raw.crc(memoryview(data))
+        assert into == data
+
+
+def test_what_cannot_be_restored_is_refused_at_once() -> None:
+    for thing in (b"read-only", 3, np.zeros((4, 4))[:, 1]):
+        with pytest.raises(DataError, match="protect 'x'"):
+            item_of("x", thing)
+
+
+def test_without_a_keeper_the_program_runs_all_the_same(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(shared=tmp_path, every_steps=1, shared_every=1)
+    grid = np.arange(5.0)
+    assert checkpoint.protect(grid=grid).restore() == 0
+    assert checkpoint.step(1)
+    grid[:] = 0
+    assert checkpoint.restore() == 1
+    assert list(grid) == [0, 1, 2, 3, 4]
+
+
+def test_files_of_all_ranks_become_a_checkpoint_and_come_back(
+    keepers: KeeperSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In file mode ranks do not talk to each other: a step counts when all have committed it."""
+
+    def of(rank: int, node: str) -> Files:
+        monkeypatch.setenv("FABRIC_KEEPER", str(keepers.where / node))
+        return Files(Alone(rank, RANKS))
+
+    def commit(rank: int, step: int) -> None:
+        work = tmp_path / f"rank{rank}"
+        work.mkdir(exist_ok=True)
+        (work / "grid.bin").write_bytes(bytes([rank, step]) * 70_000)
+        (work / "seed.txt").write_text(f"{step}\n")
+        one = of(rank, f"n{rank}")
+        assert one.commit(work, step) == 2
+        one.close(done=False)
+
+    for step in (1, 2):
+        for rank in range(RANKS):
+            commit(rank, step)
+    commit(0, 3)  # the others did not come that far
+    keepers.kill("n1")
+    for rank, node in enumerate(("n0", "n2", "n2")):
+        one = of(rank, node)
+        back = tmp_path / f"back{rank}"
+        back.mkdir()
+        assert sorted(one.steps()) == [1, 2]
+        assert one.fetch(back) == 2
+        assert (back / "grid.bin").read_bytes() == bytes([rank, 2]) * 70_000
+        assert (back / "seed.txt").read_text() == "2\n"
+        assert one.fetch(back, before=2) == 1
+        one.close(done=False)

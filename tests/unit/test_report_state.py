@@ -1,0 +1,60 @@
+"""Stalls and restarts in the report."""
+
+from datetime import UTC
+from pathlib import Path
+
+from fabricctl.store.schema import LaunchEvent, StallKind
+from fabricctl_analysis.build import report_of
+from fabricctl_analysis.findings import findings
+from fabricctl_analysis.model import Finding
+from fabricctl_analysis.when import When
+from tests.support.traces import Plan, write
+
+STALLS = (
+    ("n1", 20.8, StallKind.APPLICATION, "rank 3 on n3 is in MPI_Barrier"),
+    ("n1", 26.0, StallKind.NONE, "the ranks go on"),
+    ("n1", 50.8, StallKind.RANK, "rank 1 on n2 is stopped by a signal"),
+)
+LAUNCHES = (
+    ("n1", 1.0, LaunchEvent.START, "n[1-3]"),
+    ("n1", 30.0, LaunchEvent.NODE_DEAD, "n3"),
+    ("n1", 31.5, LaunchEvent.START, "n[1-2,4]"),
+    ("n1", 55.0, LaunchEvent.RANKS_DEAD, ""),
+    ("n1", 55.1, LaunchEvent.GIVE_UP, ""),
+)
+
+
+def told(tmp_path: Path, plan: Plan) -> dict[str, list[Finding]]:
+    report = report_of(write(plan, tmp_path / "alice"))
+    found: dict[str, list[Finding]] = {}
+    for one in findings(report, When(report.whole, UTC)):
+        found.setdefault(one.kind, []).append(one)
+    return found
+
+
+def test_a_stall_is_told_with_its_cause_and_its_length(tmp_path: Path) -> None:
+    stalls = told(tmp_path, Plan(stalls=STALLS))["stall"]
+    assert [one.severity for one in stalls] == ["error", "error"]
+    texts = sorted(one.text for one in stalls)
+    assert texts == [
+        "4 ranks waited 10.00 s from 14:14:10.0 on and to the end (rank): "
+        "rank 1 on n2 is stopped by a signal.",
+        "4 ranks waited 6.00 s from 14:13:40.0 on (application): rank 3 on n3 is in MPI_Barrier.",
+    ]
+
+
+def test_a_death_is_told_with_the_start_that_followed(tmp_path: Path) -> None:
+    found = told(tmp_path, Plan(launches=LAUNCHES))
+    texts = [one.text for one in found["restart"]]
+    assert (
+        "Node n3 was found dead at 14:13:50.0; it was started again on n[1-2,4] 1.50 s later, "
+        "without a requeue." in texts
+    )
+    assert "The program died on living nodes at 14:14:15.0." in texts
+    (gave_up,) = found["gave_up"]
+    assert gave_up.severity == "error"
+
+
+def test_a_job_without_trouble_has_neither(tmp_path: Path) -> None:
+    found = told(tmp_path, Plan(launches=LAUNCHES[:1]))
+    assert not {"stall", "restart", "gave_up"} & set(found)

@@ -1,0 +1,220 @@
+"""What `fabricctl run` does when ranks or nodes die, with Slurm and the agents played."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from fabricctl.agent.ask import Member
+from fabricctl.config import Config
+from fabricctl.launch import heartbeat, supervise
+from fabricctl.launch.placement import Placement, first
+from fabricctl.launch.supervise import DO_NOT_RESTART, Policy, Supervisor
+from fabricctl.store.schema import LaunchEvent
+
+NODES = ("n1", "n2", "n3", "n4", "n5")
+
+
+@dataclass
+class World:
+    """``plays`` is called at each look of a step, with the step's number and the looks so far;
+    what it returns is srun's status."""
+
+    plays: Callable[[int, int], int | None]
+    silent: set[str] = field(default_factory=set)
+    order: str = ""
+    now_s: float = 1000.0
+    placed: list[tuple[str, ...]] = field(default_factory=list)
+    environments: list[Mapping[str, str]] = field(default_factory=list)
+    signals: list[str] = field(default_factory=list)
+    events: list[tuple[LaunchEvent, str]] = field(default_factory=list)
+
+
+class FakeStep:
+    """One srun."""
+
+    world: World
+
+    def __init__(
+        self,
+        job: int,
+        launch: int,
+        placement: Placement,
+        argv: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        options: Sequence[str] = (),
+    ) -> None:
+        self._launch, self._looks = launch, 0
+        self.world.placed.append(placement.hosts)
+        self.world.environments.append(environment)
+
+    def poll(self) -> int | None:
+        self._looks += 1
+        return self.world.plays(self._launch, self._looks)
+
+    def cancel(self, number: str = "KILL") -> None:
+        self.world.signals.append(number)
+
+    def abandon(self) -> None:
+        pass
+
+
+class FakeAsker:
+    """All agents; those of silent nodes do not answer."""
+
+    world: World
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def ask(
+        self,
+        nodes: Collection[str],
+        wait_s: float,
+        kind: str = "where",
+        more: Mapping[str, str] | None = None,
+    ) -> Iterator[tuple[str, Mapping[str, str]]]:
+        if kind == "event" and more:
+            event = LaunchEvent(int(more["event"]))
+            if (event, more["at"]) not in self.world.events[-1:]:
+                self.world.events.append((event, more["at"]))
+        if kind == "halt" and more:
+            self.world.order = more["how"]
+        for node in set(nodes) - self.world.silent:
+            yield node, {"ranks": "", "halt": self.world.order}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, World]]:
+    def of(world: World, spares: int = 1, **policy: int) -> tuple[int, World]:
+        FakeStep.world = FakeAsker.world = world
+
+        def sleep(seconds: float) -> None:
+            world.now_s += seconds
+
+        monkeypatch.setattr(supervise, "Step", FakeStep)
+        monkeypatch.setattr(supervise, "Asker", FakeAsker)
+        monkeypatch.setattr(supervise.time, "monotonic", lambda: world.now_s)
+        monkeypatch.setattr(supervise.time, "sleep", sleep)
+        monkeypatch.setattr(supervise.signal, "signal", lambda *_: None)
+        monkeypatch.setattr(
+            Supervisor, "_witness", lambda _self, node, _ports: node not in world.silent
+        )
+        monkeypatch.setattr(heartbeat.time, "monotonic", lambda: world.now_s)
+        member = Member(7, b"k" * 32, NODES, "n1", spares)
+        placed = first(NODES, "n1", spares, None)
+        given = Policy(track=False, **policy)
+        one = Supervisor(member, Config(), placed, ["app"], given)
+        return one.run(), world
+
+    return of
+
+
+Play = Callable[..., tuple[int, World]]
+
+
+def test_a_program_that_ends_well_is_started_once(play: Play) -> None:
+    status, world = play(World(lambda _launch, looks: 0 if looks > 3 else None))
+    assert (status, world.placed) == (0, [("n1", "n2", "n3", "n4")])
+    assert world.events == [(LaunchEvent.START, "n[1-4]"), (LaunchEvent.END, "n[1-4]")]
+
+
+def test_a_dead_rank_is_started_again_in_its_place(play: Play) -> None:
+    status, world = play(World(lambda launch, _looks: 137 if launch == 0 else 0))
+    assert (status, world.placed) == (0, [("n1", "n2", "n3", "n4")] * 2)
+    assert [env["FABRIC_LAUNCH"] for env in world.environments] == ["0", "1"]
+    assert (LaunchEvent.RANKS_DEAD, "") in world.events
+
+
+def test_a_dead_node_is_replaced_without_waiting_for_srun(play: Play) -> None:
+    world = World(lambda _launch, _looks: None)
+
+    def plays(launch: int, looks: int) -> int | None:
+        if launch == 0 and looks > 5:
+            world.silent = {"n3"}
+        return 0 if launch else None  # srun over the dead node hangs
+
+    world.plays = plays
+    status, _ = play(world)
+    assert (status, world.placed[1]) == (0, ("n1", "n2", "n5", "n4"))
+    assert world.environments[1]["FABRIC_DEAD_NODES"] == "n3"
+    assert world.signals == ["KILL"]
+    assert (LaunchEvent.NODE_DEAD, "n3") in world.events
+
+
+def test_a_dead_spare_is_nothing_to_stop_for(play: Play) -> None:
+    world = World(lambda _launch, looks: 0 if looks > 20 else None, silent={"n5"})
+    status, _ = play(world)
+    assert (status, len(world.placed)) == (0, 1)
+
+
+def test_without_a_spare_it_gives_up_with_a_reason(
+    play: Play, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = World(lambda _launch, _looks: None, silent={"n3", "n4"})
+    status, _ = play(world)
+    assert status == 1
+    assert "no spare left for n[3-4]" in capsys.readouterr().err
+    assert world.events[-1][0] == LaunchEvent.GIVE_UP
+
+
+def test_a_status_that_means_no_is_heeded(play: Play) -> None:
+    status, world = play(World(lambda _launch, _looks: DO_NOT_RESTART))
+    assert (status, len(world.placed)) == (DO_NOT_RESTART, 1)
+
+
+def test_a_program_that_never_gets_anywhere_is_left(play: Play) -> None:
+    status, world = play(World(lambda _launch, _looks: 3))
+    assert (status, len(world.placed)) == (3, 3)
+
+
+def test_restarts_have_an_end(play: Play) -> None:
+    world = World(lambda _launch, looks: 9 if looks > 150 else None)
+    status, _ = play(world, max_restarts=4)
+    assert (status, len(world.placed)) == (9, 5)
+
+
+def test_halt_ends_it_after_a_checkpoint(play: Play) -> None:
+    world = World(lambda _launch, _looks: None)
+
+    def plays(_launch: int, looks: int) -> int | None:
+        if looks == 5:
+            world.order = "checkpoint"
+        return 0 if "USR1" in world.signals else None
+
+    world.plays = plays
+    assert play(world)[0] == 0
+    assert (len(world.placed), world.signals) == (1, ["USR1"])
+
+
+def test_migrate_moves_ranks_after_a_checkpoint(play: Play) -> None:
+    world = World(lambda _launch, _looks: None)
+
+    def plays(launch: int, looks: int) -> int | None:
+        if launch == 0 and looks == 5:
+            world.order = "from:n2"
+        return 0 if launch or "USR1" in world.signals else None
+
+    world.plays = plays
+    assert play(world)[0] == 0
+    assert world.placed == [("n1", "n2", "n3", "n4"), ("n1", "n5", "n3", "n4")]
+
+
+def test_migrate_without_a_spare_changes_nothing(
+    play: Play, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = World(lambda _launch, _looks: None)
+
+    def plays(_launch: int, looks: int) -> int | None:
+        if looks == 5:
+            world.order = "from:n2"
+        return 0 if looks > 30 else None
+
+    world.plays = plays
+    assert play(world, spares=0)[0] == 0
+    assert (len(world.placed), world.signals) == (1, [])
+    assert "no spare to take the place of n2" in capsys.readouterr().err

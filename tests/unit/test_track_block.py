@@ -1,0 +1,152 @@
+"""The preloaded tracker against a stub MPI, and its block as it is read."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fabricctl.errors import DataError
+from fabricctl.state.track import block
+from fabricctl.state.track.block import State
+from fabricctl.state.track.ranks import Ranks
+from fabricctl.store.schema import RankState
+
+ROOT = Path(__file__).parents[2]
+SOURCES = ROOT / "tests" / "c" / "track"
+WORLD = 1
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tracker, the stub and a program that calls it."""
+    where = tmp_path_factory.mktemp("track")
+    subprocess.run(["make", "-s", "-C", str(ROOT / "fabricctl/state"), f"OUT={where}"], check=True)
+    stub, program = where / "libstubmpi.so", where / "program"
+    flags = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run([*flags, "-shared", "-fPIC", "-o", stub, SOURCES / "stub_mpi.c"], check=True)
+    rpath = f"-Wl,-rpath,{where}"
+    source = SOURCES / "program.c"
+    subprocess.run([*flags, "-o", program, source, stub, rpath], check=True)
+    return where
+
+
+@pytest.fixture
+def process(built: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    environment = {
+        "FABRIC_TRACK_DIR": str(tmp_path),
+        "LD_PRELOAD": str(built / "libfabrictrack.so"),
+        "SLURM_STEP_ID": "3",
+        "FABRIC_LAUNCH": "2",
+    }
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [built / "program"], env=environment, stdin=pipe, stdout=pipe, text=True
+    ) as made:
+        assert made.stdout is not None and made.stdout.readline() == "ready\n"
+        yield made
+        made.kill()
+
+
+def alive(pid: int, _start: int) -> str:
+    return "S" if Path(f"/proc/{pid}").exists() else ""
+
+
+def test_every_call_is_counted_with_its_bytes_and_place(
+    process: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    (rank,) = block.read_all(tmp_path)
+    assert (rank.rank, rank.ranks, rank.pid, rank.step) == (0, 1, process.pid, "3")
+    assert (rank.launch, rank.library, rank.state) == (2, "MPICH ABI", State.RUNNING)
+    sums = {block.op_name(item.op): item for item in rank.sums}
+    assert (sums["MPI_Allreduce"].calls, sums["MPI_Allreduce"].bytes) == (10, 10 * 4 * 8)
+    assert (sums["MPI_Barrier"].calls, sums["MPI_Comm_split"].calls) == (201, 201)
+    assert (sums["MPI_Send"].calls, sums["MPI_Send"].bytes) == (2, (2 + 3) * 8)
+    assert rank.calls == 2 * sum(item.calls for item in rank.sums)
+    assert (rank.steps, rank.comm) == (42, WORLD)
+    assert all(item.ns > 0 and item.most_ns <= item.ns for item in rank.sums)
+    begin = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    assert rank.start_ticks == int(begin)
+
+
+def test_collectives_are_numbered_per_communicator(
+    process: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    (rank,) = block.read_all(tmp_path)
+    comms = {comm.id: comm for comm in rank.comms}
+    assert comms[WORLD].colls == 10 + 201  # splits are collectives of the parent
+    (made,) = (comm for comm in rank.comms if comm.id > 2)
+    assert (made.colls, block.op_name(made.last_op)) == (1, "MPI_Barrier")
+    assert made.size == 1
+
+
+def test_the_block_outlives_a_killed_rank(process: subprocess.Popen[str], tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path, alive)
+    assert [seen.state for seen in ranks.look()] == [RankState.RUNNING]
+    ranks.take()
+    process.kill()
+    process.wait()
+    assert [seen.state for seen in ranks.look()] == [RankState.GONE]
+    ranks.take(last=True)
+    states, sums, positions = ranks.rows()
+    assert [row[-1] for row in states] == [RankState.RUNNING, RankState.GONE]
+    assert len(positions) == 2
+    assert len(sums) == len({row[3] for row in sums}), "what did not change has no second row"
+
+
+def test_a_rank_that_finalized_is_not_gone(process: subprocess.Popen[str], tmp_path: Path) -> None:
+    process.communicate("f")
+    (seen,) = Ranks(tmp_path, alive).look()
+    assert seen.state == RankState.FINALIZED
+
+
+def test_without_a_directory_the_program_runs_all_the_same(built: Path) -> None:
+    environment = {"LD_PRELOAD": str(built / "libfabrictrack.so")}
+    argv = [built / "program"]
+    done = subprocess.run(
+        argv, env=environment, input="f", text=True, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ready\n", "")
+
+
+def test_it_can_be_preloaded_into_what_has_no_mpi(built: Path) -> None:
+    environment = {**os.environ, "LD_PRELOAD": str(built / "libfabrictrack.so")}
+    done = subprocess.run(["true"], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("at", "data"),
+    [
+        (0, b"X"),  # magic
+        (8, b"\2"),  # version
+        (12, b"\1"),  # size
+        (44, b"\xff\xff\xff\xff"),  # rank -1
+        (56, b"\x63"),  # state
+    ],
+)
+def test_a_damaged_block_is_refused(
+    process: subprocess.Popen[str], tmp_path: Path, at: int, data: bytes
+) -> None:
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    block.parse(whole)
+    with pytest.raises(DataError):
+        block.parse(whole[:at] + data + whole[at + len(data) :])
+    with pytest.raises(DataError):
+        block.parse(whole[:5000])
+
+
+def test_whatever_a_user_puts_into_the_directory_is_passed_over(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.track")
+    (tmp_path / "b.track").symlink_to("/etc/passwd")
+    (tmp_path / "c.track").mkdir()
+    (tmp_path / "d.track").write_bytes(b"FBTRACK\0" + bytes(60_000))
+    assert block.read_all(tmp_path) == []
+
+
+def test_layout_is_what_the_document_says() -> None:
+    text = (ROOT / "docs" / "tracker.md").read_text()
+    for place in (block.NOW_AT, block.COMMS_AT, block.OPS_AT, block.RING_AT):
+        assert f"| {place} |" in text

@@ -1,0 +1,145 @@
+"""What is made of where ranks stand."""
+
+from dataclasses import replace
+
+import pytest
+
+from fabricctl.errors import DataError
+from fabricctl.state.track import block, position
+from fabricctl.state.track.position import CommSeen, Position
+from fabricctl.state.track.verdict import judge
+from fabricctl.store.schema import RankState, StallKind
+
+OPS = {name: number for number, name in enumerate(block.op_names())}
+
+
+def at(
+    rank: int, op: str = "MPI_Allreduce", coll: int = 7, age_s: float = 2.0, **more: object
+) -> Position:
+    """A rank of four on node n<rank>, in a collective of MPI_COMM_WORLD."""
+    colls = coll or 6
+    made = Position(
+        rank=rank, ranks=4, launch=0, node=f"n{rank}", pid=100 + rank, state=RankState.RUNNING,
+        letter="S", calls=21, op=OPS[op], peer=-1, comm=1, coll=coll, age_ms=int(age_s * 1000),
+        step=0, step_age_ms=0, comms={1: CommSeen(rank, 4, colls, OPS[op])},
+    )  # fmt: skip
+    return replace(made, **more)  # type: ignore[arg-type]
+
+
+def computing(rank: int, age_s: float = 2.0) -> Position:
+    return at(rank, coll=6, age_s=age_s, calls=20, letter="R")
+
+
+ALL = [at(0), at(1), at(2), at(3)]
+
+
+def test_ranks_that_move_are_no_stall() -> None:
+    found = judge([at(rank, age_s=0.1) for rank in range(4)])
+    assert (found.kind, found.hard, found.waiting) == (StallKind.NONE, False, 0)
+
+
+def test_a_killed_rank_is_named() -> None:
+    found = judge([*ALL[:3], replace(ALL[3], state=RankState.GONE)])
+    assert (found.kind, found.rank, found.node, found.hard) == (StallKind.RANK, 3, "n3", True)
+
+
+def test_a_stopped_rank_is_named() -> None:
+    found = judge([*ALL[:3], replace(computing(3), state=RankState.STOPPED)])
+    assert (found.kind, found.rank, found.hard) == (StallKind.RANK, 3, True)
+
+
+def test_a_stopped_rank_that_nobody_waits_for_is_no_stall() -> None:
+    stopped = replace(computing(3), state=RankState.STOPPED)
+    assert not judge([computing(0), computing(1), computing(2), stopped]).hard
+
+
+def test_a_silent_node_with_ranks_is_named() -> None:
+    found = judge(ALL[:3], silent=["n3"])
+    assert (found.kind, found.node, found.hard) == (StallKind.HOST, "n3", True)
+
+
+def test_a_silent_spare_is_no_stall() -> None:
+    assert not judge(ALL, silent=["n9"]).hard
+
+
+def test_another_collective_of_the_same_number_is_a_mismatch() -> None:
+    found = judge([*ALL[:3], at(3, "MPI_Barrier")])
+    assert (found.kind, found.rank, found.hard) == (StallKind.APPLICATION, 3, True)
+    assert "MPI_Barrier" in found.text and "MPI_Allreduce" in found.text
+
+
+@pytest.mark.parametrize("odd_passed", [True, False])
+def test_a_mismatch_that_one_side_passed_names_the_few(odd_passed: bool) -> None:
+    """A broadcast's root need not wait for the others, who are in a barrier, or the reverse."""
+    if odd_passed:
+        ranks = [at(0, "MPI_Barrier"), at(1, "MPI_Barrier"), at(2, "MPI_Barrier"), at(3, coll=8)]
+    else:
+        ranks = [at(0, coll=8), at(1, coll=8), at(2, coll=8), at(3, "MPI_Barrier")]
+    found = judge(ranks)
+    assert (found.kind, found.rank, found.hard) == (StallKind.APPLICATION, 3, True)
+
+
+def test_another_root_is_a_mismatch() -> None:
+    ranks = [at(rank, "MPI_Bcast", peer=0) for rank in range(3)]
+    found = judge([*ranks, at(3, "MPI_Bcast", peer=2)])
+    assert (found.kind, found.rank) == (StallKind.APPLICATION, 3)
+
+
+def test_a_skipped_collective_is_a_deadlock() -> None:
+    receiving = at(2, "MPI_Recv", coll=0, peer=0)
+    found = judge([ALL[0], ALL[1], receiving, ALL[3]])
+    assert (found.kind, found.hard) == (StallKind.APPLICATION, True)
+    assert "deadlock" in found.text and "rank 2 in MPI_Recv" in found.text
+
+
+def test_two_that_receive_from_each_other_are_a_deadlock() -> None:
+    ranks = [at(0, "MPI_Recv", coll=0, peer=1), at(1, "MPI_Recv", coll=0, peer=0)]
+    assert judge(ranks).kind == StallKind.APPLICATION
+
+
+def test_a_long_transfer_is_no_deadlock() -> None:
+    ranks = [at(0, "MPI_Send", coll=0, peer=1), at(1, "MPI_Recv", coll=0, peer=0)]
+    assert not judge(ranks).hard
+    assert not judge([at(r, "MPI_Sendrecv", coll=0, peer=1 - r) for r in (0, 1)]).hard
+
+
+def test_a_rank_that_left_is_named() -> None:
+    left = replace(at(3, "MPI_Finalize", coll=0), comms={1: CommSeen(3, 4, 6, 0)})
+    found = judge([*ALL[:3], left])
+    assert (found.kind, found.rank, found.hard) == (StallKind.APPLICATION, 3, True)
+    gone = replace(left, state=RankState.FINALIZED)
+    assert judge([*ALL[:3], gone]).rank == 3
+
+
+def test_a_dead_link_is_named() -> None:
+    found = judge(ALL, links={"n2": "rail r0, r1 without carrier"})
+    assert (found.kind, found.node, found.hard) == (StallKind.LINK, "n2", True)
+
+
+def test_a_long_compute_phase_is_no_alarm_and_is_explained() -> None:
+    found = judge([*ALL[:3], computing(3, age_s=20)])
+    assert (found.kind, found.rank, found.hard) == (StallKind.RANK, 3, False)
+    assert "computing" in found.text
+
+
+@pytest.mark.parametrize(("usual_s", "hard"), [(1, True), (8, False)])
+def test_a_slow_rank_is_an_alarm_by_what_is_usual(usual_s: float, hard: bool) -> None:
+    assert judge([*ALL[:3], computing(3, age_s=33)], usual_s=usual_s).hard is hard
+
+
+def test_positions_survive_the_message() -> None:
+    there = [at(3, step=9, step_age_ms=4), computing(0)]
+    there[0] = replace(there[0], node="n1")
+    there[1] = replace(there[1], node="n1")
+    assert position.decode(position.encode(there), "n1") == there
+
+
+@pytest.mark.parametrize("text", ["x", "1.2.3", "1" * 500, position.encode(ALL) + "~1"])
+def test_what_no_agent_writes_is_refused(text: str) -> None:
+    with pytest.raises(DataError):
+        position.decode(text, "n1")
+
+
+def test_numbers_of_operations_are_never_moved() -> None:
+    """They lie in blocks of running programs."""
+    assert (OPS["MPI_Send"], OPS["MPI_Barrier"], OPS["MPI_Allreduce"]) == (4, 31, 43)
