@@ -17,17 +17,10 @@ WAIT_S = 0.8  # in one call: shorter waits are no stall
 SOFT_S = 30.0  # outside of MPI while others wait; or five times what was usual, if that is longer
 _NAMES = 6
 SYNCHRONIZING = frozenset(
-    [
-        "Barrier",
-        "Allreduce",
-        "Allgather",
-        "Allgatherv",
-        "Alltoall",
-        "Alltoallv",
-        "Alltoallw",
-        "Reduce_scatter",
-        "Reduce_scatter_block",
-    ]
+    (
+        *("Barrier", "Allreduce", "Allgather", "Allgatherv", "Alltoall", "Alltoallv", "Alltoallw"),
+        *("Reduce_scatter", "Reduce_scatter_block"),
+    )
 )
 
 
