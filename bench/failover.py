@@ -57,6 +57,7 @@ class System:
     mpi: str = ""
     env: tuple[str, ...] = ()
     mptcp: bool = False
+    nodes: int = 2  # with ranks
 
 
 _VENV4, _VENV5 = f"{ROOT}/.venv/bin/python", f"{ROOT}/.cache/mpi/openmpi/bin/python"
@@ -87,16 +88,12 @@ class Outcome:
 
 def job_script(system: System, seconds: float) -> str:
     lines = ["#!/bin/bash", *(f"export {item}" for item in system.env)]
-    if system.ours:
-        lines += [
-            "f=/run/fabricctl/paths/$SLURM_JOB_ID/env",
-            "for i in $(seq 200); do [ -e $f ] && break; sleep 0.05; done",
-            "set -a; . $f; set +a",
-        ]
     if not system.python:
         return "\n".join([*lines, "sleep 600", ""])
     script = f"{ROOT}/bench/failover_mpi.py --seconds {seconds}"
-    lines.append(f"srun -N2 -n2 -w n1,n2 --mpi={system.mpi} {system.python} {script}")
+    where = ",".join(NODES[: system.nodes])
+    ranks = f"-N{system.nodes} -n{system.nodes} -w {where}"
+    lines.append(f"srun {ranks} --mpi={system.mpi} {system.python} {script}")
     return "\n".join([*lines, ""])
 
 

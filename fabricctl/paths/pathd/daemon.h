@@ -24,6 +24,7 @@ struct target {
 struct recovery {
 	uint64_t moved_ns, next_look_ns; /* 0: nothing to watch */
 	uint64_t begin_ns;
+	bool looked;
 	unsigned count, stuck;
 	uint64_t waiting_bytes;
 	struct {
@@ -87,6 +88,7 @@ struct daemon {
 	enum phase phase;
 	char why[160]; /* of PHASE_OFF */
 	unsigned active; /* peers with traffic */
+	unsigned watched; /* recoveries that are waited for */
 	unsigned turn;
 	bool late, realtime;
 	uint64_t next_diag_ns, next_second_ns, next_census_ns, probes_sent, probes_received, moves;

@@ -14,23 +14,36 @@ struct call {
 	void *arg;
 };
 
-/* "Source within the pool, or skip": two operations for the kernel's filter, inet_diag.h. */
-static void put_filter(struct rtnl_msg *msg, const struct net *pool)
+/* "Source within one of the networks": for each a condition that goes on to a jump to the end
+ * when it holds, and to the next one when not (inet_diag.h; ss(8) compiles `or` like this). */
+static void put_filter(struct rtnl_msg *msg, const struct net *nets, size_t count)
 {
-	struct {
-		struct inet_diag_bc_op op;
-		struct inet_diag_hostcond host;
-		uint8_t address[16];
-	} filter = {
-		.host = {.family = pool->ip.family, .prefix_len = pool->bits, .port = -1},
-	};
-	size_t size = sizeof(filter.op) + sizeof(filter.host) + ip_bytes(&pool->ip);
+	uint8_t code[DIAG_NETS * (sizeof(struct inet_diag_bc_op) * 2 +
+				  sizeof(struct inet_diag_hostcond) + 16)];
+	size_t jump = sizeof(struct inet_diag_bc_op), each, at = 0, whole;
 
-	filter.op.code = INET_DIAG_BC_S_COND;
-	filter.op.yes = (uint8_t)size;
-	filter.op.no = (uint16_t)(size + 4); /* beyond the end: reject */
-	memcpy(filter.address, pool->ip.byte, ip_bytes(&pool->ip));
-	rtnl_put(msg, INET_DIAG_REQ_BYTECODE, &filter, size);
+	each = jump + sizeof(struct inet_diag_hostcond) + ip_bytes(&nets[0].ip);
+	whole = count * (each + jump) - jump;
+	for (size_t i = 0; i < count; i++) {
+		struct inet_diag_bc_op op = {.code = INET_DIAG_BC_S_COND,
+					     .yes = (uint8_t)each,
+					     .no = (uint16_t)(each + jump)}; /* the last: reject */
+		struct inet_diag_hostcond host = {
+			.family = nets[i].ip.family, .prefix_len = nets[i].bits, .port = -1};
+
+		memcpy(code + at, &op, sizeof(op));
+		memcpy(code + at + sizeof(op), &host, sizeof(host));
+		memcpy(code + at + sizeof(op) + sizeof(host), nets[i].ip.byte, ip_bytes(&nets[i].ip));
+		at += each;
+		if (at == whole)
+			break;
+		op = (struct inet_diag_bc_op){.code = INET_DIAG_BC_JMP,
+					      .yes = (uint8_t)jump,
+					      .no = (uint16_t)(whole - at)};
+		memcpy(code + at, &op, sizeof(op));
+		at += jump;
+	}
+	rtnl_put(msg, INET_DIAG_REQ_BYTECODE, code, whole);
 }
 
 static void see_socket(const struct nlmsghdr *head, void *arg)
@@ -61,10 +74,10 @@ static void see_socket(const struct nlmsghdr *head, void *arg)
 	call->each(&found, call->arg);
 }
 
-int diag_dump(struct rtnl *diag, const struct net *pool, diag_each *each, void *arg)
+int diag_dump(struct rtnl *diag, const struct net *nets, size_t count, diag_each *each, void *arg)
 {
 	struct inet_diag_req_v2 request = {
-		.sdiag_family = pool->ip.family,
+		.sdiag_family = nets[0].ip.family,
 		.sdiag_protocol = IPPROTO_TCP,
 		.idiag_ext = 1u << (INET_DIAG_INFO - 1),
 		.idiag_states = 1u << STATE_ESTABLISHED | 1u << STATE_SYN_SENT,
@@ -73,6 +86,6 @@ int diag_dump(struct rtnl *diag, const struct net *pool, diag_each *each, void *
 	struct rtnl_msg msg;
 
 	rtnl_begin(&msg, SOCK_DIAG_BY_FAMILY, 0, &request, sizeof(request));
-	put_filter(&msg, pool);
+	put_filter(&msg, nets, count);
 	return rtnl_dump(diag, &msg, see_socket, &call);
 }

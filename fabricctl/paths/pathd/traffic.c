@@ -6,17 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define POLL_NS (100 * MS)
+#define POLL_NS (400 * MS) /* until then a new pair is probed like one without traffic */
 #define ACTIVE_NS (2 * S) /* quick probes outlive a pause of the job's traffic by this much */
 #define WATCH_NS (2 * S)
-#define LOOK_NS (2 * MS)
-
-struct watching {
-	struct daemon *d;
-	struct peer *peer;
-	unsigned rail;
-	bool first;
-};
+/* Between looks at streams that wait: the time since the move is known this well. */
+#define LOOK_NS (3 * MS)
+#define LOOK_SHARE 5
 
 static int order_owners(const void *a, const void *b)
 {
@@ -70,20 +65,25 @@ static void see_active(const struct diag_socket *socket, void *arg)
 	peer->active_until_ns = d->now_ns + ACTIVE_NS;
 }
 
-static void dump_both(struct daemon *d, diag_each *each, void *arg)
+static void dump_all(struct daemon *d, diag_each *each, void *arg)
 {
-	if (d->conf.pool4.ip.family)
-		diag_dump(&d->diag, &d->conf.pool4, each, arg);
-	if (d->conf.pool6.ip.family)
-		diag_dump(&d->diag, &d->conf.pool6, each, arg);
-	for (int family = 0; family < FAMILIES; family++)
+	const struct net *pools[FAMILIES] = {&d->conf.pool4, &d->conf.pool6};
+
+	for (int family = 0; family < FAMILIES; family++) {
+		struct net nets[DIAG_NETS];
+		size_t count = 0;
+
+		if (pools[family]->ip.family)
+			nets[count++] = *pools[family];
 		for (unsigned i = 0; i < d->conf.rails; i++) {
 			const struct ip *own = &d->mover.own[family][i];
-			struct net host = {*own, (uint8_t)(8 * ip_bytes(own))};
 
 			if (own->family)
-				diag_dump(&d->diag, &host, each, arg);
+				nets[count++] = (struct net){*own, (uint8_t)(8 * ip_bytes(own))};
 		}
+		if (count)
+			diag_dump(&d->diag, nets, count, each, arg);
+	}
 }
 
 void traffic_poll(struct daemon *d)
@@ -91,23 +91,29 @@ void traffic_poll(struct daemon *d)
 	if (d->now_ns < d->next_diag_ns)
 		return;
 	d->next_diag_ns = d->now_ns + POLL_NS;
-	dump_both(d, see_active, d);
+	dump_all(d, see_active, d);
 	d->active = 0;
 	for (unsigned i = 0; i < d->conf.nodes; i++)
 		d->active += d->peer[i].active_until_ns > d->now_ns;
 }
 
+static bool is_due(const struct daemon *d, const struct recovery *recovery)
+{
+	return recovery->moved_ns && d->now_ns >= recovery->next_look_ns;
+}
+
 /* The first look notes the streams that wait; later ones count those that still do. */
 static void see_stream(const struct diag_socket *socket, void *arg)
 {
-	struct watching *watching = arg;
-	struct recovery *recovery = &watching->peer->recovery[watching->rail];
+	struct daemon *d = arg;
 	unsigned rail;
+	struct peer *peer = find_peer(d, &socket->to, &rail);
+	struct recovery *recovery = peer ? &peer->recovery[rail] : NULL;
 
-	if (find_peer(watching->d, &socket->to, &rail) != watching->peer || rail != watching->rail)
+	if (!recovery || !is_due(d, recovery) || !socket->waiting_bytes)
 		return;
-	if (watching->first) {
-		if (socket->waiting_bytes && recovery->count < WATCHED_SOCKETS) {
+	if (!recovery->looked) {
+		if (recovery->count < WATCHED_SOCKETS) {
 			recovery->stream[recovery->count].source_port = socket->source_port;
 			recovery->stream[recovery->count].to_port = socket->to_port;
 			recovery->stream[recovery->count++].acked_bytes = socket->acked_bytes;
@@ -118,33 +124,33 @@ static void see_stream(const struct diag_socket *socket, void *arg)
 	for (unsigned i = 0; i < recovery->count; i++)
 		if (recovery->stream[i].source_port == socket->source_port &&
 		    recovery->stream[i].to_port == socket->to_port &&
-		    recovery->stream[i].acked_bytes == socket->acked_bytes && socket->waiting_bytes)
+		    recovery->stream[i].acked_bytes == socket->acked_bytes)
 			recovery->stuck++;
 }
 
 void traffic_watch(struct daemon *d, struct peer *peer, unsigned rail, uint64_t begin_ns)
 {
 	struct recovery *recovery = &peer->recovery[rail];
-	struct watching watching = {d, peer, rail, true};
 
+	d->watched += recovery->moved_ns == 0;
 	memset(recovery, 0, sizeof(*recovery));
-	dump_both(d, see_stream, &watching);
 	recovery->begin_ns = begin_ns;
-	recovery->moved_ns = recovery->next_look_ns = mono_ns();
+	recovery->moved_ns = mono_ns();
+	recovery->next_look_ns = d->now_ns; /* in this turn */
 }
 
-static void look_again(struct daemon *d, struct peer *peer, unsigned rail)
+/* After a look. */
+static void conclude(struct daemon *d, struct peer *peer, unsigned rail, uint64_t now)
 {
 	struct recovery *recovery = &peer->recovery[rail];
-	struct watching watching = {d, peer, rail, false};
-	uint64_t now;
+	uint64_t since = now - recovery->moved_ns;
 
-	recovery->stuck = 0;
-	if (recovery->count)
-		dump_both(d, see_stream, &watching);
-	now = mono_ns();
-	recovery->next_look_ns = now + LOOK_NS;
-	if (recovery->stuck && now - recovery->moved_ns < WATCH_NS)
+	recovery->next_look_ns = now + (since / LOOK_SHARE > LOOK_NS ? since / LOOK_SHARE : LOOK_NS);
+	if (!recovery->looked) {
+		recovery->looked = true;
+		recovery->stuck = recovery->count;
+	}
+	if (recovery->stuck && since < WATCH_NS)
 		return;
 	if (recovery->count)
 		event_write(
@@ -155,13 +161,27 @@ static void look_again(struct daemon *d, struct peer *peer, unsigned rail)
 			recovery->stuck ? 0 : now, recovery->count, recovery->stuck,
 			recovery->waiting_bytes);
 	recovery->moved_ns = 0;
+	d->watched--;
 }
 
+/* One look serves all that were moved. */
 void traffic_turn(struct daemon *d)
 {
-	for (unsigned i = 0; i < d->conf.nodes; i++)
+	bool any = false;
+	uint64_t now;
+
+	for (unsigned i = 0; d->watched && i < d->conf.nodes; i++)
 		for (unsigned rail = 0; rail < d->conf.rails; rail++)
-			if (d->peer[i].recovery[rail].moved_ns &&
-			    d->now_ns >= d->peer[i].recovery[rail].next_look_ns)
-				look_again(d, &d->peer[i], rail);
+			if (is_due(d, &d->peer[i].recovery[rail])) {
+				d->peer[i].recovery[rail].stuck = 0;
+				any = true;
+			}
+	if (!any)
+		return;
+	dump_all(d, see_stream, d);
+	now = mono_ns();
+	for (unsigned i = 0; d->watched && i < d->conf.nodes; i++)
+		for (unsigned rail = 0; rail < d->conf.rails; rail++)
+			if (is_due(d, &d->peer[i].recovery[rail]))
+				conclude(d, &d->peer[i], rail, now);
 }
