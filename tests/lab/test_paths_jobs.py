@@ -1,6 +1,7 @@
 """Link failover of real jobs: what a job gets, what is moved when, and that nothing stays."""
 
 import json
+import os
 import random
 import subprocess
 import time
@@ -12,6 +13,8 @@ import pytest
 from fabricctl.lab.cluster import Lab
 
 ROOT = Path(__file__).parents[2]
+# 200 of them take some minutes: FABRICCTL_KILLS=200.
+KILLS = int(os.environ.get("FABRICCTL_KILLS", "12"))
 NODES = ("n1", "n2", "n3", "n4")
 STREAM = ["/usr/bin/python3", str(ROOT / "bench" / "failover_stream.py")]
 LOADED_MS = 1500  # on two cores that others use too; figures of merit are the bench's
@@ -361,7 +364,7 @@ def test_traffic_goes_on_when_pathd_is_killed_and_it_comes_back(
 
 def test_kills_at_random_points_leave_nothing(lab: Lab, clean: dict[str, list[str]]) -> None:
     rng = random.Random(4)
-    for _ in range(3):
+    for _ in range(KILLS // len(NODES)):
         job = submit(lab)
         time.sleep(rng.random() * 0.3)
         for node in NODES:
