@@ -190,6 +190,21 @@ def test_jobs_side_by_side_do_not_disturb_each_other(lab: Lab, job: int) -> None
     assert exchange(lab, 0.5)["blocks"] > 10
 
 
+def test_rules_that_a_network_service_removes_are_put_back(lab: Lab, job: int) -> None:
+    def rules() -> set[str]:
+        shown = [lab.exec("n1", ["ip", *family, "rule"]).stdout for family in ([], ["-6"])]
+        return {line for text in shown for line in text.splitlines() if "proto 70" in line}
+
+    before = rules()
+    for family in ("-4", "-6"):
+        for line in before:
+            lab.exec(
+                "n1", ["ip", family, "rule", "del", "priority", line.split(":")[0]], check=False
+            )
+    wait_until("the rules are back", lambda: rules() == before)
+    wait_until("it is told", lambda: events(lab, "n1", job, "trouble"))
+
+
 def test_streams_outlive_the_removal_of_their_rails_address(lab: Lab, job: int) -> None:
     """What network services do some seconds after a port lost its carrier."""
     net = address_of(lab, "n2", "r0", "-4") + "/16"

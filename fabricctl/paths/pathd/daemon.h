@@ -92,7 +92,8 @@ struct daemon {
 	unsigned turn;
 	bool late, realtime;
 	uint64_t next_diag_ns, next_second_ns, next_census_ns, probes_sent, probes_received, moves;
-	bool state_changed;
+	bool state_changed, rules_gone;
+	uint64_t next_rules_ns;
 };
 
 /* sockets.c */
@@ -123,6 +124,7 @@ void moving_peer_known(struct daemon *d, struct peer *peer);
 void moving_look(struct daemon *d, struct peer *peer);
 void moving_carrier(struct daemon *d, unsigned rail, bool carrier);
 void moving_address_gone(struct daemon *d, const struct ip *ip);
+void moving_rules(struct daemon *d);
 void moving_drain(struct daemon *d, unsigned rail, bool drained);
 
 /* cause.c */
@@ -148,6 +150,7 @@ void state_write(struct daemon *d);
 /* shared.c: leases, devices and sysctls, shared by the jobs of a node */
 int lease_take(const struct conf *conf, unsigned *slot, bool *adopted);
 bool shared_setup(struct daemon *d, char *problem, size_t size);
+int shared_rules(struct daemon *d);
 int lease_release(const char *leases, unsigned slot, unsigned long job);
 int shared_clean(const char *leases, const unsigned long *keep, size_t keeps);
 

@@ -2,6 +2,7 @@
 #include "daemon.h"
 
 #include <errno.h>
+#include <linux/fib_rules.h>
 #include <linux/if_addr.h>
 #include <linux/rtnetlink.h>
 #include <net/if.h>
@@ -42,6 +43,16 @@ static void see_address(const struct nlmsghdr *head, struct daemon *d)
 	moving_address_gone(d, &ip);
 }
 
+/* Network services remove what they do not know when they are restarted. */
+static void see_rule(const struct nlmsghdr *head, struct daemon *d)
+{
+	const struct rtattr *table[FRA_MAX + 1];
+
+	rtnl_parse(head, sizeof(struct fib_rule_hdr), table, FRA_MAX + 1);
+	d->rules_gone |= head->nlmsg_type == RTM_DELRULE &&
+			 rtnl_u32(table[FRA_TABLE]) == FABRIC_TABLE + d->mover.slot;
+}
+
 /* All links, now: at the start, and when the kernel had to drop events. */
 static int look(struct daemon *d)
 {
@@ -60,7 +71,8 @@ static int look(struct daemon *d)
 
 bool links_open(struct daemon *d, char *problem, size_t size)
 {
-	uint32_t groups = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR;
+	uint32_t groups = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | RTMGRP_IPV4_RULE |
+			  1u << (RTNLGRP_IPV6_RULE - 1);
 	int error = rtnl_open(&d->monitor, NETLINK_ROUTE, groups);
 
 	if (!error)
@@ -87,6 +99,8 @@ void links_read(struct daemon *d)
 		for (int left = (int)got; NLMSG_OK(head, (unsigned)left); head = NLMSG_NEXT(head, left))
 			if (head->nlmsg_type == RTM_NEWADDR || head->nlmsg_type == RTM_DELADDR)
 				see_address(head, d);
+			else if (head->nlmsg_type == RTM_NEWRULE || head->nlmsg_type == RTM_DELRULE)
+				see_rule(head, d);
 			else
 				see_link(head, d);
 	}

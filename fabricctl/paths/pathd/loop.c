@@ -10,7 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define TICK_IDLE_NS (10 * MS)
+#define TICK_IDLE_NS (20 * MS) /* probes to peers without traffic go five times as rarely */
 #define TICK_DOUBT_NS (MS / 4)
 #define LATE_NS (3 * MS)
 #define OFF_LINGER_NS (30 * S) /* time for every other node to hear that we cannot */
@@ -183,6 +183,7 @@ static void turn(struct daemon *d)
 		for (unsigned i = 0; i < d->conf.nodes; i++)
 			moving_look(d, &d->peer[i]);
 		probing_turn(d);
+		moving_rules(d);
 		cause_find(d);
 		traffic_poll(d);
 		traffic_turn(d);

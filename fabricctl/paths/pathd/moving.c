@@ -5,6 +5,7 @@
 #include <string.h>
 
 #define LOOK_IDLE_NS (20 * MS)
+#define RULES_NS (1 * S) /* no quarrel with whoever removes them */
 
 static const char *const LEVEL_NAMES[LEVELS] = {"good", "poor", "dead"};
 
@@ -214,6 +215,20 @@ void moving_carrier(struct daemon *d, unsigned rail, bool carrier)
 	}
 	if (!carrier)
 		hold_addresses(d, rail);
+}
+
+/* Somebody took our routing rules away, and perhaps more with them: all of it again. */
+void moving_rules(struct daemon *d)
+{
+	if (!d->rules_gone || d->now_ns < d->next_rules_ns)
+		return;
+	d->rules_gone = false;
+	d->next_rules_ns = d->now_ns + RULES_NS;
+	event_write(&d->events, "trouble", ";what=routing rules were removed");
+	shared_rules(d);
+	for (unsigned i = 0; i < d->conf.nodes; i++)
+		if (d->peer[i].routed)
+			install(d, &d->peer[i]);
 }
 
 void moving_drain(struct daemon *d, unsigned rail, bool drained)

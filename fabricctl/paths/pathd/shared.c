@@ -262,7 +262,7 @@ static bool setup_rail(struct daemon *d, unsigned rail, char *problem, size_t si
 	return true;
 }
 
-static int setup_rules(struct daemon *d)
+int shared_rules(struct daemon *d)
 {
 	const struct net *pools[FAMILIES] = {&d->conf.pool4, &d->conf.pool6};
 	int error = 0;
@@ -292,7 +292,7 @@ bool shared_setup(struct daemon *d, char *problem, size_t size)
 		good = setup_rail(d, i, problem, size);
 	error = good ? mover_last_resorts(&d->mover) : 0;
 	if (!error && good)
-		error = setup_rules(d);
+		error = shared_rules(d);
 	if (error) {
 		snprintf(problem, size, "routing rules: %s", strerror(-error));
 		good = false;
