@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from fabricctl import config, layout
-from fabricctl.errors import FabricError, NotFoundError, UsageError
+from fabricctl.errors import FabricError, NotFoundError, SystemRefusedError, UsageError
 from fabricctl.paths import control
 from fabricctl.paths.files import PathsFiles, read_state
 from fabricctl.units import format_duration
@@ -33,8 +33,13 @@ def show(job: str | None, peer: str | None, as_json: bool) -> None:
     """Each path of each job: how good it is, and which rail carries its traffic."""
     shown = [_one(_files(), number, peer) for number in _jobs(job, live=False)]
     if as_json:
-        click.echo(json.dumps({"version": JSON_VERSION, "jobs": shown}, indent=1))
+        drained = _files().drained()
+        click.echo(
+            json.dumps({"version": JSON_VERSION, "drained": drained, "jobs": shown}, indent=1)
+        )
         return
+    for name, said in _files().drained().items():
+        click.echo(f"{name} is out for maintenance ({said})\n")
     for number, entry in enumerate(shown):
         click.echo(("\n" if number else "") + _as_text(entry), nl=False)
     if not shown:
@@ -82,8 +87,11 @@ def unmove(peer: str, job: str | None, dry_run: bool, why: str) -> None:
 @_dry
 @_why
 def drain_rail(rail: int, job: str | None, dry_run: bool, why: str) -> None:
-    """Take RAIL out for maintenance: every job's traffic leaves it, at both ends."""
-    _change(_jobs(job, live=True), {"do": "drain", "rail": str(rail), "why": why}, dry_run)
+    """Take RAIL out for maintenance: every job's traffic leaves it, at both ends.
+
+    Without --job it holds for jobs that begin later too, until `undrain-rail` or the next boot.
+    """
+    _drain(job, rail, why, dry_run, out=True)
 
 
 @command.command(name="undrain-rail")
@@ -93,7 +101,52 @@ def drain_rail(rail: int, job: str | None, dry_run: bool, why: str) -> None:
 @_why
 def undrain_rail(rail: int, job: str | None, dry_run: bool, why: str) -> None:
     """Let RAIL carry traffic again."""
-    _change(_jobs(job, live=True), {"do": "undrain", "rail": str(rail), "why": why}, dry_run)
+    _drain(job, rail, why, dry_run, out=False)
+
+
+def _drain(job: str | None, rail: int, why: str, dry_run: bool, *, out: bool) -> None:
+    if job is None:
+        _keep_drained(rail, why, dry_run, out=out)
+    jobs = _jobs(job, live=job is not None)
+    live = [number for number in jobs if _state(number) in ("ready", "starting")]
+    request = {"do": "drain" if out else "undrain", "rail": str(rail), "why": why}
+    _change(live if job is None else jobs, request, dry_run)
+
+
+def _state(job: int) -> str:
+    try:
+        return read_state(_files().state(job)).get("state", "")
+    except FabricError:
+        return ""
+
+
+def _keep_drained(rail: int, why: str, dry_run: bool, *, out: bool) -> None:
+    """What jobs that begin later are to find."""
+    import os
+
+    from fabricctl.paths import addresses
+
+    files = _files()
+    control.check_why(why)
+    found = addresses.find(config.load(), os.uname().nodename.split(".")[0])
+    if not 0 <= rail < len(found):
+        raise UsageError(f"rail {rail}: this node has {len(found)}, counted from 0")
+    name, drained = found[rail].name, files.drained()
+    if out:
+        drained[name] = f"uid {os.getuid()}{': ' if why else ''}{why}"
+    else:
+        drained.pop(name, None)
+    words = "out" if out else "in use again"
+    if not dry_run:
+        try:
+            files.set_drained(drained)
+        except PermissionError:
+            raise SystemRefusedError(f"{files.leases}: only root may ask; use sudo") from None
+        except FileNotFoundError:
+            raise NotFoundError(f"{files.leases}: no link failover on this node") from None
+    click.echo(
+        f"rail {rail} ({name}) {'would be' if dry_run else 'is'} {words} for jobs that begin later"
+    )
 
 
 def _files() -> PathsFiles:

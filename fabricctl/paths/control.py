@@ -13,13 +13,18 @@ _ANSWER_BYTES = 65_536
 _WHY = re.compile(r"[^;\x00-\x1f\x7f]{0,200}")
 
 
+def check_why(why: str) -> None:
+    """Raises :class:`UsageError` for a reason that cannot be recorded."""
+    if not _WHY.fullmatch(why):
+        raise UsageError("paths: a reason has at most 200 characters and no ';'")
+
+
 def ask(control: Path, request: Mapping[str, str]) -> list[dict[str, str]]:
     """The answer's lines, each as fields.
 
     Raises :class:`NotFoundError` when nothing listens, :class:`UsageError` for what it refused.
     """
-    if not _WHY.fullmatch(request.get("why", "")):
-        raise UsageError("paths: a reason has at most 200 characters and no ';'")
+    check_why(request.get("why", ""))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
         link.bind("")  # an address of its own, for the answer
         link.settimeout(WAIT_S)

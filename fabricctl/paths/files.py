@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from fabricctl import fields, layout
@@ -62,6 +63,22 @@ class PathsFiles:
     def remove(self, job: int) -> None:
         """What is left of a job; never raises."""
         shutil.rmtree(self.job_dir(job), ignore_errors=True)
+
+    def drained(self) -> dict[str, str]:
+        """Rails that are out for maintenance, by interface, and what was said of them."""
+        try:
+            text = (self.leases / "drained").read_text(errors="replace")
+        except OSError:
+            return {}
+        lines = (line.partition(" ") for line in text.splitlines() if line.strip())
+        return {name: said for name, _, said in lines}
+
+    def set_drained(self, rails: Mapping[str, str]) -> None:
+        """Holds for jobs that begin from now on, until the node boots. Raises OSError."""
+        fresh = self.leases / ".drained"
+        fresh.write_text("".join(f"{name} {said}\n" for name, said in rails.items()))
+        fresh.chmod(0o644)
+        fresh.replace(self.leases / "drained")
 
     def jobs(self) -> list[int]:
         """Jobs that have a directory, lowest first."""

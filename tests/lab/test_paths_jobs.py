@@ -337,7 +337,17 @@ def test_a_rail_is_drained_under_a_running_job(lab: Lab, job: int) -> None:
     (request,) = events(lab, "n2", job, "request")
     assert (request["action"], request["why"], request["uid"]) == ("drain", "new cable", "0")
     assert "drained" in {item["reason"] for item in events(lab, "n2", job, "path")}
-    lab.exec("n2", ["fabricctl", "path", "undrain-rail", "0"])
+    try:
+        later = submit(lab)
+        wait_until(
+            "a job that begins later leaves it too",
+            lambda: "drained" in {item["reason"] for item in events(lab, "n2", later, "path")},
+        )
+        assert "r0 is out" in lab.exec("n2", ["fabricctl", "path", "show"]).stdout
+        cancel(lab, later)
+    finally:
+        lab.exec("n2", ["fabricctl", "path", "undrain-rail", "0"])
+    assert "r0 is out" not in lab.exec("n2", ["fabricctl", "path", "show"]).stdout
 
 
 def test_only_root_may_move(lab: Lab, job: int) -> None:

@@ -292,3 +292,14 @@ def test_bridges_and_virtual_devices_are_no_rails_unless_named(
         "eth1",
         "bond0",
     ]
+
+
+def test_a_drained_rail_is_kept_for_jobs_that_begin_later(tmp_path: Path) -> None:
+    files = PathsFiles(tmp_path)
+    assert files.drained() == {}
+    files.make_node()
+    files.set_drained({"r0": "uid 0: new cable", "r1": "uid 0"})
+    assert files.drained() == {"r0": "uid 0: new cable", "r1": "uid 0"}
+    assert (files.leases / "drained").stat().st_mode & 0o777 == 0o644
+    files.set_drained({})
+    assert files.drained() == {}
