@@ -16,6 +16,14 @@ from fabricctl_analysis import coverage
 from fabricctl_analysis.activity import Activity, Grid, activity
 from fabricctl_analysis.align import ClockStep, Ns, instants
 from fabricctl_analysis.attribute import account
+from fabricctl_analysis.common_time import (
+    WORTH_NS,
+    ahead_ns,
+    shifted,
+    shifted_paths,
+    shifted_rail,
+    shifted_remarks,
+)
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.host import host_figures
 from fabricctl_analysis.job_clock import clock_summary
@@ -65,6 +73,7 @@ class NodePart:
     unmeasured: tuple[Unmeasured, ...]
     paths: tuple[PathMark, ...] = ()
     activity: Activity | None = None
+    shift_ns: int = 0  # from the node's clock to the first node's
 
 
 def summarise(
@@ -97,16 +106,15 @@ def summarise(
     remarks = tuple(sorted((r for p in parts for r in p.remarks), key=lambda r: r.at_ns))
     accounts = None
     if grid.grid is not None and grid.whole is not None:
-        acts = [part.activity for part in parts if part.activity is not None]
         accounts = account(
             grid.whole,
             grid.grid,
-            acts,
+            [part.activity for part in parts if part.activity is not None],
             len(everyone),
-            rails=rails,
-            paths=paths,
+            rails=[shifted_rail(r, part.shift_ns) for part in parts for r in part.rails],
+            paths=[m for part in parts for m in shifted_paths(part.paths, part.shift_ns)],
             steps=steps,
-            remarks=remarks,
+            remarks=[r for part in parts for r in shifted_remarks(part.remarks, part.shift_ns)],
         )
     return Report(
         job=job,
@@ -131,6 +139,17 @@ class _Grids:
     begin_ns: int | None
     end_ns: int | None
     grid: Grid | None = None
+    ahead_ns: int | None = None  # of job time, the first node's clock
+
+    def shift_ns(self, rows: NodeRows) -> int:
+        """From the node's clock to the first node's; 0 where no job clock tells."""
+        ahead = ahead_ns(rows)
+        if ahead is None:
+            return 0
+        if self.ahead_ns is None:
+            self.ahead_ns = ahead
+        shift = self.ahead_ns - ahead
+        return shift if abs(shift) >= WORTH_NS else 0
 
     @property
     def whole(self) -> Span | None:
@@ -153,6 +172,7 @@ def node_part(rows: NodeRows, grids: _Grids) -> NodePart:
     period_ns = _period_ns(rows, times)
     limit_ns = coverage.gap_limit_ns(period_ns or 0)
     grid = grids.of(rows, period_ns)
+    shift_ns = grids.shift_ns(rows)
     spans = coverage.union(_measured(rows, limit_ns), limit_ns)
     figures, series = host_figures(rows, limit_ns)
     errors = [clock.error_ns for clock in rows.clocks]
@@ -184,8 +204,17 @@ def node_part(rows: NodeRows, grids: _Grids) -> NodePart:
         path_rows=path_rows(rows),
         unmeasured=_of_node(rows),
         paths=_paths(rows),
-        activity=None if grid is None else activity(rows, grid, limit_ns, spans),
+        activity=None if grid is None else _activity(rows, grid, limit_ns, spans, shift_ns),
+        shift_ns=shift_ns,
     )
+
+
+def _activity(
+    rows: NodeRows, grid: Grid, limit_ns: int, spans: Sequence[Span], shift_ns: int
+) -> Activity:
+    """On the time that all nodes share."""
+    moved = [Span(span.begin_ns + shift_ns, span.end_ns + shift_ns) for span in spans]
+    return activity(shifted(rows, shift_ns), grid, limit_ns, moved)
 
 
 def _paths(rows: NodeRows) -> tuple[PathMark, ...]:

@@ -45,6 +45,7 @@ class Sim:
     hz: float = 1.0
     noise: float = 0.03
     iteration_s: float = 0.2
+    ahead_s: Sequence[float] = ()  # of the nodes' own clocks, with a job clock that knows
 
     @property
     def lost_s(self) -> float:
@@ -92,6 +93,12 @@ class Sim:
         tables["tcp"], tables["gpu"] = self._tcp(nth, at, random), self._gpu(nth, at)
         clock = _rows("clock", np.arange(0, self.seconds, 5.0))
         clock["width_ns"] = 100
+        if self.ahead_s:
+            clock["time_real_ns"] += int(self.ahead_s[nth] * S)
+            job_clock = _rows("job_clock", np.arange(1.0, self.seconds))
+            job_clock["job_ns"] = job_clock["time_mono_ns"]
+            job_clock["status"] = 1
+            tables["job_clock"] = job_clock
         tables["clock"] = clock
         steps = _rows("step", np.array([0.0, self.seconds]))
         steps["step"], steps["event"] = b"0", (StepEvent.BEGIN, StepEvent.END)

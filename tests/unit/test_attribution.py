@@ -15,7 +15,7 @@ from fabricctl_analysis.render_html import render_html
 from fabricctl_analysis.render_markdown import render_markdown
 from fabricctl_analysis.render_text import render_text
 from fabricctl_analysis.when import When
-from tests.support.simjobs import KINDS, Fault, S, Sim
+from tests.support.simjobs import BEGIN_NS, KINDS, Fault, S, Sim
 
 
 def accounts(sim: Sim) -> Accounts:
@@ -45,6 +45,15 @@ def test_two_faults_are_told_apart() -> None:
         ("storage", ("n1",)),
         ("host_stopped", ("n3",)),
     }
+
+
+def test_clocks_that_are_seconds_apart_do_not_part_cause_and_effect() -> None:
+    fault = Fault("host_stopped", 2, 150.3, 12.0)
+    sim = Sim(4, [fault], seconds=300, ahead_s=(0.0, 8.0, -9.0, 31.0))
+    (one,) = [one for one in accounts(sim).verdicts if one.cause != "start_end"]
+    assert (one.cause, one.nodes) == ("host_stopped", ("n2",))
+    assert one.loss_ns / S == pytest.approx(sim.lost_to_s(fault), rel=0.05)
+    assert abs((one.begin_ns - BEGIN_NS) / S - 150.3) < 3
 
 
 @pytest.mark.parametrize("noise", [0.005, 0.03, 0.08])
