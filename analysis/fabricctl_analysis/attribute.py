@@ -9,6 +9,7 @@ holds are one figure of their own, so that all figures add up to the time that p
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,11 +78,13 @@ def account(
     paths: Sequence[PathMark],
     steps: Sequence[StepSummary],
     remarks: Sequence[Remark] = (),
+    more: Sequence[Evidence] = (),
 ) -> Accounts:
-    """``nodes`` of the allocation, measured or not."""
+    """``nodes`` of the allocation, measured or not; ``more``: evidence from other sources."""
     running = _running(grid, steps)
     found = pace(_stack(acts, "bytes"), _stack(acts, "job_cpu"), running, grid.width_ns / 1e9)
-    evidence = gather(acts, rails, paths, remarks, grid=grid, running=running)
+    evidence = [*gather(acts, rails, paths, remarks, grid=grid, running=running), *more]
+    evidence.sort(key=lambda one: one.span.begin_ns)
     widths = np.diff(np.minimum(grid.edges_ns, whole.end_ns))
     job = _Job(found, acts, grid, widths, nodes)
     pieces = list(_pieces(found, evidence, grid))
@@ -188,7 +191,7 @@ def _cut(
     # Smoothing over an iteration shows a loss that much before and after it happened.
     lead = 1 + round((found.period or 0) / 2)
     causes = [_best(at.get(window, [])) for window in range(first, last + 1)]
-    causes = _spread(causes, lead, at, first)
+    causes = _settled(_spread(causes, lead, at, first))
     begin = 0
     for nth in range(1, len(causes) + 1):
         if nth < len(causes) and causes[nth] == causes[begin]:
@@ -201,6 +204,20 @@ def _cut(
         if windows:
             yield _Piece(cause, windows, mine, [one for one in there if one.cause != cause])
         begin = nth
+
+
+def _settled(causes: list[Cause | None]) -> list[Cause | None]:
+    """Without runs of one or two windows beside a longer one: the begin and end of a trouble look
+    like another for a moment."""
+    cuts = [0, *(n for n in range(1, len(causes)) if causes[n] != causes[n - 1]), len(causes)]
+    runs = [(causes[a], b - a) for a, b in pairwise(cuts)]
+    settled: list[Cause | None] = []
+    for nth, (cause, length) in enumerate(runs):
+        near = [runs[n] for n in (nth - 1, nth + 1) if 0 <= n < len(runs)]
+        longest = max(near, key=lambda run: run[1], default=(cause, 0))
+        short = length <= _AFTER and longest[1] > length and cause not in _SURE
+        settled += [longest[0] if short else cause] * length
+    return settled
 
 
 def _best(there: Sequence[Evidence]) -> Cause | None:
@@ -231,6 +248,21 @@ def _has(at: dict[int, list[Evidence]], window: int, cause: Cause) -> bool:
     return any(one.cause == cause for one in at.get(window, ()))
 
 
+def _telling(evidence: Sequence[Evidence], span: Span) -> tuple[list[Evidence], tuple[str, ...]]:
+    """The evidence that places the cause, and the nodes: what knows the rail goes before what does
+    not, and what was there for most of the time before what was for a moment."""
+    exact = [one for one in evidence if one.rail is not None] or list(evidence)
+    weights: dict[str, float] = defaultdict(float)
+    for one in exact:
+        shared = min(one.span.end_ns, span.end_ns) - max(one.span.begin_ns, span.begin_ns)
+        for name in one.nodes:
+            weights[name] += one.strength * max(shared, 1)
+    most = max(weights.values(), default=0.0)
+    names = tuple(name for name, weight in weights.items() if weight >= most / 2)
+    mine = [one for one in exact if not one.nodes or set(one.nodes) & set(names)]
+    return mine, names
+
+
 def _quiet(evidence: Sequence[Evidence], taken: set[int], job: _Job) -> Iterator[_Piece]:
     """Troubles of links and paths outside slow stretches; those that share time are one."""
     free = set(taken)
@@ -258,15 +290,13 @@ def _verdict(piece: _Piece, job: _Job) -> Verdict:
     _, error = lost(job.pace, windows)
     error_ns = _Z95 * error * grid.width_ns * job.nodes
     span = grid.span(int(windows[0]), int(windows[-1]))
-    strongest = max((one.strength for one in piece.evidence), default=0.0)
-    mine = [one for one in piece.evidence if one.strength >= strongest / 2]
-    names = dict.fromkeys(name for one in mine for name in one.nodes)
+    mine, names = _telling(piece.evidence, span)
     rails = {one.rail for one in mine}
     sure = piece.cause in _SURE and not any(one.cause in _SURE for one in piece.others)
     measured = [float(act.measured[windows].mean()) for act in job.acts]
     return Verdict(
         cause=piece.cause,
-        nodes=tuple(names),
+        nodes=names,
         rail=next(iter(rails)) if len(rails) == 1 else None,
         begin_ns=min([span.begin_ns, *(one.span.begin_ns for one in mine)])
         if piece.cause in _SURE

@@ -41,6 +41,7 @@ from fabricctl_analysis.model import (
     Unmeasured,
 )
 from fabricctl_analysis.moves import PathRow, moves_of, path_rows
+from fabricctl_analysis.probes import Edge, edges, losses
 from fabricctl_analysis.rails import rail_summary
 from fabricctl_analysis.rows import NodeRows, apart_ns, clean, of_rail
 from fabricctl_analysis.unmeasured import empty_figures, gaps_of, missing_nodes
@@ -74,6 +75,7 @@ class NodePart:
     paths: tuple[PathMark, ...] = ()
     activity: Activity | None = None
     shift_ns: int = 0  # from the node's clock to the first node's
+    edges: tuple[Edge, ...] = ()
 
 
 def summarise(
@@ -115,6 +117,9 @@ def summarise(
             paths=[m for part in parts for m in shifted_paths(part.paths, part.shift_ns)],
             steps=steps,
             remarks=[r for part in parts for r in shifted_remarks(part.remarks, part.shift_ns)],
+            more=list(
+                losses([(part.summary.name, part.edges) for part in parts], job.nodes, grid.grid)
+            ),
         )
     return Report(
         job=job,
@@ -206,6 +211,7 @@ def node_part(rows: NodeRows, grids: _Grids) -> NodePart:
         paths=_paths(rows),
         activity=None if grid is None else _activity(rows, grid, limit_ns, spans, shift_ns),
         shift_ns=shift_ns,
+        edges=() if grid is None else edges(rows, shift_ns),
     )
 
 
