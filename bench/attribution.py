@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fabricctl_analysis.model import Accounts, Verdict
-from tests.support.simjobs import BEGIN_NS, KINDS, Fault, S, Sim
+from tests.support.simjobs import BEGIN_NS, CAUSE, KINDS, Fault, S, Sim
 
 GOAL = {"precision": 0.982, "recall": 0.993, "place": 0.957}
 
@@ -49,7 +49,7 @@ def judge(sim: Sim, accounts: Accounts, score: Score) -> None:
     left = list(accounts.verdicts)
     for fault in sim.faults:
         near = [one for one in left if _overlap(one, fault)]
-        same = [one for one in near if one.cause == fault.kind]
+        same = [one for one in near if one.cause == CAUSE[fault.kind]]
         score.of_kind[fault.kind, "found" if same else "missed"] += 1
         if not same:
             score.missed += 1

@@ -18,6 +18,8 @@ from fabricctl_analysis.rows import NodeRows, apart_ns, of_rail
 from fabricctl_analysis.series import Floats
 
 MAX_WINDOWS = 100_000
+MAX_RANKS = 512  # of a node; a forged trace may name any number
+_FOREVER_NS = 1 << 62
 _TCP_LIMIT_NS = 2_600_000_000
 # Of fewer segments a share says nothing.
 LEAST_SEGMENTS_PER_S = 100
@@ -74,6 +76,8 @@ class Activity:
     measured: Floats  # share of each window in which the node was measured
     resent: Floats  # TCP segments sent again, of those sent
     throttled: Floats  # share of the GPUs' readings with the clock held down by heat or power
+    mpi: Floats  # share of its time that the rank which waits least spent in MPI
+    mpi_rank: NDArray[np.int64]  # which rank that is; -1: no rank is tracked
 
 
 def activity(rows: NodeRows, grid: Grid, limit_ns: int, measured: Sequence[Span]) -> Activity:
@@ -94,6 +98,7 @@ def activity(rows: NodeRows, grid: Grid, limit_ns: int, measured: Sequence[Span]
         name: windowed(increments(host_ns, host[f"psi_{column}_us"], apart), grid, limit_ns) * 1e3
         for name, column in _PRESSURES.items()
     }
+    mpi, mpi_rank = _mpi(rows, grid)
     empty = np.full(grid.count, np.nan)
     moved = [values for values in rails.values() if not np.isnan(values).all()]
     return Activity(
@@ -107,6 +112,8 @@ def activity(rows: NodeRows, grid: Grid, limit_ns: int, measured: Sequence[Span]
         measured=shares(measured, grid),
         resent=_resent(rows, grid, limit_ns),
         throttled=_throttled(rows, grid),
+        mpi=mpi,
+        mpi_rank=mpi_rank,
     )
 
 
@@ -136,6 +143,32 @@ def _throttled(rows: NodeRows, grid: Grid) -> Floats:
     share = np.full(grid.count, np.nan)
     np.divide(hits, counts, out=share, where=counts > 0)
     return share
+
+
+def _mpi(rows: NodeRows, grid: Grid) -> tuple[Floats, NDArray[np.int64]]:
+    """The node's rank that waits least, window by window. A rank in a call has no row until
+    it returns, and then its time covers the whole interval: nothing is a gap here."""
+    times, table = rows.real_ns["mpi_time"], rows.tables["mpi_time"]
+    none = np.full(grid.count, np.nan), np.full(grid.count, -1, np.int64)
+    ranks = np.unique(table["rank"])[:MAX_RANKS]
+    if not len(ranks):
+        return none
+    shares_of = []
+    for rank in ranks:
+        mine = np.flatnonzero(table["rank"] == rank)
+        total = np.zeros(grid.count)
+        known = np.zeros(grid.count, dtype=bool)
+        for key in np.unique(table[["launch", "op"]][mine]):
+            at = mine[table[["launch", "op"]][mine] == key]
+            grown = windowed(increments(times[at], table["time_ns"][at]), grid, _FOREVER_NS)
+            known |= ~np.isnan(grown)
+            total += np.nan_to_num(grown)
+        shares_of.append(np.where(known, np.clip(total / grid.width_ns, 0, 1), np.nan))
+    values = np.array(shares_of)
+    seen = ~np.isnan(values).all(axis=0)
+    least = np.where(np.isnan(values), np.inf, values).argmin(axis=0)
+    share = np.where(seen, values[least, np.arange(grid.count)], np.nan)
+    return share, np.where(seen, ranks[least].astype(np.int64), -1)
 
 
 def windowed(counter: Increments, grid: Grid, limit_ns: int) -> Floats:

@@ -26,6 +26,8 @@ ORDER: tuple[Cause, ...] = (
 STALLED = 0.25
 # Cores that others than the job took, above their usual, as a share of what the job uses.
 CROWDED = 0.3
+# By so much less of its time than any other node's ranks is one in MPI that the others wait for.
+AWAITED = 0.2
 # Segments sent again above the usual: a healthy fabric has one in a thousand.
 RESENT = 0.005
 # An XID ends what ran on the GPU; how long the job then stands still is its own affair.
@@ -132,6 +134,26 @@ def _hosts(acts: Sequence[Activity], grid: Grid, running: Bools) -> Iterator[Evi
             yield from _as_evidence(_over(values, running, least), act, cause, words, grid)
         yield from _starved(shares[nth], lowest[nth], act, grid, running)
     yield from _silent(acts, grid, running)
+    yield from _awaited(acts, grid, running)
+
+
+def _awaited(acts: Sequence[Activity], grid: Grid, running: Bools) -> Iterator[Evidence]:
+    """A node with a rank that computes on while the others, more than usual, wait in MPI for it."""
+    share = np.array([act.mpi for act in acts])
+    if len(acts) < 2 or np.isnan(share).all():
+        return
+    lowest = _lowest_of_others(np.where(running, share, np.nan))
+    usual = np.array([_usual(row, running) for row in share])
+    for nth, act in enumerate(acts):
+        with np.errstate(invalid="ignore"):
+            others = lowest[nth] - float(np.median(np.delete(usual, nth)))
+            behind = np.where((lowest[nth] - act.mpi > AWAITED) & (others > AWAITED / 2),
+                              lowest[nth] - act.mpi, 0.0)  # fmt: skip
+        for one in _as_evidence(np.nan_to_num(behind), act, "rank_slow", "", grid):
+            touched = grid.touched(one.span.begin_ns, one.span.end_ns)
+            ranks = act.mpi_rank[touched]
+            rank = int(np.bincount(ranks[ranks >= 0]).argmax()) if (ranks >= 0).any() else -1
+            yield replace(one, text=f"the other ranks waited in MPI for rank {rank} on {act.node}")
 
 
 def _lowest_of_others(shares: Floats) -> Floats:

@@ -15,7 +15,7 @@ from fabricctl_analysis.model import JobFacts
 from fabricctl_analysis.rows import Boot, NodeRows, clean, place
 
 # Tables with rows at the pace of samples; of the others each row becomes an object.
-SAMPLED = ("rail", "host", "job", "clock", "job_clock", "delay")
+SAMPLED = ("clock", *rollups.BY_TABLE)
 # An agent notes at most 60 times a minute (agent/record.py): a day of that, of one node.
 MAX_EVENTS = 100_000
 

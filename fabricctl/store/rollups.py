@@ -136,6 +136,14 @@ ROLLUPS = (
         peaks={n: (n,) for n in ("retransmitted", "timeouts")},
     ),
     Rollup(
+        schema.MPI_TIME,
+        (48, 49),
+        keys=("rank", "launch", "op"),
+        counters=("calls", "time_ns", "bytes"),
+        highest=("most_ns",),
+    ),
+    Rollup(schema.RANK_POSITION, (46, 47), keys=("rank", "launch")),
+    Rollup(
         schema.JOB_CLOCK,
         (56, 57),
         states=("status",),

@@ -18,11 +18,12 @@ from fabricctl_analysis.summarise import summarise
 S = 1_000_000_000
 BEGIN_NS = 1_790_000_000 * S
 KINDS = ("link_down", "host_stopped", "storage", "host_memory", "host_cpu", "steal", "rank_slow",
-         "unknown", "gpu", "queueing")  # fmt: skip
+         "unknown", "gpu", "queueing", "imbalance")  # fmt: skip
+CAUSE = {kind: kind for kind in KINDS} | {"imbalance": "rank_slow"}
 # What is left of the job's pace under each.
 _LEFT = {"link_down": 0.5, "host_stopped": 0.0, "storage": 0.3, "host_memory": 0.4,
          "host_cpu": 0.6, "steal": 0.6, "rank_slow": 0.5, "unknown": 0.5,
-         "gpu": 0.7, "queueing": 0.4}  # fmt: skip
+         "gpu": 0.7, "queueing": 0.4, "imbalance": 0.6}  # fmt: skip
 _STEP = 0.05  # s, of the simulation
 
 
@@ -90,6 +91,7 @@ class Sim:
         tables["rail"] = self._rails(nth, pace, at)
         tables["host"], tables["job"] = self._host(nth, at, random)
         tables["link_event"] = self._events(nth)
+        tables["mpi_time"] = self._mpi(nth, at, random)
         tables["tcp"], tables["gpu"] = self._tcp(nth, at, random), self._gpu(nth, at)
         clock = _rows("clock", np.arange(0, self.seconds, 5.0))
         clock["width_ns"] = 100
@@ -171,6 +173,19 @@ class Sim:
         lossy = self._here("queueing", nth, at)
         rows["out_segments"] = np.arange(len(at)) * 10_000
         rows["retransmitted"] = np.cumsum(np.where(lossy, 300, random.integers(0, 10, len(at))))
+        return rows
+
+    def _mpi(self, nth: int, at: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """One rank a node: a fifth of its time in MPI, all that it waits for a slower one too."""
+        rows = _rows("mpi_time", at)
+        rows["rank"], rows["launch"], rows["op"] = nth, 0, b"MPI_Allreduce"
+        slow = self._left(at) < 1
+        late = np.any([self._here("imbalance", n, at) for n in range(self.nodes)], axis=0)
+        share = np.where(slow, 0.6, 0.2) + random.normal(0, 0.02, len(at))
+        share = np.where(late & self._here("imbalance", nth, at), 0.05, share)
+        rows["time_ns"] = np.rint(np.cumsum(share) / self.hz * S)
+        rows["calls"] = rows["bytes"] = np.arange(len(at))
+        rows["most_ns"] = S // 10
         return rows
 
     def _gpu(self, nth: int, at: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from fabricctl_analysis.render_html import render_html
 from fabricctl_analysis.render_markdown import render_markdown
 from fabricctl_analysis.render_text import render_text
 from fabricctl_analysis.when import When
-from tests.support.simjobs import BEGIN_NS, KINDS, Fault, S, Sim
+from tests.support.simjobs import BEGIN_NS, CAUSE, KINDS, Fault, S, Sim
 
 
 def accounts(sim: Sim) -> Accounts:
@@ -31,7 +31,7 @@ def test_each_kind_of_fault_is_named_placed_and_priced(kind: str) -> None:
     fault = Fault(kind, 2, 150.3, 31.0)
     sim = Sim(KINDS.index(kind), [fault], seconds=300)
     (one,) = accounts(sim).verdicts
-    assert one.cause == kind
+    assert one.cause == CAUSE[kind]
     assert one.nodes == (() if kind == "unknown" else ("n2",))
     assert one.loss_ns / S == pytest.approx(sim.lost_to_s(fault), rel=0.05)
     assert one.low_ns < one.loss_ns < one.high_ns
