@@ -35,7 +35,7 @@ _Ns = NDArray[np.int64]
 _AFTER = 2
 # Of a normal distribution: 95 % lie within so many deviations.
 _Z95 = 1.96
-_SURE = ("link_down", "host_stopped", "path")
+_SURE = ("restart", "link_down", "host_stopped", "path")
 # Evidence that is told even when it cost nothing: that failover kept it so is worth knowing.
 HEAT_PARTS = 200
 _TOLD = ("link_down", "path", "host_stopped")

@@ -18,8 +18,8 @@ from fabricctl_analysis.series import Floats
 
 # What explains a slow window best when several were there: the more specific first.
 ORDER: tuple[Cause, ...] = (
-    "link_down", "gpu", "path", "host_stopped", "checkpoint", "host_memory", "storage", "steal",
-    "host_cpu", "rank_slow", "queueing", "rail_slow",
+    "restart", "link_down", "gpu", "path", "host_stopped", "checkpoint", "host_memory", "storage",
+    "steal", "host_cpu", "rank_slow", "queueing", "rail_slow",
 )  # fmt: skip
 
 # A share of time in which tasks stalled that is this far above the node's own usual one.

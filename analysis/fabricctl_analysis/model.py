@@ -146,7 +146,7 @@ class PathMark:
 
 
 Cause = Literal[
-    "gpu",
+    "restart", "gpu",
     "link_down", "path", "queueing", "host_stopped", "host_memory", "storage", "host_cpu",
     "steal", "rank_slow", "rail_slow", "checkpoint", "start_end", "unknown",
 ]  # fmt: skip

@@ -25,6 +25,7 @@ from fabricctl_analysis.common_time import (
     shifted_remarks,
 )
 from fabricctl_analysis.coverage import Span
+from fabricctl_analysis.evidence import Evidence
 from fabricctl_analysis.host import host_figures
 from fabricctl_analysis.job_clock import clock_summary
 from fabricctl_analysis.job_state import job_state
@@ -44,6 +45,7 @@ from fabricctl_analysis.moves import PathRow, moves_of, path_rows
 from fabricctl_analysis.probes import Edge, edges, losses
 from fabricctl_analysis.rails import rail_summary
 from fabricctl_analysis.rows import NodeRows, apart_ns, clean, of_rail
+from fabricctl_analysis.told import told
 from fabricctl_analysis.unmeasured import empty_figures, gaps_of, missing_nodes
 
 _SEVERITY: dict[int, Severity] = {
@@ -76,6 +78,7 @@ class NodePart:
     activity: Activity | None = None
     shift_ns: int = 0  # from the node's clock to the first node's
     edges: tuple[Edge, ...] = ()
+    told: tuple[Evidence, ...] = ()
 
 
 def summarise(
@@ -117,9 +120,10 @@ def summarise(
             paths=[m for part in parts for m in shifted_paths(part.paths, part.shift_ns)],
             steps=steps,
             remarks=[r for part in parts for r in shifted_remarks(part.remarks, part.shift_ns)],
-            more=list(
-                losses([(part.summary.name, part.edges) for part in parts], job.nodes, grid.grid)
-            ),
+            more=[
+                *losses([(part.summary.name, part.edges) for part in parts], job.nodes, grid.grid),
+                *(one for part in parts for one in part.told),
+            ],
         )
     return Report(
         job=job,
@@ -212,6 +216,7 @@ def node_part(rows: NodeRows, grids: _Grids) -> NodePart:
         activity=None if grid is None else _activity(rows, grid, limit_ns, spans, shift_ns),
         shift_ns=shift_ns,
         edges=() if grid is None else edges(rows, shift_ns),
+        told=told(rows, shift_ns),
     )
 
 

@@ -15,6 +15,7 @@ from fabricctl_analysis.when import When
 
 CAUSES: dict[Cause, str] = {
     "link_down": "link down",
+    "restart": "program started anew",
     "gpu": "GPU",
     "path": "bad path",
     "queueing": "loss in the network",

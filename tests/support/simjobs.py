@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fabricctl.store import dtypes, schema
-from fabricctl.store.schema import LinkEvent, StepEvent
+from fabricctl.store.schema import LaunchEvent, LinkEvent, StallKind, StepEvent
 from fabricctl_analysis.model import JobFacts, Report
 from fabricctl_analysis.rows import Boot, NodeRows, place
 from fabricctl_analysis.summarise import summarise
@@ -18,12 +18,13 @@ from fabricctl_analysis.summarise import summarise
 S = 1_000_000_000
 BEGIN_NS = 1_790_000_000 * S
 KINDS = ("link_down", "host_stopped", "storage", "host_memory", "host_cpu", "steal", "rank_slow",
-         "unknown", "gpu", "queueing", "imbalance")  # fmt: skip
-CAUSE = {kind: kind for kind in KINDS} | {"imbalance": "rank_slow"}
+         "unknown", "gpu", "queueing", "imbalance",
+         "restart", "stall")  # fmt: skip
+CAUSE = {kind: kind for kind in KINDS} | {"imbalance": "rank_slow", "stall": "host_stopped"}
 # What is left of the job's pace under each.
 _LEFT = {"link_down": 0.5, "host_stopped": 0.0, "storage": 0.3, "host_memory": 0.4,
          "host_cpu": 0.6, "steal": 0.6, "rank_slow": 0.5, "unknown": 0.5,
-         "gpu": 0.7, "queueing": 0.4, "imbalance": 0.6}  # fmt: skip
+         "gpu": 0.7, "queueing": 0.4, "imbalance": 0.6, "restart": 0.0, "stall": 0.0}  # fmt: skip
 _STEP = 0.05  # s, of the simulation
 
 
@@ -91,6 +92,7 @@ class Sim:
         tables["rail"] = self._rails(nth, pace, at)
         tables["host"], tables["job"] = self._host(nth, at, random)
         tables["link_event"] = self._events(nth)
+        tables["launch"], tables["stall"] = self._launches(nth), self._stalls(nth)
         tables["mpi_time"] = self._mpi(nth, at, random)
         tables["tcp"], tables["gpu"] = self._tcp(nth, at, random), self._gpu(nth, at)
         clock = _rows("clock", np.arange(0, self.seconds, 5.0))
@@ -186,6 +188,25 @@ class Sim:
         rows["time_ns"] = np.rint(np.cumsum(share) / self.hz * S)
         rows["calls"] = rows["bytes"] = np.arange(len(at))
         rows["most_ns"] = S // 10
+        return rows
+
+    def _launches(self, nth: int) -> np.ndarray:
+        """The first node's agent tells that another died, and when the program goes on."""
+        mine = [f for f in self.faults if f.kind == "restart" and nth == 0]
+        ends = [at for f in mine for at in (f.begin_s + 2, f.begin_s + f.length_s - 1)]
+        rows = _rows("launch", np.array(ends))
+        rows["event"] = [LaunchEvent.NODE_DEAD, LaunchEvent.START] * len(mine)
+        rows["node"] = [node for f in mine for node in (f"n{f.node}".encode(), b"n[0-3]")]
+        return rows
+
+    def _stalls(self, nth: int) -> np.ndarray:
+        mine = [f for f in self.faults if f.kind == "stall" and nth == 0]
+        ends = [t for f in mine for t in (f.begin_s + 3, f.begin_s + f.length_s)]
+        rows = _rows("stall", np.array(ends))
+        rows["kind"] = [StallKind.RANK, StallKind.NONE] * len(mine)
+        rows["node"] = [node for f in mine for node in (f"n{f.node}".encode(), b"")]
+        rows["since_mono_ns"] = [int(s * S) for f in mine for s in (f.begin_s, 0)]
+        rows["text"] = b"rank 2 stands still"
         return rows
 
     def _gpu(self, nth: int, at: np.ndarray) -> np.ndarray:

@@ -1,0 +1,71 @@
+"""Evidence that others have found already, while the job ran: starts of the program anew, and the
+tracker's verdicts on ranks that wait without end in sight.
+"""
+
+from collections.abc import Iterator
+
+from fabricctl import hostlist
+from fabricctl.errors import DataError
+from fabricctl.store.schema import LaunchEvent, StallKind
+from fabricctl_analysis.align import MAX_TIME_NS
+from fabricctl_analysis.coverage import Span
+from fabricctl_analysis.evidence import Evidence
+from fabricctl_analysis.model import Cause
+from fabricctl_analysis.rows import NodeRows, clean
+
+# A node was silent for a while before it was given up (docs/checkpoints.md).
+SILENT_NS = 3_000_000_000
+# A verdict, or a dead program, that nothing ends: as long as that at least.
+OPEN_NS = 5_000_000_000
+_DEAD = {LaunchEvent.RANKS_DEAD: "its ranks died", LaunchEvent.NODE_DEAD: "a node died"}
+_STALLS: dict[int, Cause] = {
+    StallKind.RANK: "host_stopped",
+    StallKind.HOST: "host_stopped",
+    StallKind.LINK: "path",
+}
+
+
+def told(rows: NodeRows, shift_ns: int) -> tuple[Evidence, ...]:
+    """From one node's tables, on the time that all nodes share."""
+    return (*_restarts(rows, shift_ns), *_stalls(rows, shift_ns))
+
+
+def _restarts(rows: NodeRows, shift_ns: int) -> Iterator[Evidence]:
+    died: tuple[int, tuple[str, ...], str] | None = None
+    for at, row in zip(rows.real_ns["launch"] + shift_ns, rows.tables["launch"], strict=True):
+        event = int(row["event"])
+        if event in _DEAD and died is None:
+            died = int(at), _hosts(clean(row["node"])), _DEAD[LaunchEvent(event)]
+        elif event == LaunchEvent.START and died is not None:
+            yield _restart(*died, int(at))
+            died = None
+    if died is not None:
+        yield _restart(*died, died[0] + OPEN_NS)
+
+
+def _restart(begin_ns: int, nodes: tuple[str, ...], why: str, end_ns: int) -> Evidence:
+    text = f"the program was started anew: {why}" + (f" ({', '.join(nodes[:4])})" if nodes else "")
+    return Evidence("restart", nodes, None, Span(begin_ns - SILENT_NS, end_ns), 1.0, text)
+
+
+def _stalls(rows: NodeRows, shift_ns: int) -> Iterator[Evidence]:
+    found: tuple[Cause, int, tuple[str, ...], str] | None = None
+    for at, row in zip(rows.real_ns["stall"] + shift_ns, rows.tables["stall"], strict=True):
+        if found is not None:
+            yield Evidence(found[0], found[2], None, Span(found[1], int(at)), 1.0, found[3])
+            found = None
+        cause = _STALLS.get(int(row["kind"]))
+        if cause is not None:
+            waited = int(row["time_mono_ns"]) - int(row["since_mono_ns"])
+            waited = waited if 0 <= waited < MAX_TIME_NS // 4 else 0
+            nodes = _hosts(clean(row["node"]))
+            found = cause, int(at) - waited, nodes, clean(row["text"])
+    if found is not None:
+        yield Evidence(found[0], found[2], None, Span(found[1], found[1] + OPEN_NS), 1.0, found[3])
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(hostlist.expand(text)) if text else ()
+    except DataError:
+        return ()
