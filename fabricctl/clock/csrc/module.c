@@ -246,11 +246,13 @@ static PyObject *state(struct engine_object *self, PyObject *unused)
 	(void)unused;
 	if (!transmit)
 		return NULL;
+	/* (ticks that read what had come, tagless, samples lost, stamp source by rail) */
 	pthread_mutex_lock(&engine->lock);
 	for (unsigned i = 0; i < engine->rails; i++)
 		PyTuple_SET_ITEM(transmit, i, PyLong_FromLong(engine->rail[i].transmit));
 	result = Py_BuildValue(
-		"KKKN", (unsigned long long)engine->ticks, (unsigned long long)engine->tagless,
+		"KKKN", (unsigned long long)(engine->ticks - engine->unread_ticks),
+		(unsigned long long)engine->tagless,
 		(unsigned long long)engine->samples_lost, transmit
 	);
 	pthread_mutex_unlock(&engine->lock);
