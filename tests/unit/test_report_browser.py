@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fabricctl.cli.pdf import printed
 from fabricctl.store.schema import Severity
 from fabricctl_analysis.build import report_of
 from fabricctl_analysis.findings import findings
@@ -299,3 +300,8 @@ def test_a_verdict_jumps_to_its_place_and_a_phone_shows_the_accounts(
             mobile=True)  # fmt: skip
     assert browser.js("document.documentElement.scrollWidth") <= 390
     assert browser.complaints == []
+
+
+def test_a_page_is_printed_as_pdf() -> None:
+    made = printed("<!DOCTYPE html><title>x</title><p>Where the time went</p>")
+    assert made.startswith(b"%PDF-") and len(made) > 1000
