@@ -5,6 +5,7 @@ memory. The child hands texts over and nothing else (no pickles: the reader may 
 reads, the child becomes the file's owner first.
 """
 
+import faulthandler
 import json
 import os
 import resource
@@ -144,7 +145,11 @@ def _child(path: Path, work: Callable[[], Texts], limits: Limits, writer: int) -
 
 
 def _restrict(path: Path, limits: Limits) -> None:
+    faulthandler.disable()  # a crash is told in one line
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # numpy's BLAS maps a buffer of 32 MB and more for each core: a big login node would have none
+    # of the memory left. Nothing here multiplies matrices.
+    os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
     if limits.memory_bytes is not None:
         _lower(resource.RLIMIT_AS, _mapped_bytes() + limits.memory_bytes)
     if limits.cpu_s is not None:
