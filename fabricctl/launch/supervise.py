@@ -26,6 +26,7 @@ GRACE_S = 2.0  # after a failed srun: a node's death may be seen a little later
 GONE_S = 10.0  # for the ranks before to be gone from the living nodes
 PROGRESS_S = 20.0  # a start that failed sooner made no progress
 QUICK_FAILURES = 3
+MASTER_PORT, MASTER_PORTS = 22_000, 2000  # below those that the kernel gives to callers
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,10 @@ class Supervisor:
         given = dict(os.environ)
         given["FABRIC_LAUNCH"] = str(self.launch)
         given["FABRIC_DEAD_NODES"] = ",".join(self._dead)
+        # Of torch.distributed; another port each time, for the last one's may still be held.
+        given["MASTER_ADDR"] = self.placement.hosts[0]
+        port = MASTER_PORT + (self.member.job * 64 + self.launch) % MASTER_PORTS
+        given["MASTER_PORT"] = str(port)
         if self.policy.track:
             try:
                 library = str(find("libfabrictrack.so"))
