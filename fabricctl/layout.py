@@ -30,6 +30,7 @@ On a node (``run_dir``, ``spool_dir`` from the configuration)::
       track/                         root 0711   a tmpfs of state.track_mib (docs/tracker.md)
         <job>/                       the job's user, group of the agents, 0750
           <step>-<pid>.track         a rank's block
+          events                     its user's 0644   one line of fields a checkpoint, joined by ;
           keeper                     its user's 0600   socket of the keeper of checkpoints
     spool_dir/                       root 0711
       <job>.<begin>/                 agent user 0700   begin: CLOCK_REALTIME ns of the first start
@@ -117,6 +118,10 @@ class NodeFiles:
     def track_dir(self, job: int) -> Path:
         """Where ranks of the job on this node say where they stand."""
         return self.track / str(job)
+
+    def checkpoint_events(self, job: int) -> Path:
+        """What the job's programs on this node tell of their checkpoints."""
+        return self.track_dir(job) / "events"
 
     def keeper(self, job: int) -> Path:
         """The socket of the job's keeper of checkpoints."""

@@ -3,8 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fabricctl.store.schema import LaunchEvent, StallKind
+import numpy as np
+
+from fabricctl.store.schema import CheckpointEvent, LaunchEvent, StallKind
 from fabricctl_analysis.rows import NodeRows, clean
+
+_LONGEST_NS = 86_400_000_000_000  # a stall beyond is forged
 
 
 @dataclass(frozen=True)
@@ -30,16 +34,32 @@ class Launched:
 
 
 @dataclass(frozen=True)
+class Checkpoints:
+    """Of one node's programs; ``stall_ns`` in all, of the slowest ranks; ``restored``: step, and
+    whether from memory."""
+
+    saved: int
+    first_ns: int
+    last_ns: int
+    last_step: int
+    rank0_bytes: int
+    stall_ns: int
+    usual_stall_ns: int
+    restored: tuple[tuple[int, bool], ...]
+
+
+@dataclass(frozen=True)
 class JobState:
     """What one node's agent recorded for the whole job."""
 
     stalls: tuple[Stall, ...] = ()
     launches: tuple[Launched, ...] = ()
+    checkpoints: Checkpoints | None = None
 
 
 def job_state(rows: NodeRows) -> JobState:
     """Rows whose kind or event is not known are left out."""
-    return JobState(tuple(_stalls(rows)), tuple(_launches(rows)))
+    return JobState(tuple(_stalls(rows)), tuple(_launches(rows)), _checkpoints(rows))
 
 
 def _stalls(rows: NodeRows) -> Iterator[Stall]:
@@ -66,3 +86,25 @@ def _launches(rows: NodeRows) -> Iterator[Launched]:
         if event is not None:
             words = (clean(row["node"]), clean(row["text"]))
             yield Launched(event, at_ns, int(row["launch"]), *words)
+
+
+def _checkpoints(rows: NodeRows) -> Checkpoints | None:
+    table, real_ns = rows.tables["checkpoint"], rows.real_ns["checkpoint"]
+    saved = table["event"] == CheckpointEvent.SAVED.value
+    if not saved.any():
+        return None
+    stalls = np.minimum(table["stall_ns"][saved], _LONGEST_NS).astype(np.int64)
+    kinds = (CheckpointEvent.RESTORED.value, CheckpointEvent.RESTORED_SHARED.value)
+    restored = [
+        (int(row["step"]), int(row["event"]) == kinds[0]) for row in table if row["event"] in kinds
+    ]
+    return Checkpoints(
+        saved=int(saved.sum()),
+        first_ns=int(real_ns[saved][0]),
+        last_ns=int(real_ns[saved][-1]),
+        last_step=int(table["step"][saved][-1]),
+        rank0_bytes=int(table["bytes"][saved][-1]),
+        stall_ns=int(stalls.sum()),
+        usual_stall_ns=int(np.median(stalls)),
+        restored=tuple(restored),
+    )

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from fabricctl.store.schema import LaunchEvent
-from fabricctl.units import format_duration
-from fabricctl_analysis.job_state import Launched, Stall
+from fabricctl.units import format_bytes, format_duration
+from fabricctl_analysis.job_state import Checkpoints, Launched, Stall
 from fabricctl_analysis.model import Finding, Report
 from fabricctl_analysis.when import When
 
@@ -17,6 +17,8 @@ def state_findings(report: Report, when: When) -> Iterator[Finding]:
         for stall in node.state.stalls:
             yield _stall(stall, report, when)
         yield from _deaths(node.state.launches, when)
+        if node.state.checkpoints is not None:
+            yield _checkpoints(node.name, node.state.checkpoints)
 
 
 def _stall(stall: Stall, report: Report, when: When) -> Finding:
@@ -49,3 +51,19 @@ def _deaths(launches: tuple[Launched, ...], when: When) -> Iterator[Finding]:
             took = format_duration((end_ns - one.at_ns) / 1e9)
             text += f"; it was started again on {after.nodes} {took} later, without a requeue"
         yield Finding("warning", "restart", (), None, one.at_ns, end_ns, f"{text}.")
+
+
+def _checkpoints(node: str, made: Checkpoints) -> Finding:
+    """What they cost: the share of the time between the first and the last."""
+    whole_ns = max(made.last_ns - made.first_ns, 1)
+    usual = format_duration(made.usual_stall_ns / 1e9)
+    text = (
+        f"{made.saved} checkpoints up to step {made.last_step}, {format_bytes(made.rank0_bytes)} "
+        f"of rank 0, each usually held the ranks up for {usual}"
+    )
+    if made.saved > 1:
+        text += f", together {100 * made.stall_ns / whole_ns:.2g} % of the time"
+    if made.restored:
+        steps = ", ".join(f"{n}{'' if memory else ' (shared)'}" for n, memory in made.restored[-5:])
+        text += f"; restored at step {steps}"
+    return Finding("info", "checkpoints", (node,), None, made.first_ns, made.last_ns, f"{text}.")

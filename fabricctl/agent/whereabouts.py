@@ -13,6 +13,8 @@ from fabricctl import wire
 from fabricctl.agent.peers import GROUP, Send
 from fabricctl.agent.record import Assignment, Record, mono_ns
 from fabricctl.errors import DataError
+from fabricctl.paths.events import Follower
+from fabricctl.state.ckpt import events as checkpoint_events
 from fabricctl.state.track import position, verdict
 from fabricctl.state.track.position import Position
 from fabricctl.state.track.ranks import Ranks
@@ -48,6 +50,9 @@ class Whereabouts:
         self._nodes, self._own = start.nodes, start.node
         self._record, self._send, self._rails = record, send, rails
         self._ranks = Ranks(given.files.track_dir(start.job), letter_of)
+        self._checkpoints = Follower(
+            given.files.checkpoint_events(start.job), checkpoint_events.row
+        )
         self._first = self._nodes[:GROUP]
         self._hinted_s = float("-inf")
         self._asked_s: dict[str, float] = {}
@@ -63,6 +68,7 @@ class Whereabouts:
         tables = (schema.RANK, schema.MPI_TIME, schema.RANK_POSITION)
         for table, rows in zip(tables, self._ranks.rows(), strict=True):
             self._record.put(table, rows)
+        self._record.put(schema.CHECKPOINT, self._checkpoints.rows())
 
     def note_paths(self, rows: Sequence[Sequence[int | str]]) -> None:
         """What link failover reported (rows of ``path_event``)."""

@@ -6,7 +6,7 @@ the job runs; ``time_mono_ns`` and ``time_real_ns`` are when the line was writte
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fabricctl import fields
@@ -69,10 +69,14 @@ def _text(given: Mapping[str, str]) -> str:
 
 
 class Follower:
-    """Reads an ``events`` file from where it last stopped; the file may not exist yet."""
+    """Reads an ``events`` file from where it last stopped; the file may not exist yet.
 
-    def __init__(self, path: Path) -> None:
+    ``parse`` makes a row of a line, or raises :class:`DataError`.
+    """
+
+    def __init__(self, path: Path, parse: Callable[[str], Row] = row) -> None:
         self._path = path
+        self._parse = parse
         self._offset = 0
         self._rest = b""
         self.broken_lines = 0
@@ -94,7 +98,7 @@ class Follower:
         found: list[Row] = []
         for line in lines:
             try:
-                found.append(row(line.decode()))
+                found.append(self._parse(line.decode()))
             except (UnicodeDecodeError, DataError):
                 self.broken_lines += 1
         return found

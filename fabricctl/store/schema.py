@@ -108,6 +108,15 @@ class RankState(IntEnum):
     STOPPED = 5  # the process was stopped by a signal
 
 
+class CheckpointEvent(IntEnum):
+    """What a program's ranks did together (docs/checkpoints.md)."""
+
+    SAVED = 0
+    RESTORED = 1  # from memory
+    RESTORED_SHARED = 2  # from the shared file system
+    BEGUN = 3  # there was nothing to go on from
+
+
 class LaunchEvent(IntEnum):
     """What `fabricctl run` did (docs/checkpoints.md)."""
 
@@ -475,6 +484,21 @@ STALL = Table(
     ),
 )
 
+CHECKPOINT = Table(
+    "checkpoint",
+    44,
+    "Checkpoints as the program told them, by rank 0 (docs/checkpoints.md).",
+    (
+        _time("When it was told."),
+        Column("time_real_ns", "q", "ns", "The same instant.", REAL),
+        Column("event", "B", "1", "What happened.", values=CheckpointEvent),
+        _LAUNCH,
+        Column("step", "Q", "1", "Iteration that was saved or restored."),
+        Column("ranks", "I", "1", "Ranks that took part."),
+        Column("bytes", "Q", "B", "State of rank 0."),
+        Column("stall_ns", "Q", "ns", "How long the slowest rank was kept from its work."),
+    ),
+)
 LAUNCH = Table(
     "launch",
     45,
@@ -508,6 +532,7 @@ TABLES: tuple[Table, ...] = (
     MPI_TIME,
     RANK_POSITION,
     STALL,
+    CHECKPOINT,
     LAUNCH,
 )
 BY_NUMBER = {table.number: table for table in TABLES}

@@ -11,6 +11,7 @@ from fabricctl.store import collect, dtypes, schema
 from fabricctl.store.journal_reader import Journal
 from fabricctl.store.part import write_part
 from fabricctl.store.schema import (
+    CheckpointEvent,
     ClockStatus,
     LaunchEvent,
     LinkEvent,
@@ -76,6 +77,7 @@ class Plan:
     clock_lost: dict[str, tuple[float, float]] = field(default_factory=dict)  # no job time
     moved: Sequence[Moved] = ()
     path_events: Sequence[tuple[str, float, PathEvent, dict[str, object]]] = ()  # node, at, columns
+    checkpoints: Sequence[tuple[str, float, CheckpointEvent, int]] = ()  # node, at, event, step
     stalls: Sequence[tuple[str, float, StallKind, str]] = ()  # node, at, kind, text
     launches: Sequence[tuple[str, float, LaunchEvent, str]] = ()  # node, at, event, nodes
     job: int = 4711
@@ -173,6 +175,7 @@ def _journal(plan: Plan, node: str, nth: int, begin_s: float, end_s: float) -> J
     tables["step"] = _steps(life)
     tables["stall"] = _stalls(life)
     tables["launch"] = _launches(life)
+    tables["checkpoint"] = _checkpoints(life)
     tables["path_event"] = _paths(life)
     return Journal({"boot_id": f"boot-{node}"}, schema.SCHEMA_VERSION, tables, None)
 
@@ -276,6 +279,17 @@ def _stalls(life: _Life) -> np.ndarray:
         row["kind"], row["text"] = kind, text.encode()
         row["since_mono_ns"] = life.mono(at - 0.8)
         row["waiting"] = 4
+    return rows
+
+
+def _checkpoints(life: _Life) -> np.ndarray:
+    """Of 1 MiB; each held the ranks up for 10 ms."""
+    mine = [one for one in life.plan.checkpoints if one[0] == life.node and life.within(one[1])]
+    rows = _blank("checkpoint", life, np.array([at for _, at, _, _ in mine], float))
+    for row, (_, at, event, step) in zip(rows, mine, strict=True):
+        row["time_real_ns"] = life.real(at)
+        row["event"], row["step"], row["ranks"], row["launch"] = event, step, 4, 0
+        row["bytes"], row["stall_ns"] = 1 << 20, 10_000_000
     return rows
 
 

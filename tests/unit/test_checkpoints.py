@@ -12,9 +12,11 @@ import pytest
 
 from fabricctl.errors import DataError
 from fabricctl.state.ckpt import bytes as raw
+from fabricctl.state.ckpt import events
 from fabricctl.state.ckpt.api import Checkpoint
 from fabricctl.state.ckpt.files import Alone, Files
 from fabricctl.state.ckpt.items import item_of
+from fabricctl.store.schema import CheckpointEvent
 from tests.support.keepers import KeeperSet
 
 RANKS = 3
@@ -284,3 +286,24 @@ def test_files_of_all_ranks_become_a_checkpoint_and_come_back(
         assert (back / "seed.txt").read_text() == "2\n"
         assert one.fetch(back, before=2) == 1
         one.close(done=False)
+
+
+def test_what_was_saved_and_restored_is_told_for_the_trace(keepers: KeeperSet) -> None:
+    run(keepers, program(4), every_steps=2)
+    run(keepers, program(6), every_steps=2)
+    lines = (keepers.where / "events").read_text().splitlines()
+    rows = [events.row(line) for line in lines]
+    kinds = [CheckpointEvent(row[2]) for row in rows]
+    saved = CheckpointEvent.SAVED
+    assert kinds == [CheckpointEvent.BEGUN, saved, saved, CheckpointEvent.RESTORED, saved]
+    assert [row[4] for row in rows] == [0, 2, 4, 4, 6]
+    assert all(row[5] == RANKS for row in rows)
+    assert rows[1][6] >= 400_000 and rows[1][7] > 0
+
+
+@pytest.mark.parametrize(
+    "line", ["", "event=saved", "event=nonsense", "event=saved;time_mono_ns=-1", "x" * 500]
+)
+def test_what_no_program_of_ours_tells_is_refused(line: str) -> None:
+    with pytest.raises(DataError):
+        events.row(line)

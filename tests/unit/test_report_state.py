@@ -3,7 +3,7 @@
 from datetime import UTC
 from pathlib import Path
 
-from fabricctl.store.schema import LaunchEvent, StallKind
+from fabricctl.store.schema import CheckpointEvent, LaunchEvent, StallKind
 from fabricctl_analysis.build import report_of
 from fabricctl_analysis.findings import findings
 from fabricctl_analysis.model import Finding
@@ -58,3 +58,14 @@ def test_a_death_is_told_with_the_start_that_followed(tmp_path: Path) -> None:
 def test_a_job_without_trouble_has_neither(tmp_path: Path) -> None:
     found = told(tmp_path, Plan(launches=LAUNCHES[:1]))
     assert not {"stall", "restart", "gave_up"} & set(found)
+
+
+def test_checkpoints_are_told_with_what_they_cost(tmp_path: Path) -> None:
+    saved = [("n1", 10.0 + n, CheckpointEvent.SAVED, 5 * n) for n in range(1, 12)]
+    restored = ("n1", 21.5, CheckpointEvent.RESTORED, 55)
+    (one,) = told(tmp_path, Plan(checkpoints=[*saved, restored]))["checkpoints"]
+    assert one.severity == "info"
+    assert one.text == (
+        "11 checkpoints up to step 55, 1.0 MiB of rank 0, each usually held the ranks up for "
+        "10 ms, together 1.1 % of the time; restored at step 55."
+    )

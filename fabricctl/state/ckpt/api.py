@@ -16,8 +16,10 @@ from typing import Any
 
 from fabricctl.errors import DataError, FabricError
 from fabricctl.state.ckpt import bytes as raw
+from fabricctl.state.ckpt.events import tell
 from fabricctl.state.ckpt.items import Item, item_of
 from fabricctl.state.ckpt.link import Link
+from fabricctl.store.schema import CheckpointEvent
 
 WAIT_SAFE_S = 120.0
 ALIGN = 64  # where each item begins in the keeper's memory: the copy is quicker
@@ -63,7 +65,10 @@ class Checkpoint:
         self._shared_every = shared_every
         self._items: dict[str, Item] = {}
         self._maps: dict[int, mmap.mmap] = {}  # by inode of the keeper's memory
-        self._link = _connect()
+        place = _keeper_socket()
+        self._link = None if place is None else _connect(place)
+        self._events = place.with_name("events") if place and self._link else None
+        self._size = 0
         self._committed: list[int] = []  # steps that all ranks have safe, oldest first
         self._pending: int | None = None
         self._dropped: set[int] = set()  # steps that could not be restored as a whole
@@ -102,9 +107,19 @@ class Checkpoint:
             good = self._load(step, sources[step])
             if all(self._gather(good)):
                 self._committed = [step]
+                self._tell(CheckpointEvent.RESTORED, step)
                 self._start_at(step)
                 return step
             self._forget(step)
+
+    def _tell(self, event: CheckpointEvent, step: int, stall_s: float = 0.0) -> None:
+        """Into the job's trace, by rank 0."""
+        if self._rank != 0 or self._events is None:
+            return
+        launch = os.environ.get("FABRIC_LAUNCH", "0")
+        numbers = {"step": step, "ranks": self._ranks, "bytes": self._size}
+        numbers |= {"launch": int(launch) if launch.isdecimal() else 0}
+        tell(self._events, event, {**numbers, "stall_ns": int(stall_s * 1e9)})
 
     def _start_at(self, step: int) -> None:
         self._begin_s, self._begin_step, self._last_step = time.monotonic(), step, step
@@ -150,6 +165,7 @@ class Checkpoint:
         per_step_s = (time.monotonic() - self._begin_s) / max(1, n - self._begin_step)
         told = self._gather((took_s, per_step_s))
         cost_s, step_s = (max(values) for values in zip(*told, strict=True))
+        self._tell(CheckpointEvent.SAVED, n, cost_s)
         self._cost_s = cost_s if not self._cost_s else 0.7 * self._cost_s + 0.3 * cost_s
         if self._every_steps:
             steps = self._every_steps
@@ -194,6 +210,7 @@ class Checkpoint:
         views = {name: item.save() for name, item in self._items.items()}
         size = sum(view.nbytes + ALIGN for view in views.values())
         keep = ",".join(map(str, self._committed))
+        self._size = size
         answer = self._ask({"kind": "room", "step": str(n), "size": str(size), "keep": keep})
         memory = self._map(int(answer["size"]))
         into, at, manifest = memoryview(memory), 0, []
@@ -325,8 +342,10 @@ class Checkpoint:
         told = [set(found) for found in self._gather(sorted(steps))]
         for step in sorted(map(int, set.intersection(*told)), reverse=True):
             if all(self._gather(self._load_shared(step))):
+                self._tell(CheckpointEvent.RESTORED_SHARED, step)
                 self._start_at(step)
                 return step
+        self._tell(CheckpointEvent.BEGUN, 0)
         self._start_at(0)
         return 0
 
@@ -407,19 +426,24 @@ def _adapt(comm: Any) -> tuple[int, int, Callable[[Any], list[Any]]]:
     return comm.Get_rank(), comm.Get_size(), comm.allgather
 
 
-def _connect() -> Link | None:
-    """To the keeper of this node; None outside of a protected job."""
+def _keeper_socket() -> Path | None:
+    """Of this node; None outside of a protected job."""
     given = os.environ.get("FABRIC_KEEPER")
+    if given:
+        return Path(given)
     job_dir = os.environ.get("FABRIC_JOB_DIR")
-    if not given and job_dir:
-        given = str(Path(job_dir).parents[1] / "track" / Path(job_dir).name / "keeper")
-    if not given:
+    if not job_dir:
         return None
-    end_s = time.monotonic() + (KEEPER_S if Path(given).parent.is_dir() else 0.0)
+    return Path(job_dir).parents[1] / "track" / Path(job_dir).name / "keeper"
+
+
+def _connect(given: Path) -> Link | None:
+    """To the keeper of this node; None, and a word, where there is none."""
+    end_s = time.monotonic() + (KEEPER_S if given.parent.is_dir() else 0.0)
     while True:
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            made.connect(given)
+            made.connect(str(given))
             return Link.local(made)
         except OSError as error:
             made.close()
