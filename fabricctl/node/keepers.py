@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 
 from fabricctl import layout
 from fabricctl.agent.log import NodeLog
@@ -169,6 +170,8 @@ def _become_keeper(start: JobStart, config: Config, files: layout.NodeFiles, log
     spawn.close_all_but((log.fileno(),))
     ctypes.CDLL(None).prctl(15, KEEPER_COMM.encode(), 0, 0, 0)  # PR_SET_NAME
     spawn.set_title(f"{KEEPER_COMM}: job {start.job}")
+    with contextlib.suppress(OSError):  # a user's memory is not to be spared as the service's is
+        Path("/proc/self/oom_score_adj").write_text("0")
     entry = pwd.getpwuid(start.uid)
     spawn.drop_to(spawn.Identity(start.uid, entry.pw_gid))
     quota = int(config.state.memory_share * memory_total())
