@@ -25,6 +25,8 @@ from fabricctl.telemetry import interfaces, processes
 KEEPER_COMM = "fabric-keeper"
 FIRST_S = 0.5
 RESTART_S = (1.0, 5.0, 30.0)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # the job ended; it is back
+LOOK_S = 5.0  # between looks of a keeper whether its job is still there
 CHECK_S = 1.0  # between looks whether keepers that an earlier service started live
 
 
@@ -120,13 +122,17 @@ class Keepers:
         held.attempts += 1
         sys.stdout.flush()
         sys.stderr.flush()
+        # Blocked over the fork: the job may end before the keeper could wait for its signals.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             pid = os.fork()
         except OSError as error:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             self._log.write("node", f"no keeper: {error.strerror}", Severity.ERROR)
             held.restart_s = now_s + RESTART_S[-1]
             return
         if pid:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             held.pid = pid
             return
         status = 70  # EX_SOFTWARE
@@ -157,8 +163,6 @@ def _ended(pid: int) -> bool:
 def _become_keeper(start: JobStart, config: Config, files: layout.NodeFiles, log: NodeLog) -> None:
     """This process is the keeper until the job's end, and longer while it has to hold."""
     signal.set_wakeup_fd(-1)
-    signals = (signal.SIGTERM, signal.SIGUSR2)
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
@@ -190,19 +194,21 @@ def _become_keeper(start: JobStart, config: Config, files: layout.NodeFiles, log
         )
     )
     threading.Thread(target=keeper.serve, daemon=True).start()
-    _hold_on(keeper, config.state.hold_s, signals)
+    _hold_on(keeper, config.state.hold_s, files.job_dir(start.job))
     keeper.end()
 
 
-def _hold_on(keeper: Keeper, hold_s: float, signals: tuple[signal.Signals, ...]) -> None:
-    """Until the job ended, and then while there is something to hold and time to hold it."""
+def _hold_on(keeper: Keeper, hold_s: float, job_dir: Path) -> None:
+    """Until the job ended, and then while there is something to hold and time to hold it.
+
+    The service says when; should it die before it does, the job's directory is gone."""
     end_s: float | None = None
     while True:
-        wait_s = 3600.0 if end_s is None else min(5.0, max(0.0, end_s - time.monotonic()))
-        found = signal.sigtimedwait(signals, wait_s)
+        found = signal.sigtimedwait(SIGNALS, LOOK_S)
+        now_s = time.monotonic()
         if found is not None and found.si_signo == signal.SIGUSR2:
             end_s = None  # the job was requeued and is back
-        elif found is not None:
-            end_s = time.monotonic() + hold_s
-        if end_s is not None and (keeper.empty or time.monotonic() >= end_s):
+        elif end_s is None and (found is not None or not job_dir.exists()):
+            end_s = now_s + hold_s
+        if end_s is not None and (keeper.empty or now_s >= end_s):
             return
