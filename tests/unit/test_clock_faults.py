@@ -73,6 +73,8 @@ def test_all_nodes_agree_within_seconds_and_their_intervals_hold(tmp_path: Path)
     assert max(later.apart_ns) < ROOM_NS
     assert later.status == {SYNCHRONISED}
     assert ran_evenly(later)
+    half_widths = [(r.latest_ns - r.earliest_ns) / 2 for r in later.last.values()]
+    assert max(half_widths) <= 1.1 * Link().floor_ns  # half the least round trip
 
 
 @pytest.mark.parametrize("off_ms", [40, 95, 240, 5_000])
