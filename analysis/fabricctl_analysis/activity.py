@@ -78,6 +78,7 @@ class Activity:
     throttled: Floats  # share of the GPUs' readings with the clock held down by heat or power
     mpi: Floats  # share of its time that the rank which waits least spent in MPI
     mpi_rank: NDArray[np.int64]  # which rank that is; -1: no rank is tracked
+    iterations: Floats  # that the program told; NaN: it tells none
 
 
 def activity(rows: NodeRows, grid: Grid, limit_ns: int, measured: Sequence[Span]) -> Activity:
@@ -114,6 +115,7 @@ def activity(rows: NodeRows, grid: Grid, limit_ns: int, measured: Sequence[Span]
         throttled=_throttled(rows, grid),
         mpi=mpi,
         mpi_rank=mpi_rank,
+        iterations=_iterations(rows, grid),
     )
 
 
@@ -169,6 +171,18 @@ def _mpi(rows: NodeRows, grid: Grid) -> tuple[Floats, NDArray[np.int64]]:
     least = np.where(np.isnan(values), np.inf, values).argmin(axis=0)
     share = np.where(seen, values[least, np.arange(grid.count)], np.nan)
     return share, np.where(seen, ranks[least].astype(np.int64), -1)
+
+
+def _iterations(rows: NodeRows, grid: Grid) -> Floats:
+    """Of the node's first rank: all ranks of a program count alike."""
+    times, table = rows.real_ns["rank_position"], rows.tables["rank_position"]
+    if not len(table):
+        return np.full(grid.count, np.nan)
+    mine = table["rank"] == table["rank"].min()
+    steps = table["step"][mine]
+    if not (steps[steps != schema.NOT_MEASURED["Q"]] > 0).any():
+        return np.full(grid.count, np.nan)
+    return windowed(increments(times[mine], steps), grid, _FOREVER_NS)
 
 
 def windowed(counter: Increments, grid: Grid, limit_ns: int) -> Floats:

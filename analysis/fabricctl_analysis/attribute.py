@@ -82,7 +82,9 @@ def account(
 ) -> Accounts:
     """``nodes`` of the allocation, measured or not; ``more``: evidence from other sources."""
     running = _running(grid, steps)
-    found = pace(_stack(acts, "bytes"), _stack(acts, "job_cpu"), running, grid.width_ns / 1e9)
+    window_s = grid.width_ns / 1e9
+    work = (_stack(acts, "bytes"), _stack(acts, "job_cpu"))
+    found = pace(*work, running, window_s, _stack(acts, "iterations"))
     evidence = [*gather(acts, rails, paths, remarks, grid=grid, running=running), *more]
     evidence.sort(key=lambda one: one.span.begin_ns)
     widths = np.diff(np.minimum(grid.edges_ns, whole.end_ns))
@@ -99,7 +101,7 @@ def account(
     return Accounts(
         signal=found.signal,
         window_ns=grid.width_ns,
-        iteration_s=None if found.period is None else found.period * grid.width_ns / 1e9,
+        iteration_s=_iteration_s(found, grid),
         deviation=found.deviation if np.isfinite(found.deviation) else None,
         usual_per_s=_per_s(found, grid),
         nodes=nodes,
@@ -115,9 +117,18 @@ def account(
     )
 
 
+def _iteration_s(found: Pace, grid: Grid) -> float | None:
+    told = _per_s(found, grid) if found.signal == "iterations" else None
+    if told:
+        return 1 / told
+    return None if found.period is None else found.period * grid.width_ns / 1e9
+
+
 def _per_s(found: Pace, grid: Grid) -> float | None:
     if not np.isfinite(found.usual):
         return None
+    if found.signal == "iterations":  # each node tells the same ones
+        return found.usual / max(1, int((found.weights > 0).sum())) / (grid.width_ns / 1e9)
     return found.usual / (grid.width_ns / 1e9) if found.signal == "traffic" else found.usual
 
 
@@ -145,7 +156,8 @@ def _heat(acts: Sequence[Activity], found: Pace, running: Bools) -> Heat | None:
     """The nodes' own paces, whose differences show who was slow and who waited."""
     if found.signal == "none" or not acts:
         return None
-    work = _stack(acts, "bytes" if found.signal == "traffic" else "job_cpu")
+    names = {"traffic": "bytes", "cpu": "job_cpu", "iterations": "iterations"}
+    work = _stack(acts, names[found.signal])
     rows = []
     for row in work:
         known = row[running & ~np.isnan(row)]

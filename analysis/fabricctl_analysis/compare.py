@@ -131,11 +131,15 @@ def _ideal(a: Side, b: Side) -> Iterator[Part]:
 
 
 def _work(one: Side, amount: float) -> str:
+    if one.signal == "iterations":
+        return f"{amount:.0f} iterations"
     return f"{amount / 1e9:.4g} GB" if one.signal == "traffic" else f"{amount:.4g} core-s"
 
 
 def _pace(one: Side) -> str:
     usual = one.usual_per_s or 0.0
+    if one.signal == "iterations":
+        return f"{usual:.3g} iterations a second"
     return format_rate(usual) if one.signal == "traffic" else f"{usual:.3g} cores"
 
 

@@ -195,7 +195,7 @@ class Accounts:
     usual pace), the verdicts' losses and ``variation_ns`` (small ups and downs, may be below 0).
     """
 
-    signal: Literal["traffic", "cpu", "none"]  # what the pace was taken from
+    signal: Literal["iterations", "traffic", "cpu", "none"]  # what the pace was taken from
     window_ns: int
     iteration_s: float | None  # found in the pattern of the work
     deviation: float | None  # of one window's pace from the usual

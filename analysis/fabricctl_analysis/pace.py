@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fabricctl_analysis.series import Floats
 
-Signal = Literal["traffic", "cpu", "none"]
+Signal = Literal["iterations", "traffic", "cpu", "none"]
 Bools = NDArray[np.bool_]
 
 # Fewer windows than this have no usual pace.
@@ -57,9 +57,13 @@ class Pace:
         return ~np.isnan(self.progress)
 
 
-def pace(moved: Floats, cpu: Floats, running: Bools, window_s: float) -> Pace:
-    """``moved`` (bytes) and ``cpu`` (cores) of nodes by windows; ``running``: a step was there."""
+def pace(
+    moved: Floats, cpu: Floats, running: Bools, window_s: float, told: Floats | None = None
+) -> Pace:
+    """``moved`` (bytes), ``cpu`` (cores) and ``told`` (iterations) of nodes by windows;
+    ``running``: a step was there. What the program told goes before what its traffic shows."""
     for signal, work, least in (
+        ("iterations", np.full(moved.shape, np.nan) if told is None else told, 0.0),
         ("traffic", moved, LEAST_BYTES_PER_S * window_s),
         ("cpu", cpu, LEAST_CORES),
     ):

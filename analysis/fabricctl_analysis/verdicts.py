@@ -31,6 +31,7 @@ CAUSES: dict[Cause, str] = {
     "unknown": "unknown",
 }
 _SIGNALS = {
+    "iterations": "the iterations that the program told",
     "traffic": "the traffic of its rails",
     "cpu": "the CPU time of its processes",
     "none": "nothing",

@@ -47,6 +47,7 @@ class Sim:
     hz: float = 1.0
     noise: float = 0.03
     iteration_s: float = 0.2
+    told: bool = False  # the program tells its iterations
     ahead_s: Sequence[float] = ()  # of the nodes' own clocks, with a job clock that knows
 
     @property
@@ -92,6 +93,8 @@ class Sim:
         tables["rail"] = self._rails(nth, pace, at)
         tables["host"], tables["job"] = self._host(nth, at, random)
         tables["link_event"] = self._events(nth)
+        if self.told:
+            tables["rank_position"] = self._positions(nth, pace, at)
         tables["launch"], tables["stall"] = self._launches(nth), self._stalls(nth)
         tables["mpi_time"] = self._mpi(nth, at, random)
         tables["tcp"], tables["gpu"] = self._tcp(nth, at, random), self._gpu(nth, at)
@@ -188,6 +191,14 @@ class Sim:
         rows["time_ns"] = np.rint(np.cumsum(share) / self.hz * S)
         rows["calls"] = rows["bytes"] = np.arange(len(at))
         rows["most_ns"] = S // 10
+        return rows
+
+    def _positions(self, nth: int, pace: np.ndarray, at: np.ndarray) -> np.ndarray:
+        rows = _rows("rank_position", at)
+        done = np.concatenate([[0.0], np.cumsum(pace) * _STEP])
+        work = np.interp(at, np.arange(len(done)) * _STEP, done)
+        rows["rank"], rows["launch"], rows["op"] = nth, 0, b"MPI_Allreduce"
+        rows["step"] = np.floor(work / self.iteration_s)
         return rows
 
     def _launches(self, nth: int) -> np.ndarray:

@@ -69,6 +69,17 @@ def test_iterations_are_found_in_the_traffic() -> None:
     assert found.verdicts == ()
 
 
+def test_iterations_that_the_program_tells_go_before_its_traffic() -> None:
+    fault = Fault("storage", 1, 100.2, 40)
+    sim = Sim(5, [fault], seconds=300, iteration_s=0.05, told=True)
+    found = accounts(sim)
+    assert found.signal == "iterations"
+    assert found.iteration_s == pytest.approx(0.05, rel=0.02)
+    (one,) = found.verdicts
+    assert one.cause == "storage"
+    assert one.loss_ns / S == pytest.approx(sim.lost_to_s(fault), rel=0.05)
+
+
 def test_two_troubles_are_no_iterations() -> None:
     pace = np.ones(600)
     pace[100:110] = pace[210:220] = 0.5
