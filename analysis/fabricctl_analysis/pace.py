@@ -123,8 +123,9 @@ def _at_usual_pace(progress: Floats, smooth: Floats) -> tuple[Floats, Floats, fl
         if again.sum() < MIN_WINDOWS / 2 or (again == usual).all():
             break
         usual = again
-    values = progress[usual] / scale
-    scale *= float(np.mean(values)) if abs(float(np.mean(values)) - 1) < LEAST_LOSS else 1.0
+    # The median tells the slow windows apart; the usual pace itself is the mean of the others, so
+    # that what they are above and below it adds up to nothing.
+    scale *= float(np.mean(progress[usual] / scale)) or 1.0
     values = progress[usual] / scale
     deviation = float(np.std(values)) if len(values) > 1 else np.nan
     alike = _inflation(values)
