@@ -14,13 +14,17 @@ from fabricctl.errors import FabricError
 # are imported when their command is called, so that --help stays fast.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "clock": ("fabricctl.cli.clock", "The job clock: its state, its time, what was first."),
+    "audit": ("fabricctl.cli.audit", "Are nodes fit to be handed to users."),
     "ckpt": ("fabricctl.cli.ckpt", "Checkpoints of programs that write files."),
     "config": ("fabricctl.cli.config", "Show and check the site's configuration."),
+    "events": ("fabricctl.cli.events", "What happens on the cluster, line by line."),
     "export": ("fabricctl.cli.export", "A job's trace as Parquet or OpenMetrics."),
     "fleet-report": ("fabricctl.cli.fleet_report", "Where the time of many jobs went."),
+    "inventory": ("fabricctl.cli.inventory", "What nodes have, against what they should have."),
     "job": ("fabricctl.cli.job", "One job: what is known of it, and what happened to it."),
     "lab": ("fabricctl.cli.lab", "A real multi-node Slurm on this machine, with faults."),
     "maintenance": ("fabricctl.cli.maintenance", "Update nodes with a bounded share of them out."),
+    "metrics": ("fabricctl.cli.metrics", "The cluster for Prometheus (OpenMetrics)."),
     "node": ("fabricctl.cli.node", "The service that runs on every compute node."),
     "path": ("fabricctl.cli.path", "Link failover of the jobs on this node."),
     "plan": ("fabricctl.cli.plan", "What failures will do to a job, and what spares save."),

@@ -1,4 +1,9 @@
-"""``fabricctl node``: the node service."""
+"""``fabricctl node``: the node service, and what other commands ask of a node."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
 
 import click
 
@@ -14,3 +19,65 @@ def serve() -> None:
     from fabricctl.node.service import main
 
     main()
+
+
+@command.command()
+@click.option("--json", "as_json", is_flag=True, help="One line, for `fabricctl inventory`.")
+def facts(as_json: bool) -> None:
+    """What this host has: kernel, CPUs, memory, interfaces, HCAs, GPUs, disks, cables (LLDP)."""
+    from fabricctl.fleet.inventory.facts import gather
+
+    found = gather()
+    if as_json:
+        _say({"facts": found})
+        return
+    wide = max(map(len, found))
+    for key, value in found.items():
+        click.echo(f"{key:{wide}}  {value}")
+
+
+@command.command(name="audit-self")
+def audit_self() -> None:
+    """What this host finds out about itself; one line, for `fabricctl audit`."""
+    from dataclasses import asdict
+
+    from fabricctl import config
+    from fabricctl.fleet.audit import local
+
+    settings = config.load()
+    found = [asdict(check) for check in local.checks(_name(), settings)]
+    _say({"checks": found, "rails": local.rail_addresses(settings)})
+
+
+@command.command(name="audit-links")
+def audit_links() -> None:
+    """Probe other nodes on every rail and answer them; `fabricctl audit` says whom, on stdin."""
+    from dataclasses import asdict
+
+    from fabricctl.errors import DataError
+    from fabricctl.fleet.audit import probes
+    from fabricctl.fleet.audit.run import assert_texts
+
+    try:
+        given = json.loads(sys.stdin.read())
+        table, port = given["table"], int(given["port"])
+        cookie = bytes.fromhex(given["cookie"])
+        for rails in table.values():
+            assert_texts(rails)
+        if _name() not in table or len(cookie) != 16 or not 1024 <= port < 65536:
+            raise ValueError("not for this node")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"audit-links: stdin is not what `fabricctl audit` writes: {error}"
+        ) from None
+    found = probes.measure(_name(), table, port, cookie)
+    _say({"pairs": [asdict(pair) for pair in found]})
+
+
+def _name() -> str:
+    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename.partition(".")[0]
+
+
+def _say(what: Mapping[str, object]) -> None:
+    """One line, so that those of many nodes can be told apart."""
+    click.echo(json.dumps({"v": 1, "node": _name(), **what}, separators=(",", ":")))

@@ -198,3 +198,99 @@ def test_maintenance_stops_at_a_failure_and_touches_no_drain_of_others(fleet: La
     fleet.exec("ctl", ["fabricctl", "maintenance", "abort", "failing"])
     assert set(reasons) == {n["nodes"][0] for n in ask(fleet, "status")["findings"]}
     fleet.exec("ctl", ["scontrol", "update", "NodeName=n1,n2", "State=RESUME"])
+
+
+def test_the_inventory_finds_a_pulled_cable_and_another_mtu(fleet: Lab) -> None:
+    def invent(*words: str) -> subprocess.CompletedProcess[str]:
+        return fleet.exec("ctl", ["fabricctl", "inventory", *words], check=False)
+
+    assert invent("discover").returncode == 0
+    assert invent("accept", "n[1-8]", "--key", "nic.*").returncode == 0
+    assert invent("diff").returncode == 0
+    fleet.fault("cut", "n2", "r1")
+    fleet.exec("n5", ["ip", "link", "set", "r0", "mtu", "1400"])
+    fleet.exec("ctl", ["scontrol", "update", "NodeName=n8", "State=DRAIN", "Reason=broken fan"])
+    done = invent("discover")
+    assert done.returncode == 1 and "n8: not asked: is drained" in done.stderr
+    found = {
+        (d["node"], d["key"]): d["found"] for d in ask(fleet, "inventory", "diff")["deviations"]
+    }
+    assert found == {
+        ("n2", "nic.r1.link"): "down",
+        ("n2", "nic.r1.speed_mbit"): None,
+        ("n5", "nic.r0.mtu"): "1400",
+    }
+    fleet.heal_all()
+    fleet.exec("n5", ["ip", "link", "set", "r0", "mtu", "1500"])
+    fleet.exec("ctl", ["scontrol", "update", "NodeName=n8", "State=RESUME"])
+    assert invent("discover").returncode == 0
+    assert invent("diff").stdout == "nothing differs\n"
+
+
+def test_events_are_followed(fleet: Lab) -> None:
+    argv = ["fabricctl", "events", "--from", "now", "--follow", "--poll", "0.3", "--json"]
+    follower = subprocess.Popen(
+        fleet.exec_argv("ctl", argv), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert follower.stdout is not None
+    seen: list[str] = []
+
+    def read() -> None:
+        for line in follower.stdout or ():
+            seen.append(str(json.loads(line)["text"]))
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        # Until the follower has looked for the first time nothing is a change to it.
+        def drained() -> bool:
+            for state in ("DRAIN", "RESUME"):
+                line = ["scontrol", "update", "NodeName=n7", f"State={state}", "Reason=a test"]
+                fleet.exec("ctl", line, check=False)
+                time.sleep(0.5)
+            return any(text == "n7 takes jobs again" for text in seen)
+
+        until(drained, "no event of the node")
+        job = submit(fleet, "sleep 1", "-N2")
+        until(lambda: any(text == f"job {job} of alice ended: completed" for text in seen),
+              "no event of the job")  # fmt: skip
+    finally:
+        follower.terminate()
+        follower.wait(20)
+        reader.join(20)
+        follower.stdout.close()
+    assert any(text.startswith(f"job {job} of alice began on n[") for text in seen)
+
+
+def test_the_audit_finds_what_is_broken_and_nothing_else(fleet: Lab) -> None:
+    """Six faults of six kinds at once, each laid at the right door."""
+
+    def bad() -> set[tuple[str, str, str]]:
+        done = fleet.exec("ctl", ["fabricctl", "audit", "n[1-8]", "--json"], check=False,
+                          timeout_s=100)  # fmt: skip
+        checks = json.loads(done.stdout)["checks"]
+        assert len({check["node"] for check in checks}) == 8
+        return {
+            (c["node"], c["rail"], c["name"]) for c in checks if c["status"] not in ("ok", "warn")
+        }
+
+    assert bad() == set()
+    fleet.fault("cut", "n1", "r0")
+    fleet.fault("blackhole", "n2", "r1", direction="tx")
+    fleet.fault("loss", "n4", "r1", percent=15.0)
+    fleet.fault("loss-large", "n3", "r0", above=1000)
+    fleet.fault("disk-full", "n5", "spool")
+    fleet.fault("kill", "n6", "fabricctl-node")
+    try:
+        found = bad()
+    finally:
+        fleet.heal_all()
+    assert ("n1", "r0", "carrier") in found
+    assert found - {("n1", "r0", "reach")} == {
+        ("n1", "r0", "carrier"),
+        ("n2", "r1", "reach"),
+        ("n4", "r1", "loss"),
+        ("n3", "r0", "large"),
+        ("n5", "", "spool"),
+        ("n6", "", "service"),
+    }

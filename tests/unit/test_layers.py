@@ -19,6 +19,7 @@ HEAVY = {
     "pandas": ("fabricctl_analysis",),
     "bokeh": ("fabricctl_analysis",),
     "click": ("fabricctl.cli",),
+    "yaml": ("fabricctl.fleet.inventory",),
     "numpy": ("fabricctl.store", "fabricctl.clock", "fabricctl_analysis"),
 }
 

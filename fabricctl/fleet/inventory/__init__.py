@@ -1,0 +1,1 @@
+"""What hardware and software the cluster has, against what it should have."""
