@@ -22,14 +22,18 @@ def serve() -> None:
 
 
 @command.command()
-@click.option("--json", "as_json", is_flag=True, help="One line, for `fabricctl inventory`.")
-def facts(as_json: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="One line, for `fabricctl inventory take`.")
+@click.option("--parts", is_flag=True, help="Short lines that srun does not tear.")
+def facts(as_json: bool, parts: bool) -> None:
     """What this host has: kernel, CPUs, memory, interfaces, HCAs, GPUs, disks, cables (LLDP)."""
     from fabricctl.fleet.inventory.facts import gather
 
     found = gather()
-    if as_json:
+    if parts:
         _say({"facts": found})
+        return
+    if as_json:
+        click.echo(json.dumps({"v": 1, "node": _name(), "facts": found}, separators=(",", ":")))
         return
     wide = max(map(len, found))
     for key, value in found.items():
@@ -79,5 +83,6 @@ def _name() -> str:
 
 
 def _say(what: Mapping[str, object]) -> None:
-    """One line, so that those of many nodes can be told apart."""
-    click.echo(json.dumps({"v": 1, "node": _name(), **what}, separators=(",", ":")))
+    from fabricctl.fleet.lines import split
+
+    click.echo(split(_name(), what), nl=False)

@@ -223,6 +223,8 @@ def test_the_inventory_finds_a_pulled_cable_and_another_mtu(fleet: Lab) -> None:
     fleet.heal_all()
     fleet.exec("n5", ["ip", "link", "set", "r0", "mtu", "1500"])
     fleet.exec("ctl", ["scontrol", "update", "NodeName=n8", "State=RESUME"])
+    # A node that was resumed does not respond until slurmctld has heard of it.
+    until(lambda: not ask(fleet, "status")["findings"], "n8 does not come back")
     assert invent("discover").returncode == 0
     assert invent("diff").stdout == "nothing differs\n"
 
@@ -274,13 +276,14 @@ def test_the_audit_finds_what_is_broken_and_nothing_else(fleet: Lab) -> None:
             (c["node"], c["rail"], c["name"]) for c in checks if c["status"] not in ("ok", "warn")
         }
 
+    until(lambda: not ask(fleet, "status")["findings"], "a node is out")
     assert bad() == set()
     fleet.fault("cut", "n1", "r0")
     fleet.fault("blackhole", "n2", "r1", direction="tx")
     fleet.fault("loss", "n4", "r1", percent=15.0)
     fleet.fault("loss-large", "n3", "r0", above=1000)
     fleet.fault("disk-full", "n5", "spool")
-    fleet.fault("kill", "n6", "fabricctl-node")
+    fleet.fault("stop", "n6", "fabricctl.node.service")
     try:
         found = bad()
     finally:
@@ -292,5 +295,5 @@ def test_the_audit_finds_what_is_broken_and_nothing_else(fleet: Lab) -> None:
         ("n4", "r1", "loss"),
         ("n3", "r0", "large"),
         ("n5", "", "spool"),
-        ("n6", "", "service"),
+        ("n6", "", "daemons"),
     }

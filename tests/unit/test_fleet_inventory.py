@@ -1,6 +1,7 @@
 """The inventory: facts, history, deviations, and the forms that others read and write."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from click.testing import CliRunner
 
 from fabricctl.cli.main import cli
 from fabricctl.errors import DataError, NotFoundError
+from fabricctl.fleet import lines as lines_module
 from fabricctl.fleet.inventory import collect, formats
 from fabricctl.fleet.inventory.compare import against_declared, against_peers
 from fabricctl.fleet.inventory.facts import gather
@@ -201,7 +203,8 @@ def test_a_way_of_the_site_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     way = tmp_path / "way"
     way.write_text(
         "#!/bin/sh\n[ $1 = n2 ] && { echo no route >&2; exit 9; }\n"
-        """echo motd; echo '{"node": "'$1'", "facts": {"a.b": "'$2'"}}'\n"""
+        """echo motd; echo "fabric $1 1/2 {\\"facts\\": {"; echo "fabric n9 1/1 {}"\n"""
+        """echo "fabric $1 2/2 \\"a.b\\": \\"$2\\"}}"\n"""
     )
     way.chmod(0o755)
     found, why = collect.by_way([node("n1"), node("n2")], f"{way} {{node}}")
@@ -263,3 +266,17 @@ def test_a_damaged_line_takes_nothing_in() -> None:
     with pytest.raises(DataError):
         call("take", "-", text=lines() + "{garbage\n")
     assert call("show")[1].startswith("nothing was discovered yet")
+
+
+def test_records_of_many_nodes_through_one_pipe_in_any_order() -> None:
+    chance = random.Random(7)
+    records = {f"n{at}": {"facts": {"k.x": "\u00e9" * at * 40}} for at in range(1, 30)}
+    pieces = [lines_module.split(node, record).splitlines() for node, record in records.items()]
+    mixed = ["motd", "fabric", "fabric n1 x/y z"]
+    while any(pieces):
+        mine = chance.choice([each for each in pieces if each])
+        mixed.append(mine.pop(0))
+    assert max(map(len, mixed)) < 1024
+    assert lines_module.join("\n".join(mixed)) == records
+    assert lines_module.join("\n".join(mixed[:-1])).keys() < records.keys()
+    assert lines_module.join("fabric n1 1/2 {}\nfabric n1 1/1 {}\nfabric n2 1/1 [") == {}

@@ -11,6 +11,7 @@ from dataclasses import asdict
 
 from fabricctl import hostlist
 from fabricctl.errors import DataError
+from fabricctl.fleet import lines
 from fabricctl.fleet.audit import fabric
 from fabricctl.fleet.audit.model import STATUSES, Check
 from fabricctl.fleet.audit.probes import Pair
@@ -18,7 +19,6 @@ from fabricctl.fleet.inventory.collect import reachable
 from fabricctl.slurm.model import Node
 
 TIMEOUT_S = 60.0
-MAX_LINE = 1 << 20
 
 
 def audit(nodes: Sequence[Node], port: int, via: str | None = None) -> list[Check]:
@@ -98,13 +98,13 @@ def _ask(
     names = [node.name for node in nodes]
     program = shutil.which("fabricctl") or "fabricctl"
     if via:
-        lines = [
+        calls = [
             [*(word.replace("{node}", name) for word in shlex.split(via)), "fabricctl", "node",
              *words]
             for name in names
         ]  # fmt: skip
     else:
-        lines = [
+        calls = [
             ["srun", "--quiet", f"--partition={partition}", f"--nodelist={hostlist.fold(mine)}",
              f"--nodes={len(mine)}", "--ntasks-per-node=1", "--cpus-per-task=1", "--immediate=30",
              "--kill-on-bad-exit=0", "--no-kill", "--time=3", "--job-name=fabric-audit",
@@ -112,12 +112,9 @@ def _ask(
             for partition, mine in partitions_of(nodes).items()
         ]  # fmt: skip
     found: dict[str, Mapping[str, object]] = {}
-    with ThreadPoolExecutor(max(1, min(128, len(lines)))) as pool:
-        for output in pool.map(lambda argv: _run(argv, given), lines):
-            for text in output.splitlines():
-                line = _line(text)
-                if line is not None and line.get("node") in names:
-                    found[str(line["node"])] = line
+    with ThreadPoolExecutor(max(1, min(128, len(calls)))) as pool:
+        for output in pool.map(lambda argv: _run(argv, given), calls):
+            found |= {node: each for node, each in lines.join(output).items() if node in names}
     return found
 
 
@@ -142,13 +139,3 @@ def _run(argv: Sequence[str], given: str) -> str:
     except OSError as error:
         raise DataError(f"{argv[0]}: cannot be run: {error.strerror}") from None
     return done.stdout
-
-
-def _line(text: str) -> Mapping[str, object] | None:
-    if not text.startswith("{") or len(text) > MAX_LINE:
-        return None
-    try:
-        given = json.loads(text)
-    except ValueError:
-        return None
-    return given if isinstance(given, dict) else None

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from fabricctl import hostlist
 from fabricctl.errors import DataError
+from fabricctl.fleet import lines
 from fabricctl.fleet.overview import node_state
 from fabricctl.slurm.model import Node
 from fabricctl.slurm.topology import Switch
@@ -67,7 +68,7 @@ def srun_argv(nodes: Sequence[str], partition: str, program: str) -> list[str]:
     return ["srun", "--quiet", f"--partition={partition}", f"--nodelist={names}",
             f"--nodes={len(nodes)}", "--ntasks-per-node=1", "--cpus-per-task=1", "--immediate=30",
             "--kill-on-bad-exit=0", "--no-kill", "--time=2", "--job-name=fabric-facts",
-            "--export=NONE", "--mem=0", program, "node", "facts", "--json"]  # fmt: skip
+            "--export=NONE", "--mem=0", program, "node", "facts", "--parts"]  # fmt: skip
 
 
 def by_slurm(nodes: Sequence[Node]) -> tuple[dict[str, Facts], dict[str, str]]:
@@ -97,7 +98,7 @@ def by_way(nodes: Sequence[Node], way: str) -> tuple[dict[str, Facts], dict[str,
 
     def one(name: str) -> tuple[str, tuple[str, str]]:
         words = [word.replace("{node}", name) for word in shlex.split(way)]
-        argv = [*words, "fabricctl", "node", "facts", "--json"]
+        argv = [*words, "fabricctl", "node", "facts", "--parts"]
         return name, _run(argv, NODE_TIMEOUT_S)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -125,17 +126,13 @@ def _run(argv: Sequence[str], timeout_s: float) -> tuple[str, str]:
 def _lines(
     output: str, why: dict[str, str], asked: Sequence[str]
 ) -> Iterator[tuple[str, Facts]]:  # fmt: skip
-    for line in output.splitlines():
-        if not line.startswith("{"):
+    for node, record in lines.join(output).items():
+        if node not in asked:
             continue
         try:
-            node, facts = parse(line)
+            yield node, checked(record.get("facts"), node)
         except DataError as error:
-            for name in asked if len(asked) == 1 else ():
-                why[name] = str(error)
-            continue
-        if node in asked:
-            yield node, facts
+            why[node] = str(error)
 
 
 def slurm_facts(node: Node, switches: Sequence[Switch]) -> dict[str, str]:
