@@ -510,3 +510,22 @@ def test_an_agent_killed_at_once_still_leaves_a_record(box: NodeBox) -> None:
     wait_for(lambda: "job=5: agent did not end in time" in box.log(), "it is killed", 30)
     box.wait_clean()
     assert any("the last agent was killed by signal 9" in text for text in box.notes(5))
+
+
+def test_a_job_that_ends_while_its_keeper_begins_leaves_none(box: NodeBox) -> None:
+    """A keeper is forked half a second after its job: its end comes before, with and after that."""
+    box.serve()
+    for nth in range(10):
+        jobs = range(100 + 3 * nth, 103 + 3 * nth)
+        for job in jobs:
+            box.start(job)
+        time.sleep(0.42 + 0.015 * nth)
+        for job in jobs:
+            box.stop(job)
+    box.wait_clean(60)
+
+    def left() -> bool:
+        return "fabric-keeper" in box.run("ps", "-eo", "args")
+
+    wait_for(lambda: not left(), "no keeper is left", 20)
+    wait_for(lambda: not box.run("ls", "/run/fabricctl/track"), "their places are gone", 20)
