@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "job": ("fabricctl.cli.job", "One job: what is known of it, and what happened to it."),
     "lab": ("fabricctl.cli.lab", "A real multi-node Slurm on this machine, with faults."),
     "maintenance": ("fabricctl.cli.maintenance", "Update nodes with a bounded share of them out."),
+    "manual": ("fabricctl.cli.manual", "Man pages and shell completion."),
     "metrics": ("fabricctl.cli.metrics", "The cluster for Prometheus (OpenMetrics)."),
     "node": ("fabricctl.cli.node", "The service that runs on every compute node."),
     "path": ("fabricctl.cli.path", "Link failover of the jobs on this node."),
