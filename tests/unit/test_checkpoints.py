@@ -307,3 +307,37 @@ def test_what_was_saved_and_restored_is_told_for_the_trace(keepers: KeeperSet) -
 def test_what_no_program_of_ours_tells_is_refused(line: str) -> None:
     with pytest.raises(DataError):
         events.row(line)
+
+
+def test_without_an_interval_cost_and_failures_decide(keepers: KeeperSet) -> None:
+    """Young: the square root of 2 x cost x time between failures, never above 5 % of the run."""
+
+    def loops(checkpoint: Checkpoint, _rank: int) -> tuple[int, int]:
+        checkpoint.protect(grid=np.zeros(1000)).restore()
+        saved = [n for n in range(1, 200) if checkpoint.step(n)]
+        planned = checkpoint._next_step
+        assert planned is not None
+        return len(saved), planned
+
+    often = run(keepers, loops, name="often", mtbf_s=1e-9)
+    seldom = run(keepers, loops, name="seldom", mtbf_s=1e9)
+    assert len(set(often)) == len(set(seldom)) == 1, "all ranks agree"
+    assert seldom[0][0] == 1 and seldom[0][1] > 200
+    assert often[0][0] > 1
+
+
+def test_a_signal_to_one_rank_saves_all_and_asks_for_the_end(keepers: KeeperSet) -> None:
+    def loops(checkpoint: Checkpoint, rank: int) -> tuple[int, bool]:
+        checkpoint.protect(grid=np.zeros(1000)).restore()
+        for n in range(1, 1000):
+            if n == 20 and rank == 1:
+                checkpoint._signalled = True
+            if checkpoint.step(n) and checkpoint.ending:
+                checkpoint.close(done=False)
+                return n, True
+        return 0, False
+
+    found = run(keepers, loops, every_steps=10)
+    assert len(set(found)) == 1 and found[0][1] and 20 <= found[0][0] <= 40
+    again = run(keepers, lambda c, _rank: c.protect(grid=np.zeros(1000)).restore())
+    assert set(again) == {found[0][0]}
