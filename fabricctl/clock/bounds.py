@@ -19,11 +19,12 @@ ALL_PAIRS = (
 SIGMAS = 3.3  # 1 reading in 1,000 outside when the filter's model holds
 
 
-def hard(edges: Edges, above_ns: Floats, below_ns: Floats) -> tuple[Floats, Floats]:
+def hard(edges: Edges, above_ns: Floats, below_ns: Floats, gauge: Floats) -> tuple[Floats, Floats]:
     """Per node ``(least, most)`` that theta can be beyond the window's model, both in ns.
 
     ``above_ns`` and ``below_ns`` bound each edge's offset (NaN: not measured), Fit.hard_*. Job
-    time being the mean of all clocks, a node is bounded by its mean distance from all others;
+    time being the mean of clocks weighted by ``gauge``, a node is bounded by its mean distance
+    from those;
     in large allocations by way of the one node that is nearest to the rest. Infinite for a node
     that nothing reaches.
     """
@@ -35,35 +36,35 @@ def hard(edges: Edges, above_ns: Floats, below_ns: Floats) -> tuple[Floats, Floa
         np.r_[above_ns[seen], -below_ns[seen]],
     )
     if edges.nodes <= ALL_PAIRS:
-        return _over_all_pairs(edges.nodes, *ends)
-    return _over_a_centre(edges.nodes, *ends)
+        return _over_all_pairs(gauge, *ends)
+    return _over_a_centre(gauge, *ends)
 
 
 def _over_all_pairs(
-    nodes: int, source: NDArray[np.int64], target: NDArray[np.int64], most: Floats
+    gauge: Floats, source: NDArray[np.int64], target: NDArray[np.int64], most: Floats
 ) -> tuple[Floats, Floats]:
+    nodes, counts = len(gauge), gauge > 0
     reach = np.full((nodes, nodes), np.inf)
     np.fill_diagonal(reach, 0.0)
     np.minimum.at(reach, (source, target), most)
     for via in range(nodes):
         np.minimum(reach, reach[:, via, None] + reach[None, via, :], out=reach)
-    tied = np.isfinite(reach)
-    part = tied[tied.sum(1).argmax()]
-    inside = np.where(part[:, None], reach, 0.0)[:, part]
-    least = -inside.mean(1) if part.any() else np.zeros(nodes)
-    above = np.where(part[None, :], reach, 0.0)[part].mean(0)
-    return np.where(part, least, -np.inf), np.where(part, above, np.inf)
+    # Infinite where one of those that job time is made of cannot be reached.
+    to = reach[:, counts] @ gauge[counts]
+    back = gauge[counts] @ reach[counts]
+    return -to, back
 
 
 def _over_a_centre(
-    nodes: int, source: NDArray[np.int64], target: NDArray[np.int64], most: Floats
+    gauge: Floats, source: NDArray[np.int64], target: NDArray[np.int64], most: Floats
 ) -> tuple[Floats, Floats]:
+    nodes, counts = len(gauge), gauge > 0
     centre = int(np.bincount(source, minlength=nodes).argmax())
     ahead = _distances(nodes, source, target, most, centre)
     behind = _distances(nodes, target, source, most, centre)
     tied = np.isfinite(ahead) & np.isfinite(behind)
-    to_centre = behind[tied].mean() if tied.any() else np.inf
-    from_centre = ahead[tied].mean() if tied.any() else np.inf
+    to_centre = float(behind[counts] @ gauge[counts])
+    from_centre = float(ahead[counts] @ gauge[counts])
     return np.where(tied, -(behind + from_centre), -np.inf), np.where(
         tied, ahead + to_centre, np.inf
     )

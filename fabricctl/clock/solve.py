@@ -46,10 +46,11 @@ class Solution:
     ``theta_ns`` is NaN for a node that no accepted edge ties to it, and for all nodes when that
     part is not most of those alive: such a window is refused. ``sigma_ns`` is the
     standard error, ``used`` the edges that were kept, ``residual_ns`` what each edge says beyond
-    the solution (NaN where an end is not solved).
+    the solution (NaN where an end is not solved). ``gauge``: the weights of that mean.
     """
 
     theta_ns: Floats
+    gauge: Floats
     sigma_ns: Floats
     used: Bools
     residual_ns: Floats
@@ -91,22 +92,23 @@ def solve(
     part = largest_part(edges, used)
     if 2 * part.sum() <= (edges.nodes if alive is None else alive):
         part = np.zeros(edges.nodes, bool)
-    theta = _anchored(theta, part, anchor)
+    theta, gauge = _anchored(theta, part, anchor)
     sigma = _sigma(edges, np.where(used, weight, 0.0), residual, used)
     both = part[edges.a] & part[edges.b]
     return Solution(
         theta_ns=theta,
+        gauge=gauge,
         sigma_ns=np.where(part, sigma, np.nan),
         used=used & both,
         residual_ns=np.where(both, residual, np.nan),
     )
 
 
-def _anchored(theta: Floats, part: Bools, anchor: Floats | None) -> Floats:
+def _anchored(theta: Floats, part: Bools, anchor: Floats | None) -> tuple[Floats, Floats]:
     """Job time is what most of the sure clocks say: one that errs, however sure it is of itself,
     is far from the weighted median and has no part in the mean around it."""
     if not part.any():
-        return np.full(len(theta), np.nan)
+        return np.full(len(theta), np.nan), np.zeros(len(theta))
     weight = np.where(part, 1.0 if anchor is None else np.minimum(anchor, ANCHOR_NS**-2), 0.0)
     if not weight.any():  # nobody who counts is tied to the others: the first one does
         weight[np.flatnonzero(part)[0]] = 1.0
@@ -117,7 +119,7 @@ def _anchored(theta: Floats, part: Bools, anchor: Floats | None) -> Floats:
         near = np.abs(theta - middle) <= _FAR * np.sqrt(1 / np.maximum(weight, 1e-300))
         weight = np.where(near, weight, 0.0)
     mean = float((weight * theta).sum() / weight.sum())
-    return np.where(part, theta - mean, np.nan)
+    return np.where(part, theta - mean, np.nan), weight / weight.sum()
 
 
 def _product(edges: Edges, weight: Floats, theta: Floats) -> Floats:

@@ -102,7 +102,11 @@ class Solver:
         table = self._table(reports, window)
         edges = _edges(table, theta, self._nodes)
         solution = solve(
-            edges, table["usable"] == 1, anchor=_anchor(reports, self._nodes), alive=self.alive
+            edges,
+            table["usable"] == 1,
+            # A late node's prediction is of another instant than the others'.
+            anchor=_anchor([r for r in reports if r.window == window], self._nodes),
+            alive=self.alive,
         )
         self.last = solution
         if not solution.solved.any():
@@ -136,6 +140,9 @@ class Solver:
         late = np.array([window - r.window for r in reports], float)
         late = np.repeat(late, [len(r.edges) for r in reports])
         table["offset_ns"] += table["slope_ppb"] * late * self._hop_s
+        # What the slope says is likely, never certain.
+        for name in ("hard_above_ns", "hard_below_ns"):
+            table[name] = np.where(late > 0, np.nan, table[name])
         return table
 
     def _adapt(self, table: NDArray[np.void]) -> None:
@@ -182,4 +189,5 @@ def _hard(edges: Edges, table: NDArray[np.void], solution: Solution) -> tuple[Fl
     beyond = edges.offset_ns - (theta[edges.b] - theta[edges.a])
     above, below = beyond + table["hard_above_ns"], beyond + table["hard_below_ns"]
     possible = (above >= 0) & (below <= 0) & solution.solved[edges.a] & solution.solved[edges.b]
-    return bounds.hard(edges, np.where(possible, above, np.nan), np.where(possible, below, np.nan))
+    above, below = np.where(possible, above, np.nan), np.where(possible, below, np.nan)
+    return bounds.hard(edges, above, below, solution.gauge)

@@ -109,10 +109,30 @@ def test_shared_queueing_is_not_averaged_away() -> None:
     assert np.median(found.sigma_ns) < 10
 
 
+def all_alike(nodes: int) -> np.ndarray:
+    """Job time made of all clocks alike."""
+    return np.full(nodes, 1 / nodes)
+
+
+def test_a_clock_that_job_time_is_not_made_of_does_not_move_the_bounds() -> None:
+    pairs = peers.edges(1, 0, NODES[:8])
+    a = np.array([NODES.index(a) for a, _ in pairs])
+    b = np.array([NODES.index(b) for _, b in pairs])
+    edges = Edges(8, a, b, np.zeros(28), np.ones(28), np.zeros(28))
+    lost = (a == 3) | (b == 3)  # solved 4 ms wrong; its edges say so
+    above = np.where(lost, np.where(b == 3, 5e6, 1e5), 1_000.0)
+    below = np.where(lost, np.where(b == 3, -1e5, -5e6), -1_000.0)
+    gauge = np.where(np.arange(8) == 3, 0, 1 / 7)
+    least, most = bounds.hard(edges, above, below, gauge)
+    others = np.arange(8) != 3
+    assert most[others] == pytest.approx(np.full(7, 6_000 / 7))
+    assert least[others] == pytest.approx(np.full(7, -6_000 / 7))
+
+
 def test_hard_bounds_add_up_along_paths_and_hold() -> None:
     edges = graph(np.zeros(64), noise=0.001)
     least, most = bounds.hard(
-        edges, np.full(len(edges.a), 3_000.0), np.full(len(edges.a), -2_000.0)
+        edges, np.full(len(edges.a), 3_000.0), np.full(len(edges.a), -2_000.0), all_alike(64)
     )
     assert (most > 2_000).all()
     assert (most < 9_000).all()
@@ -124,14 +144,14 @@ def test_all_pairs_are_bounded_by_half_a_round_trip() -> None:
     a = np.array([NODES.index(a) for a, _ in pairs])
     b = np.array([NODES.index(b) for _, b in pairs])
     edges = Edges(8, a, b, np.zeros(28), np.ones(28), np.zeros(28))
-    least, most = bounds.hard(edges, np.full(28, 4_000.0), np.full(28, -4_000.0))
+    least, most = bounds.hard(edges, np.full(28, 4_000.0), np.full(28, -4_000.0), all_alike(8))
     assert most == pytest.approx(np.full(8, 3_500.0))  # 7 of the 8 clocks of the mean are others
     assert least == pytest.approx(np.full(8, -3_500.0))
 
 
 def test_a_node_that_nothing_reaches_is_not_bounded() -> None:
     edges = Edges(3, np.array([0]), np.array([1]), np.zeros(1), np.ones(1), np.zeros(1))
-    least, most = bounds.hard(edges, np.array([10.0]), np.array([-10.0]))
+    least, most = bounds.hard(edges, np.array([10.0]), np.array([-10.0]), np.array([0.5, 0.5, 0]))
     assert np.isinf(most[2])
     assert np.isinf(least[2])
     assert np.isfinite(most[:2]).all()
@@ -144,7 +164,8 @@ def test_large_graphs_are_bounded_by_way_of_a_centre() -> None:
     a, b = (np.array([index[pair[end]] for pair in pairs]) for end in (0, 1))
     count = len(pairs)
     edges = Edges(300, a, b, np.zeros(count), np.ones(count), np.zeros(count))
-    least, most = bounds.hard(edges, np.full(count, 1_000.0), np.full(count, -1_000.0))
+    above, below = np.full(count, 1_000.0), np.full(count, -1_000.0)
+    least, most = bounds.hard(edges, above, below, all_alike(300))
     assert (most <= 8_000).all()
     assert (least >= -8_000).all()
 
