@@ -1,14 +1,10 @@
-"""What holds for every tier."""
-
-from collections.abc import Iterator
+"""What holds for every tier; also read by the old pytest of the chroots."""
 
 import pytest
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:
     """Why a test was tried once more: each is a fault to be found, in it or in the product."""
-    yield
     for report in terminalreporter.stats.get("rerun", []):
         terminalreporter.section(f"tried once more: {report.nodeid}", sep="_")
-        terminalreporter.line(report.longreprtext[-6000:])
+        terminalreporter.line(report.longreprtext[-20000:])

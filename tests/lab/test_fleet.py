@@ -33,6 +33,18 @@ def fleet() -> Iterator[Lab]:
         yield lab
 
 
+@pytest.fixture(autouse=True)
+def _whole(fleet: Lab) -> None:
+    """Every test, and every second try of one, finds nodes that take jobs and nothing of others."""
+    fleet.heal_all()
+    left = "rm -rf /var/lib/fabricctl/fleet/* /shared/done-*; squeue -h -o %A | xargs -r scancel"
+    fleet.exec("ctl", ["sh", "-c", left])
+    fleet.exec("n5", ["ip", "link", "set", "r0", "mtu", "1500"])
+    fleet.up()
+    # A node that was resumed does not respond until slurmctld has heard of it.
+    until(lambda: not ask(fleet, "status")["findings"], "a node is out")
+
+
 def until(what: Callable[[], Any], why: str, wait_s: float = 60) -> Any:
     deadline = time.monotonic() + wait_s
     while not (found := what()):
@@ -175,7 +187,7 @@ def test_maintenance_keeps_its_budget_through_kills_and_loses_no_job(fleet: Lab)
     show = ["sacct", "-a", "-X", "-n", "-P", "-D", "-j", ",".join(map(str, jobs)), "-o", "state"]
     until(lambda: fleet.exec("ctl", show).stdout.split() == ["COMPLETED"] * len(jobs),
           "a job was lost")  # fmt: skip
-    assert ask(fleet, "status")["findings"] == []
+    until(lambda: not ask(fleet, "status")["findings"], "a node is out")
 
 
 def test_maintenance_stops_at_a_failure_and_touches_no_drain_of_others(fleet: Lab) -> None:
@@ -276,7 +288,6 @@ def test_the_audit_finds_what_is_broken_and_nothing_else(fleet: Lab) -> None:
             (c["node"], c["rail"], c["name"]) for c in checks if c["status"] not in ("ok", "warn")
         }
 
-    until(lambda: not ask(fleet, "status")["findings"], "a node is out")
     assert bad() == set()
     fleet.fault("cut", "n1", "r0")
     fleet.fault("blackhole", "n2", "r1", direction="tx")
