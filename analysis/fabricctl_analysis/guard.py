@@ -85,10 +85,12 @@ def _receive(fd: int, wall_s: float | None) -> bytes:
     import select
 
     deadline_s = None if wall_s is None else time.monotonic() + wall_s
+    readable = select.poll()  # select() ends at descriptor 1023
+    readable.register(fd, select.POLLIN)
     found = bytearray()
     while True:
         left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-        if not select.select([fd], [], [], left_s)[0]:
+        if not readable.poll(None if left_s is None else left_s * 1000):
             return b""
         piece = os.read(fd, 1 << 20)
         if not piece:
