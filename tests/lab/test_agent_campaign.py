@@ -329,7 +329,8 @@ def quiet(lab: Lab, node: str) -> dict[str, set[str]]:
 
 
 def wait_same(lab: Lab, node: str, before: dict[str, set[str]]) -> None:
-    deadline_s = time.monotonic() + 120
+    # A spool that was refused six times while disks were full is tried again after 120 s.
+    deadline_s = time.monotonic() + 240
     while (after := quiet(lab, node)) != before:
         left = {key: after[key] ^ before[key] for key in after if after[key] != before[key]}
         if time.monotonic() >= deadline_s:
