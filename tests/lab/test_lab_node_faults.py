@@ -115,8 +115,6 @@ def test_a_killed_service_stays_dead_until_it_is_healed(lab: Lab, node: str, ser
 
 def test_the_node_service_is_restarted_within_a_second(lab: Lab) -> None:
     name = "fabricctl-node"
-    if name not in lab.nodes.status("n1").services:
-        pytest.skip("the node service is not built yet")
     before = lab.nodes.status("n1").services[name]
     lab.fault("kill", "n1", name)
     wait_until(lambda: up(lab, "n1", name), 2)
