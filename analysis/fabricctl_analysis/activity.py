@@ -19,6 +19,7 @@ from fabricctl_analysis.series import Floats
 
 MAX_WINDOWS = 100_000
 MAX_RANKS = 512  # of a node; a forged trace may name any number
+NOT_WAITING = (b"checkpoint", b"torch.step")  # of what the tracker times, not MPI's or NCCL's
 _FOREVER_NS = 1 << 62
 _TCP_LIMIT_NS = 2_600_000_000
 # Of fewer segments a share says nothing.
@@ -161,6 +162,8 @@ def _mpi(rows: NodeRows, grid: Grid) -> tuple[Floats, NDArray[np.int64]]:
         total = np.zeros(grid.count)
         known = np.zeros(grid.count, dtype=bool)
         for key in np.unique(table[["launch", "op"]][mine]):
+            if key["op"] in NOT_WAITING:
+                continue
             at = mine[table[["launch", "op"]][mine] == key]
             grown = windowed(increments(times[at], table["time_ns"][at]), grid, _FOREVER_NS)
             known |= ~np.isnan(grown)

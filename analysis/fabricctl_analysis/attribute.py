@@ -21,6 +21,7 @@ from fabricctl_analysis.model import (
     Accounts,
     Cause,
     Heat,
+    Other,
     PathMark,
     RailSummary,
     Remark,
@@ -84,16 +85,19 @@ def account(
     running = _running(grid, steps)
     window_s = grid.width_ns / 1e9
     work = (_stack(acts, "bytes"), _stack(acts, "job_cpu"))
-    found = pace(*work, running, window_s, _stack(acts, "iterations"))
     evidence = [*gather(acts, rails, paths, remarks, grid=grid, running=running), *more]
     evidence.sort(key=lambda one: one.span.begin_ns)
+    suspect = _suspect(evidence, grid)
+    found = pace(*work, running, window_s, _stack(acts, "iterations"), suspect=suspect)
     widths = np.diff(np.minimum(grid.edges_ns, whole.end_ns))
     job = _Job(found, acts, grid, widths, nodes)
     pieces = list(_pieces(found, evidence, grid))
     taken = {window for piece in pieces for window in piece.windows}
     quiet = [_verdict(piece, job) for piece in _quiet(evidence, taken, job)]
     felt = [one for one in quiet if one.low_ns > 0]
-    verdicts = [*(_verdict(piece, job) for piece in pieces), *felt]
+    slow = [_verdict(piece, job) for piece in pieces]
+    # What may as well be chance is among the small ups and downs.
+    verdicts = [*(one for one in slow if one.low_ns > 0), *felt]
     inside = np.zeros(grid.count, dtype=bool)
     for one in verdicts:
         inside[list(one.windows)] = True
@@ -150,6 +154,15 @@ def _running(grid: Grid, steps: Sequence[StepSummary]) -> Bools:
     for span in spans:
         running |= (edges[:-1] >= span.begin_ns) & (edges[1:] <= span.end_ns)
     return running
+
+
+def _suspect(evidence: Sequence[Evidence], grid: Grid) -> Bools:
+    """Windows in which something was wrong, or just before: they do not show the usual pace."""
+    suspect = np.zeros(grid.count, dtype=bool)
+    for one in (one for one in evidence if one.strength > 0):
+        touched = grid.touched(one.span.begin_ns, one.span.end_ns)
+        suspect[touched.start : touched.stop + _AFTER] = True
+    return suspect
 
 
 def _heat(acts: Sequence[Activity], found: Pace, running: Bools) -> Heat | None:
@@ -221,15 +234,18 @@ def _cut(
 def _settled(causes: list[Cause | None]) -> list[Cause | None]:
     """Without runs of one or two windows beside a longer one: the begin and end of a trouble look
     like another for a moment."""
-    cuts = [0, *(n for n in range(1, len(causes)) if causes[n] != causes[n - 1]), len(causes)]
-    runs = [(causes[a], b - a) for a, b in pairwise(cuts)]
-    settled: list[Cause | None] = []
-    for nth, (cause, length) in enumerate(runs):
-        near = [runs[n] for n in (nth - 1, nth + 1) if 0 <= n < len(runs)]
-        longest = max(near, key=lambda run: run[1], default=(cause, 0))
-        short = length <= _AFTER and longest[1] > length and cause not in _SURE
-        settled += [longest[0] if short else cause] * length
-    return settled
+    while True:
+        cuts = [0, *(n for n in range(1, len(causes)) if causes[n] != causes[n - 1]), len(causes)]
+        runs = [(causes[a], b - a) for a, b in pairwise(cuts)]
+        settled: list[Cause | None] = []
+        for nth, (cause, length) in enumerate(runs):
+            near = [runs[n] for n in (nth - 1, nth + 1) if 0 <= n < len(runs)]
+            longest = max(near, key=lambda run: run[1], default=(cause, 0))
+            short = length <= _AFTER and longest[1] > length and cause not in _SURE
+            settled += [longest[0] if short else cause] * length
+        if settled == causes:
+            return settled
+        causes = settled
 
 
 def _best(there: Sequence[Evidence]) -> Cause | None:
@@ -262,17 +278,34 @@ def _has(at: dict[int, list[Evidence]], window: int, cause: Cause) -> bool:
 
 def _telling(evidence: Sequence[Evidence], span: Span) -> tuple[list[Evidence], tuple[str, ...]]:
     """The evidence that places the cause, and the nodes: what knows the rail goes before what does
-    not, and what was there for most of the time before what was for a moment."""
+    not, what was there for most of the time before what was for a moment, and what names one node
+    before what names some."""
     exact = [one for one in evidence if one.rail is not None] or list(evidence)
+    of_rail: dict[int | None, float] = defaultdict(float)
+    for one in exact:
+        of_rail[one.rail] += _weight(one, span)
+    heaviest = max(of_rail.values(), default=0.0)
+    exact = [one for one in exact if of_rail[one.rail] >= heaviest / 2]
     weights: dict[str, float] = defaultdict(float)
     for one in exact:
-        shared = min(one.span.end_ns, span.end_ns) - max(one.span.begin_ns, span.begin_ns)
         for name in one.nodes:
-            weights[name] += one.strength * max(shared, 1)
+            weights[name] += _weight(one, span) / len(one.nodes)
     most = max(weights.values(), default=0.0)
     names = tuple(name for name, weight in weights.items() if weight >= most / 2)
     mine = [one for one in exact if not one.nodes or set(one.nodes) & set(names)]
     return mine, names
+
+
+def _weight(one: Evidence, span: Span) -> float:
+    shared = min(one.span.end_ns, span.end_ns) - max(one.span.begin_ns, span.begin_ns)
+    return one.strength * max(shared, 1)
+
+
+def _others(evidence: Sequence[Evidence], span: Span) -> Iterator[Other]:
+    for cause in dict.fromkeys(one.cause for one in evidence if one.strength > 0):
+        mine, names = _telling([one for one in evidence if one.cause == cause], span)
+        rails = {one.rail for one in mine}
+        yield Other(cause, names, next(iter(rails)) if len(rails) == 1 else None)
 
 
 def _quiet(evidence: Sequence[Evidence], taken: set[int], job: _Job) -> Iterator[_Piece]:
@@ -320,6 +353,7 @@ def _verdict(piece: _Piece, job: _Job) -> Verdict:
         certainty="none" if piece.cause == "unknown" else ("sure" if sure else "likely"),
         evidence=tuple(dict.fromkeys(one.text for one in mine))[:8],
         also=tuple(dict.fromkeys(one.text for one in piece.others))[:4],
+        others=tuple(_others(piece.others, span)),
         windows=tuple(piece.windows),
         coverage=sum(measured) / max(1, job.nodes),
     )

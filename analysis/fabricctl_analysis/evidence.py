@@ -24,8 +24,9 @@ ORDER: tuple[Cause, ...] = (
 
 # A share of time in which tasks stalled that is this far above the node's own usual one.
 STALLED = 0.25
-# Cores that others than the job took, above their usual, as a share of what the job uses.
-CROWDED = 0.3
+# Cores that others than the job took, above their usual, as a share of what the job uses; of a job
+# that uses next to nothing (its GPUs work), at least so many.
+CROWDED, LEAST_CORES = 0.3, 0.2
 # By so much less of its time than any other node's ranks is one in MPI that the others wait for.
 AWAITED = 0.2
 # Segments sent again above the usual: a healthy fabric has one in a thousand.
@@ -121,7 +122,7 @@ def _hosts(acts: Sequence[Activity], grid: Grid, running: Bools) -> Iterator[Evi
     shares = np.where(usual[:, None] > 0.1, cpu / np.maximum(usual[:, None], 0.1), np.nan)
     lowest = _lowest_of_others(shares)
     for nth, act in enumerate(acts):
-        cores = CROWDED * max(usual[nth], 0.1)
+        cores = max(CROWDED * usual[nth], LEAST_CORES)
         kinds: tuple[tuple[Cause, Floats, float, str], ...] = (
             ("host_memory", act.pressure["memory"], STALLED, "tasks waited for memory"),
             ("storage", act.pressure["io"], STALLED, "tasks waited for files"),
@@ -170,7 +171,10 @@ def _starved(
     share: Floats, others: Floats, act: Activity, grid: Grid, running: Bools
 ) -> Iterator[Evidence]:
     """The job's processes there ran less than usual, while those of other nodes did not."""
-    less = running & (share < 1 - STARVED) & (share < others - STARVED / 2)
+    known = share[running & ~np.isnan(share)]
+    noise = 1.4826 * float(np.median(np.abs(known - np.median(known)))) if len(known) else 0.0
+    usually = 1 - max(STARVED, min(5 * noise, 1 - STOPPED))
+    less = running & (share < usually) & (share < others - STARVED / 2)
     for one in _as_evidence(np.where(less, 1 - share, 0.0), act, "rank_slow", "", grid):
         touched = grid.touched(one.span.begin_ns, one.span.end_ns)
         # The windows in which a stop begins and ends show part of it.
@@ -180,6 +184,13 @@ def _starved(
         else:
             words = "its processes got less CPU than usual, unlike the others'"
             yield replace(one, text=f"{act.node}: {words}")
+
+
+def silent(act: Activity) -> Bools:
+    """Windows of which the node measured nothing, and their neighbours."""
+    gone = act.measured < 0.5
+    around = np.convolve(gone, np.ones(3), "same") > 0
+    return np.asarray(around & (np.cumsum(act.measured > 0.5) > 0))
 
 
 def _silent(acts: Sequence[Activity], grid: Grid, running: Bools) -> Iterator[Evidence]:

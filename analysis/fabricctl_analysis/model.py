@@ -153,11 +153,21 @@ Cause = Literal[
 
 
 @dataclass(frozen=True)
+class Other:
+    """Another cause that was there at the same time, and its place."""
+
+    cause: Cause
+    nodes: tuple[str, ...]
+    rail: int | None
+
+
+@dataclass(frozen=True)
 class Verdict:
     """Time that was lost to one cause: in nanoseconds of all nodes together (node-ns).
 
     ``low_ns`` to ``high_ns`` holds the true loss in 95 of 100 such verdicts. ``also``: evidence
-    of other causes at the same time. ``coverage``: share of the nodes' time that was measured.
+    of other causes at the same time, which ``others`` places. ``coverage``: share of the nodes'
+    time that was measured.
     """
 
     cause: Cause
@@ -172,6 +182,7 @@ class Verdict:
     evidence: tuple[str, ...]
     also: tuple[str, ...]
     coverage: float
+    others: tuple[Other, ...] = ()
     windows: tuple[int, ...] = field(repr=False, default=())
 
     @property

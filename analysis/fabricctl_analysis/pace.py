@@ -19,11 +19,16 @@ Bools = NDArray[np.bool_]
 
 # Fewer windows than this have no usual pace.
 MIN_WINDOWS = 8
+# The usual pace is taken from windows in which nothing was wrong when so many of them are such.
+LEAST_CLEAN = 0.2
 # Work below this is no sign of progress: heartbeats of a launcher, an idle task.
 LEAST_BYTES_PER_S, LEAST_CORES = 100_000.0, 0.05
 # A window is slow when it lost more than this share, and more than so many deviations of the
 # usual windows: of 100,000 normal ones at 5 deviations none is.
 LEAST_LOSS, DEVIATIONS = 0.12, 5.0
+# Where something was wrong at the time as well, chance needs both: of 100,000 such windows that are
+# not slow 135 are taken for slow.
+SUSPECT_DEVIATIONS, SUSPECT_STANDSTILL = 3.0, 0.6
 # Windows are looked at one by one and this many together: noise hides less of what lasts.
 SCALES = (1, 5, 15)
 # A pace that varies by its own size tells no more than whether the job stands still.
@@ -51,6 +56,7 @@ class Pace:
     weights: Floats  # share of each node in the job's usual work
     usual: float  # work of a window at the usual pace, all nodes together
     alike: float = 1.0  # how much larger errors of sums are because neighbours are alike
+    clean: Bools | None = None  # windows that show the usual pace; None: all that are known
 
     @property
     def known(self) -> Bools:
@@ -58,25 +64,38 @@ class Pace:
 
 
 def pace(
-    moved: Floats, cpu: Floats, running: Bools, window_s: float, told: Floats | None = None
+    moved: Floats,
+    cpu: Floats,
+    running: Bools,
+    window_s: float,
+    told: Floats | None = None,
+    *,
+    suspect: Bools | None = None,
 ) -> Pace:
     """``moved`` (bytes), ``cpu`` (cores) and ``told`` (iterations) of nodes by windows;
-    ``running``: a step was there. What the program told goes before what its traffic shows."""
+    ``running``: a step was there; ``suspect``: something was wrong, so that the usual pace and
+    the pattern of the work are taken from the others, when there are enough. What the program
+    told goes before what its traffic shows."""
+    usual_at = running if suspect is None else running & ~suspect
+    if usual_at.sum() < max(MIN_WINDOWS, running.sum() * LEAST_CLEAN):
+        usual_at = running
     for signal, work, least in (
         ("iterations", np.full(moved.shape, np.nan) if told is None else told, 0.0),
         ("traffic", moved, LEAST_BYTES_PER_S * window_s),
         ("cpu", cpu, LEAST_CORES),
     ):
-        found = _pace_by(signal, work, running, least)  # type: ignore[arg-type]
+        found = _pace_by(signal, work, running, usual_at, least)  # type: ignore[arg-type]
         if found is not None:
             return found
     empty = np.full(moved.shape[1], np.nan)
     return Pace("none", empty, empty, np.nan, np.nan, None, np.zeros(len(moved)), np.nan)
 
 
-def _pace_by(signal: Signal, work: Floats, running: Bools, least: float) -> Pace | None:
+def _pace_by(
+    signal: Signal, work: Floats, running: Bools, usual_at: Bools, least: float
+) -> Pace | None:
     usable = np.where(running, work, np.nan)
-    usual = np.array([_usual(row) for row in usable])
+    usual = np.array([_usual(row[usual_at]) for row in usable])
     taking_part = usual > least
     if not taking_part.any():
         return None
@@ -88,16 +107,17 @@ def _pace_by(signal: Signal, work: Floats, running: Bools, least: float) -> Pace
     known = progress[~np.isnan(progress)]
     if len(known) < MIN_WINDOWS:
         return None
-    period = period_of(progress)
+    period = period_of(np.where(usual_at, progress, np.nan))
     smooth = _smoothed(progress, period)
     before = progress
-    progress, smooth, deviation, error, alike = _at_usual_pace(progress, smooth)
+    progress, smooth, deviation, error, alike = _at_usual_pace(progress, smooth, usual_at)
     scales = before[progress > 0] / progress[progress > 0]
     scale = float(scales[0]) if len(scales) else 1.0
     weights = np.zeros(len(work))
     weights[taking_part] = usual / usual.sum()
     whole = float(usual.sum()) * scale
-    return Pace(signal, progress, smooth, deviation, error, period, weights, whole, alike)
+    clean = usual_at & ~np.isnan(progress)
+    return Pace(signal, progress, smooth, deviation, error, period, weights, whole, alike, clean)
 
 
 def _usual(work: Floats) -> float:
@@ -111,15 +131,18 @@ def _usual(work: Floats) -> float:
     return max(middle, float(busy.mean())) if middle < busy.mean() / 2 else middle
 
 
-def _at_usual_pace(progress: Floats, smooth: Floats) -> tuple[Floats, Floats, float, float, float]:
+def _at_usual_pace(
+    progress: Floats, smooth: Floats, usual_at: Bools
+) -> tuple[Floats, Floats, float, float, float]:
     """Scaled so that the usual windows, those that are not slow, have the median 1."""
-    scale = float(np.nanmedian(smooth))
-    usual = ~np.isnan(smooth)
+    there = ~np.isnan(smooth) & usual_at
+    there = there if there.sum() >= MIN_WINDOWS / 2 else ~np.isnan(smooth)
+    scale, usual = float(np.median(smooth[there])), there
     for _ in range(4):
         values = smooth[usual]
         scale = float(np.median(values)) or 1.0
         limit = scale * _limit(values / scale)
-        again = ~np.isnan(smooth) & (smooth > limit)
+        again = there & (smooth > limit)
         if again.sum() < MIN_WINDOWS / 2 or (again == usual).all():
             break
         usual = again
@@ -233,38 +256,52 @@ def slow_windows(found: Pace) -> list[tuple[int, int]]:
 
 
 def _slow(found: Pace) -> Bools:
-    """Windows that are slow by themselves, or among neighbours that together are."""
+    """Windows that are slow by themselves, or among neighbours that together are: where nothing
+    was wrong, and with less proof where something was."""
     slow = np.zeros(len(found.smooth), dtype=bool)
+    clean = found.known if found.clean is None or not found.clean.any() else found.clean
+    if not clean.any():
+        return slow
+    suspect = found.known & ~clean
     for width in SCALES:
         if width > found.known.sum() / 4:
             break
-        mean = _mean_around(found.smooth, width)
-        limit = _limit(mean[found.known])
-        together = found.known & (mean < limit)
-        # Of a stretch that is slow as a whole, from its first to its last window below the usual.
-        near = np.convolve(together, np.ones(width), "same") > 0 if width > 1 else together
-        slow |= near & (found.smooth < (1 + limit) / 2)
+        usual = _mean_around(np.where(clean, found.smooth, np.nan), width)
+        usual = usual[~np.isnan(usual)]
+        for there in (clean, suspect):
+            mean = _mean_around(np.where(there, found.smooth, np.nan), width)
+            limit = _limit(usual) if len(usual) else 0.0
+            if there is suspect and width == 1:
+                limit = _limit(usual, SUSPECT_DEVIATIONS, SUSPECT_STANDSTILL)
+            with np.errstate(invalid="ignore"):
+                together = there & (mean < limit)
+            # Of a stretch that is slow as a whole, from its first to its last window below the
+            # usual.
+            near = np.convolve(together, np.ones(width), "same") > 0 if width > 1 else together
+            slow |= there & near & (found.smooth < (1 + limit) / 2)
     return slow
 
 
-def _limit(values: Floats) -> float:
+def _limit(values: Floats, deviations: float = DEVIATIONS, standstill: float = STANDSTILL) -> float:
     """What usual windows do not go below. Noise may add or, on a crowded machine, multiply: then
     the pace varies a lot and still never comes near a standstill."""
-    adds = 1 - DEVIATIONS * _spread(values)
+    adds = 1 - deviations * _spread(values)
     positive = values[values > 0]
     multiplies = 0.0
     if len(positive) > len(values) / 2:
         logs = np.log(positive)
-        multiplies = float(np.exp(min(0.0, np.median(logs)) - DEVIATIONS * _spread(logs)))
-    return min(1 - LEAST_LOSS, max(adds, min(multiplies, STANDSTILL)))
+        multiplies = float(np.exp(min(0.0, np.median(logs)) - deviations * _spread(logs)))
+    return min(1 - LEAST_LOSS, max(adds, min(multiplies, standstill)))
 
 
 def _mean_around(values: Floats, width: int) -> Floats:
+    """NaN where less than half of the windows around are known: means of fewer vary more."""
     known = ~np.isnan(values)
     kernel = np.ones(width)
     mean = np.full(len(values), np.nan)
     counts = np.convolve(known.astype(float), kernel, "same")
-    np.divide(np.convolve(np.nan_to_num(values), kernel, "same"), counts, out=mean, where=known)
+    sums = np.convolve(np.nan_to_num(values), kernel, "same")
+    np.divide(sums, counts, out=mean, where=known & (counts >= width / 2))
     return mean
 
 

@@ -1,21 +1,30 @@
-"""Where packets were lost, from the job clock's probes: each edge of the probe graph is measured on
-its own, and a node whose edges all lose while others do not is where it happens.
+"""Where packets were lost or queued, from the job clock's probes: each edge of the probe graph is
+measured on its own, and a node whose edges all suffer while others do not is where it happens.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fabricctl_analysis import coverage
 from fabricctl_analysis.activity import Grid
+from fabricctl_analysis.align import Ns, Rows
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.evidence import Evidence
+from fabricctl_analysis.pace import Bools
 from fabricctl_analysis.rows import NodeRows
 
 # Between two rows of an edge: more than this share, and more probes than are under way at a time.
 LOST, UNDER_WAY = 0.05, 4
+# Queued: the slowest in a hundred of a second's probes took so much longer than is usual for the
+# edge. Probes are stamped by the kernel, so that busy cores do not delay them: on two cores with a
+# load of 7 the usual second has 3 to 100 us, behind a link that is full it has milliseconds.
+LATE_NS, LATE_TIMES = 500_000, 10
+LEAST_PROBES = 8
 # Rows come once a second; what is closer is one stretch of loss.
 TOGETHER_NS = 2_500_000_000
 # A node is named when so large a share of its edges loses.
@@ -24,12 +33,13 @@ ALL = 0.75
 
 @dataclass(frozen=True)
 class Edge:
-    """One edge of a node's probe graph on one rail, and when it lost packets; ``peer`` is a place
-    in the job's list of nodes."""
+    """One edge of a node's probe graph on one rail, when it lost packets and when it held them
+    up; ``peer`` is a place in the job's list of nodes."""
 
     rail: int
     peer: int
     lost: tuple[Span, ...]
+    late: tuple[Span, ...] = ()
 
 
 def edges(rows: NodeRows, shift_ns: int) -> tuple[Edge, ...]:
@@ -45,59 +55,100 @@ def edges(rows: NodeRows, shift_ns: int) -> tuple[Edge, ...]:
     sent, arrived = (np.diff(table[name].astype(np.int64)) for name in ("sent", "arrived"))
     missing = sent - arrived
     lossy = np.flatnonzero(same & (sent > 0) & (missing > np.maximum(LOST * sent, UNDER_WAY)))
-    spans: dict[tuple[int, int], list[Span]] = {
-        (int(rail), int(peer)): []
-        for rail, peer in np.unique(np.stack([table["rail"], table["peer"]]), axis=1).T
-    }
-    for at in lossy.tolist():
-        key = (int(table["rail"][at]), int(table["peer"][at]))
-        spans[key].append(Span(int(times[at]), int(times[at + 1])))
+    late = np.flatnonzero(same & _late(table)[1:])
     return tuple(
-        Edge(rail, peer, tuple(coverage.union(found, TOGETHER_NS)))
-        for (rail, peer), found in spans.items()
+        Edge(
+            rail,
+            peer,
+            _spans(table, times, rail, peer, lossy),
+            _spans(table, times, rail, peer, late),
+        )
+        for rail, peer in np.unique(np.stack([table["rail"], table["peer"]]), axis=1).T.tolist()
     )
 
 
-def losses(
-    of_nodes: Iterable[tuple[str, Sequence[Edge]]], names: Sequence[str], grid: Grid
+def _late(table: Rows) -> NDArray[np.bool_]:
+    """Rows whose small probes took far longer than is usual for them."""
+    late = np.zeros(len(table), dtype=bool)
+    counted = (table["size_class"] == 0) & (table["count"] >= LEAST_PROBES)
+    keys = table[["rail", "peer", "inbound"]]
+    for key in np.unique(keys[counted]):
+        mine = np.flatnonzero(counted & (keys == key))
+        took = table["p99_ns"][mine].astype(np.float64)
+        usual = float(np.median(took))
+        late[mine] = took > max(usual + LATE_NS, LATE_TIMES * usual)
+    return late
+
+
+def _spans(
+    table: Rows, times: Ns, rail: int, peer: int, rows: NDArray[np.intp]
+) -> tuple[Span, ...]:
+    """The seconds that end with these rows' next ones; for an edge."""
+    mine = rows[(table["rail"][rows] == rail) & (table["peer"][rows] == peer)]
+    found = [
+        Span(int(times[at]), int(times[at + 1]))
+        for at in sorted(mine.tolist(), key=times.__getitem__)
+    ]
+    return tuple(coverage.union(found, TOGETHER_NS))
+
+
+def troubles(
+    of_nodes: Sequence[tuple[str, Sequence[Edge]]],
+    names: Sequence[str],
+    grid: Grid,
+    silent: Mapping[str, Bools] | None = None,
 ) -> Iterator[Evidence]:
-    """Stretches of loss with the nodes whose links lose; ``names``: the job's list of nodes."""
-    degree: dict[tuple[int, str], int] = defaultdict(int)
-    lossy: dict[tuple[int, int], list[tuple[str, str]]] = defaultdict(list)
+    """Stretches of loss and of queueing with the nodes whose links suffer; ``names``: the job's
+    list of nodes; ``silent``: windows in which a node itself stood still and answered nobody."""
+    quiet = silent or {}
+    yield from _of_kind("lost", of_nodes, names, grid, quiet)
+    yield from _of_kind("late", of_nodes, names, grid, quiet)
+
+
+def _of_kind(
+    kind: Literal["lost", "late"],
+    of_nodes: Sequence[tuple[str, Sequence[Edge]]],
+    names: Sequence[str],
+    grid: Grid,
+    silent: Mapping[str, Bools],
+) -> Iterator[Evidence]:
+    edges_of: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    bad: dict[tuple[int, int], list[tuple[str, str]]] = defaultdict(list)
     for node, owned in of_nodes:
         for edge in owned:
             if edge.peer >= len(names):
                 continue
             ends = (node, names[edge.peer])
-            for end in ends:
-                degree[edge.rail, end] += 1
-            for span in edge.lost:
+            edges_of[edge.rail].append(ends)
+            for span in edge.lost if kind == "lost" else edge.late:
                 touched = grid.touched(span.begin_ns, span.end_ns)
                 for window in range(touched.start, touched.stop):
-                    lossy[edge.rail, window].append(ends)
+                    bad[edge.rail, window].append(ends)
     found: dict[tuple[int, tuple[str, ...]], list[int]] = defaultdict(list)
-    for (rail, window), there in sorted(lossy.items()):
-        found[rail, _place(rail, there, degree)].append(window)
+    for (rail, window), there in sorted(bad.items()):
+        gone = {name for name, quiet in silent.items() if quiet[window]}
+        heard = [ends for ends in there if not gone.intersection(ends)]
+        if heard:
+            degree = Counter(
+                end for ends in edges_of[rail] if not gone.intersection(ends) for end in ends
+            )
+            found[rail, _place(heard, degree)].append(window)
     for (rail, nodes), windows in found.items():
         at = np.array(sorted(set(windows)))
         for group in np.split(at, np.flatnonzero(np.diff(at) > 2) + 1):
             where = " and ".join(nodes[:4]) if nodes else "many nodes: its switch"
-            text = f"probes were lost on rail r{rail} of {where}"
+            words = "lost" if kind == "lost" else "queued for milliseconds"
+            text = f"probes were {words} on rail r{rail} of {where}"
             span = grid.span(int(group[0]), int(group[-1]))
-            yield Evidence("queueing", nodes, rail, span, 1.0, text)
+            strength = 1.0 if kind == "lost" else 0.5
+            yield Evidence("queueing", nodes, rail, span, strength, text)
 
 
-def _place(
-    rail: int, there: Sequence[tuple[str, str]], degree: dict[tuple[int, str], int]
-) -> tuple[str, ...]:
-    """The nodes that explain the lossy edges: those that lose on all of theirs; without any the
+def _place(there: Sequence[tuple[str, str]], degree: Mapping[str, int]) -> tuple[str, ...]:
+    """The nodes that explain the bad edges: those that suffer on all of theirs; without any the
     ends themselves; none when it is most of the rail."""
-    counts: dict[str, int] = defaultdict(int)
-    for ends in set(there):
-        for end in ends:
-            counts[end] += 1
-    whole = [n for n, count in counts.items() if count >= max(2, ALL * degree[rail, n])]
-    nodes = sum(1 for known, _ in degree if known == rail)
-    if len(whole) > max(1, nodes / 2):
+    counts = Counter(end for ends in set(there) for end in ends)
+    whole = [name for name, count in counts.items() if count >= max(2, ALL * degree[name])]
+    if len(whole) > max(1, len(degree) / 2):
         return ()
     return tuple(sorted(whole or counts))

@@ -152,6 +152,10 @@ def _verdict(one: Verdict, begin: int) -> Json:
         "certainty": one.certainty,
         "evidence": list(one.evidence),
         "also": list(one.also),
+        "others": [
+            {"cause": other.cause, "nodes": list(other.nodes), "rail": other.rail}
+            for other in one.others
+        ],
         "coverage": one.coverage,
     }
 

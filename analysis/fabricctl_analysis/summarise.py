@@ -25,7 +25,7 @@ from fabricctl_analysis.common_time import (
     shifted_remarks,
 )
 from fabricctl_analysis.coverage import Span
-from fabricctl_analysis.evidence import Evidence
+from fabricctl_analysis.evidence import Evidence, silent
 from fabricctl_analysis.host import host_figures
 from fabricctl_analysis.job_clock import clock_summary
 from fabricctl_analysis.job_state import job_state
@@ -42,7 +42,7 @@ from fabricctl_analysis.model import (
     Unmeasured,
 )
 from fabricctl_analysis.moves import PathRow, moves_of, path_rows
-from fabricctl_analysis.probes import Edge, edges, losses
+from fabricctl_analysis.probes import Edge, edges, troubles
 from fabricctl_analysis.rails import rail_summary
 from fabricctl_analysis.rows import NodeRows, apart_ns, clean, of_rail
 from fabricctl_analysis.told import told
@@ -121,7 +121,12 @@ def summarise(
             steps=steps,
             remarks=[r for part in parts for r in shifted_remarks(part.remarks, part.shift_ns)],
             more=[
-                *losses([(part.summary.name, part.edges) for part in parts], job.nodes, grid.grid),
+                *troubles(
+                    [(part.summary.name, part.edges) for part in parts],
+                    job.nodes,
+                    grid.grid,
+                    {p.activity.node: silent(p.activity) for p in parts if p.activity},
+                ),
                 *(one for part in parts for one in part.told),
             ],
         )

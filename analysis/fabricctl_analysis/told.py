@@ -1,5 +1,5 @@
-"""Evidence that others have found already, while the job ran: starts of the program anew, and the
-tracker's verdicts on ranks that wait without end in sight.
+"""Evidence that others have found already, while the job ran: starts of the program anew, the
+tracker's verdicts on ranks that wait without end in sight, and checkpoints.
 """
 
 from collections.abc import Iterator
@@ -11,12 +11,14 @@ from fabricctl_analysis.align import MAX_TIME_NS
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.evidence import Evidence
 from fabricctl_analysis.model import Cause
+from fabricctl_analysis.program import checkpoints
 from fabricctl_analysis.rows import NodeRows, clean
 
 # A node was silent for a while before it was given up (docs/checkpoints.md).
 SILENT_NS = 3_000_000_000
 # A verdict, or a dead program, that nothing ends: as long as that at least.
 OPEN_NS = 5_000_000_000
+NO_CARRIER = "without carrier"  # so the tracker's verdict says that a link is down
 _DEAD = {LaunchEvent.RANKS_DEAD: "its ranks died", LaunchEvent.NODE_DEAD: "a node died"}
 _STALLS: dict[int, Cause] = {
     StallKind.RANK: "host_stopped",
@@ -27,7 +29,7 @@ _STALLS: dict[int, Cause] = {
 
 def told(rows: NodeRows, shift_ns: int) -> tuple[Evidence, ...]:
     """From one node's tables, on the time that all nodes share."""
-    return (*_restarts(rows, shift_ns), *_stalls(rows, shift_ns))
+    return (*_restarts(rows, shift_ns), *_stalls(rows, shift_ns), *checkpoints(rows, shift_ns))
 
 
 def _restarts(rows: NodeRows, shift_ns: int) -> Iterator[Evidence]:
@@ -55,6 +57,8 @@ def _stalls(rows: NodeRows, shift_ns: int) -> Iterator[Evidence]:
             yield Evidence(found[0], found[2], None, Span(found[1], int(at)), 1.0, found[3])
             found = None
         cause = _STALLS.get(int(row["kind"]))
+        if cause == "path" and NO_CARRIER in clean(row["text"]):
+            cause = "link_down"
         if cause is not None:
             waited = int(row["time_mono_ns"]) - int(row["since_mono_ns"])
             waited = waited if 0 <= waited < MAX_TIME_NS // 4 else 0

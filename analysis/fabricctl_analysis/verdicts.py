@@ -18,7 +18,7 @@ CAUSES: dict[Cause, str] = {
     "restart": "program started anew",
     "gpu": "GPU",
     "path": "bad path",
-    "queueing": "loss in the network",
+    "queueing": "loss or queueing in the network",
     "host_stopped": "processes stopped",
     "host_memory": "short of memory",
     "storage": "waiting for files",
@@ -45,7 +45,7 @@ _ADVICE: dict[Cause, str] = {
     "fabric's addresses (docs/options.md) rides such a loss out",
     "gpu": "have the GPUs of {nodes} looked at (nvidia-smi -q, the kernel log); --exclude={nodes} "
     "until then",
-    "queueing": "see which links {nodes} share: loss or congestion made TCP send again",
+    "queueing": "see which links {nodes} share: packets were lost or waited there",
     "path": "see which switch port the path shares: fabricctl path show, and the switch's counters",
     "host_stopped": "look at {nodes}: its kernel log at that time, and whether something froze the "
     "job's processes; leave it out with --exclude={nodes} until it is known",

@@ -7,7 +7,7 @@ from fabricctl.store import dtypes, schema
 from fabricctl_analysis.activity import Grid
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.evidence import Evidence
-from fabricctl_analysis.probes import edges, losses
+from fabricctl_analysis.probes import edges, troubles
 from fabricctl_analysis.rows import Boot, NodeRows, place
 
 S = 1_000_000_000
@@ -40,10 +40,16 @@ def node(name: str, bad: set[str], share: float, silent: bool = False) -> NodeRo
     return place(name, ("r0", "r1"), [Boot(tables)])
 
 
-def found(bad: set[str], share: float = 0.2, silent: bool = False) -> list[Evidence]:
+def found(
+    bad: set[str], share: float = 0.2, silent: bool = False, frozen: str = ""
+) -> list[Evidence]:
+    """``frozen``: a node that stood still itself, so that all probes to it were lost too."""
     grid = Grid.over(Span(BEGIN_NS, BEGIN_NS + 60 * S), S)
-    made = [(name, edges(node(name, bad, share, silent), 0)) for name in NODES]
-    return list(losses(made, NODES, grid))
+    hit = bad | {frozen} - {""}
+    made = [(name, edges(node(name, hit, share, silent), 0)) for name in NODES]
+    still = np.zeros(60, bool)
+    still[18:32] = True
+    return list(troubles(made, NODES, grid, {frozen: still} if frozen else {}))
 
 
 @pytest.mark.parametrize("silent", [False, True])
@@ -62,3 +68,29 @@ def test_a_whole_rail_that_loses_is_its_switch() -> None:
 def test_a_healthy_rail_is_not_named() -> None:
     assert found(set()) == []
     assert found({"n1"}, share=0.02) == []
+
+
+def test_a_node_that_stood_still_is_no_loss_in_the_network() -> None:
+    assert found(set(), frozen="n1") == []
+    (one,) = found({"n3"}, frozen="n1")
+    assert one.nodes == ("n3",)
+
+
+def slow(name: str, bad: set[str], late_ns: int) -> NodeRows:
+    rows = node(name, set(), 0)
+    table = rows.tables["delay"]
+    inside = (table["time_mono_ns"] >= 20 * S) & (table["time_mono_ns"] < 30 * S)
+    hit = np.array([bool({name, NODES[peer]} & bad) for peer in table["peer"]])
+    table["count"] = 90
+    table["p99_ns"] = np.where(inside & hit & (table["rail"] == 1), late_ns, 40_000)
+    return rows
+
+
+def test_a_queue_in_front_of_a_node_shows_in_its_delays() -> None:
+    grid = Grid.over(Span(BEGIN_NS, BEGIN_NS + 60 * S), S)
+    made = [(name, edges(slow(name, {"n2"}, 6_000_000), 0)) for name in NODES]
+    (one,) = troubles(made, NODES, grid)
+    assert (one.cause, one.nodes, one.rail) == ("queueing", ("n2",), 1)
+    assert "queued for milliseconds on rail r1 of n2" in one.text
+    made = [(name, edges(slow(name, {"n2"}, 300_000), 0)) for name in NODES]
+    assert list(troubles(made, NODES, grid)) == []

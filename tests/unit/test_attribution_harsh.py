@@ -1,0 +1,140 @@
+"""What harmed jobs in the lab (bench/diagnose) showed to go wrong, each once."""
+
+import numpy as np
+import pytest
+
+from fabricctl.store import dtypes, schema
+from fabricctl.store.schema import CheckpointEvent
+from fabricctl_analysis.attribute import _settled, _telling
+from fabricctl_analysis.coverage import Span
+from fabricctl_analysis.evidence import Evidence
+from fabricctl_analysis.model import Accounts, Verdict
+from fabricctl_analysis.pace import pace, period_of, slow_windows
+from fabricctl_analysis.program import checkpoints
+from fabricctl_analysis.rows import Boot, NodeRows, place
+from tests.support.simjobs import BEGIN_NS, Fault, S, Sim
+
+
+def accounts(sim: Sim) -> Accounts:
+    found = sim.report().accounts
+    assert found is not None
+    return found
+
+
+def test_outages_that_come_again_and_again_are_no_iterations() -> None:
+    faults = [Fault("host_stopped", n % 4, 10 + 11.0 * n, 6.0) for n in range(8)]
+    found = accounts(Sim(1, faults, seconds=110))
+    assert found.iteration_s is None
+    assert [one.cause for one in found.verdicts] == ["host_stopped"] * 8
+    truth = sum(6.0 for _ in faults) * 4
+    assert sum(one.loss_ns for one in found.verdicts) / S == pytest.approx(truth, rel=0.05)
+
+
+def test_a_job_that_is_slow_most_of_the_time_is_held_to_its_pace_when_nothing_is_wrong() -> None:
+    found = accounts(Sim(2, [Fault("link_down", 1, 30.0, 60.0)], seconds=110))
+    (one,) = found.verdicts
+    assert (one.cause, one.nodes, one.rail) == ("link_down", ("n1",), 0)
+    assert one.loss_ns / S == pytest.approx(0.5 * 60 * 4, rel=0.05)
+
+
+def rough(seed: int, slow: slice, to: float) -> tuple[np.ndarray, np.ndarray]:
+    """The pace of a job on busy cores, and windows in which something was wrong."""
+    work = np.random.default_rng(seed).normal(1e8, 2.2e7, (2, 100))
+    work[:, slow] *= to
+    suspect = np.zeros(100, bool)
+    suspect[slow] = True
+    return work, suspect
+
+
+def test_less_proof_is_asked_where_something_was_wrong() -> None:
+    work, suspect = rough(4, slice(60, 62), 0.3)
+    args = (work, np.zeros_like(work), np.ones(100, bool), 1.0)
+    assert slow_windows(pace(*args)) == []
+    ((first, last),) = slow_windows(pace(*args, suspect=suspect))
+    assert (first, last) == (59, 62)
+
+
+def test_what_was_wrong_without_loss_is_no_verdict() -> None:
+    work, suspect = rough(8, slice(60, 64), 1.0)
+    found = pace(work, np.zeros_like(work), np.ones(100, bool), 1.0, suspect=suspect)
+    assert slow_windows(found) == []
+
+
+def test_a_pause_in_half_of_the_job_does_not_hide_another() -> None:
+    faults = [Fault("host_stopped", n % 4, 10 + 13.0 * n, 7.0) for n in range(6)]
+    faults.append(Fault("unknown", 0, 92.0, 5.0))
+    found = accounts(Sim(3, faults, seconds=110))
+    assert [one.cause for one in found.verdicts].count("unknown") == 1
+
+
+def test_edges_of_a_trouble_do_not_become_verdicts_of_their_own() -> None:
+    trouble: list = ["link_down"] * 5 + ["queueing", "rank_slow"]
+    assert _settled(trouble) == ["link_down"] * 7
+    assert _settled(["storage"] * 2 + ["steal"] * 2) == ["storage"] * 2 + ["steal"] * 2
+
+
+def evidence(
+    nodes: tuple[str, ...], rail: int | None, s: tuple[float, float], by: float = 1.0
+) -> Evidence:
+    span = Span(int(s[0] * S), int(s[1] * S))
+    return Evidence("queueing", nodes, rail, span, by, f"{nodes} {rail}")
+
+
+def test_what_names_one_node_for_long_places_the_cause() -> None:
+    there = [
+        evidence(("n4",), 0, (0, 6), 0.5),
+        evidence(("n1", "n4"), 0, (1, 3)),
+        evidence(("n1", "n2"), 1, (3, 5), 0.5),
+    ]
+    told, nodes = _telling(there, Span(0, 5 * S))
+    assert nodes == ("n4",)
+    assert {one.rail for one in told} == {0}
+
+
+def test_what_else_was_wrong_is_told_with_its_place() -> None:
+    both = [Fault("host_stopped", 3, 150.0, 20.0), Fault("link_down", 1, 150.0, 20.0)]
+    verdicts: tuple[Verdict, ...] = accounts(Sim(5, both, seconds=300)).verdicts
+    assert verdicts[0].cause == "link_down"
+    assert ("host_stopped", ("n3",)) in {(one.cause, one.nodes) for one in verdicts[0].others}
+
+
+def node(tables: dict[str, np.ndarray]) -> NodeRows:
+    clock = dtypes.empty(schema.CLOCK, 2)
+    clock["time_mono_ns"], clock["width_ns"] = (0, 600 * S), 100
+    clock["time_real_ns"] = clock["time_mono_ns"] + BEGIN_NS
+    empty = {table.name: dtypes.empty(table) for table in schema.TABLES}
+    return place("n1", ("r0",), [Boot({**empty, "clock": clock, **tables})])
+
+
+def spans(rows: NodeRows) -> list[tuple[float, float]]:
+    found = list(checkpoints(rows, 0))
+    assert all(one.cause == "checkpoint" and one.nodes == () for one in found)
+    return [((one.span.begin_ns - BEGIN_NS) / S, (one.span.end_ns - BEGIN_NS) / S) for one in found]
+
+
+def test_checkpoints_are_known_as_the_program_told_them() -> None:
+    told = dtypes.empty(schema.CHECKPOINT, 3)
+    told["time_mono_ns"] = (100 * S, 200 * S, 300 * S)
+    told["time_real_ns"] = told["time_mono_ns"] + BEGIN_NS
+    told["event"] = (CheckpointEvent.SAVED, CheckpointEvent.SAVED, CheckpointEvent.RESTORED_SHARED)
+    told["stall_ns"] = (4 * S, 0, 30 * S)  # the second was written beside the work
+    assert spans(node({"checkpoint": told})) == [(96, 100), (270, 300)]
+
+
+def test_checkpoints_are_known_by_the_tracker() -> None:
+    """Hours apart, each at its own time: the sum grows only when one has been written."""
+    seen = dtypes.empty(schema.MPI_TIME, 3)
+    seen["time_mono_ns"] = (100 * S, 400 * S, 401 * S)
+    seen["op"], seen["rank"], seen["launch"] = b"checkpoint", 0, 0
+    seen["time_ns"] = (3 * S, 8 * S, int(8.01 * S))
+    assert spans(node({"mpi_time": seen})) == [(96, 100), (394, 400)]
+
+
+def test_a_steady_pattern_keeps_its_period_beside_troubles() -> None:
+    at = np.arange(400)
+    work = 1.0 + 0.8 * np.sin(2 * np.pi * at / 7.5)
+    assert period_of(work) == pytest.approx(7.5, rel=0.01)
+    holes = np.where((at % 50) < 6, np.nan, work)
+    assert period_of(holes) == pytest.approx(7.5, rel=0.01)
+
+
