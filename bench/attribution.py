@@ -2,7 +2,7 @@
 
 500 jobs with one or two faults each and 100 healthy ones with noise, through the whole pipeline but
 the file: precision and recall of the causes, the right place, the loss against the truth, how often
-the 95 % interval holds it, and iteration times from traffic alone. (bench/diagnose.py does the same
+the 95 % interval holds it, and iteration times from traffic alone. (bench/diagnose does the same
 with real jobs and faults in the lab.)
 
     python -m bench.attribution [--jobs 500] [--healthy 100]

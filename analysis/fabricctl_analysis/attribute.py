@@ -6,20 +6,17 @@ evidence that was there; a piece without any is ``unknown``, and small variation
 holds are one figure of their own, so that all figures add up to the time that passed.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fabricctl_analysis.activity import Activity, Grid
 from fabricctl_analysis.coverage import Span
-from fabricctl_analysis.evidence import ORDER, Evidence, gather
+from fabricctl_analysis.evidence import Evidence, gather
 from fabricctl_analysis.model import (
     Accounts,
-    Cause,
     Heat,
     Other,
     PathMark,
@@ -28,28 +25,15 @@ from fabricctl_analysis.model import (
     StepSummary,
     Verdict,
 )
-from fabricctl_analysis.pace import Bools, Pace, lost, pace, slow_windows
+from fabricctl_analysis.pace import Bools, Pace, lost, pace
+from fabricctl_analysis.pieces import AFTER, SURE, Piece, pieces, telling
 
 _Ns = NDArray[np.int64]
-# After evidence ends its effect may last: a stream whose retransmission timer had backed off sends
-# next when as much time again has passed (RFC 6298, 5.5); what is queued takes some windows.
-_AFTER = 2
 # Of a normal distribution: 95 % lie within so many deviations.
 _Z95 = 1.96
-_SURE = ("restart", "link_down", "host_stopped", "path")
 # Evidence that is told even when it cost nothing: that failover kept it so is worth knowing.
 HEAT_PARTS = 200
 _TOLD = ("link_down", "path", "host_stopped")
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Windows of one slow stretch that have one explanation."""
-
-    cause: Cause
-    windows: list[int]
-    evidence: list[Evidence]
-    others: list[Evidence]  # of other causes, at the same time
 
 
 @dataclass(frozen=True)
@@ -91,11 +75,11 @@ def account(
     found = pace(*work, running, window_s, _stack(acts, "iterations"), suspect=suspect)
     widths = np.diff(np.minimum(grid.edges_ns, whole.end_ns))
     job = _Job(found, acts, grid, widths, nodes)
-    pieces = list(_pieces(found, evidence, grid))
-    taken = {window for piece in pieces for window in piece.windows}
+    cut = list(pieces(found, evidence, grid))
+    taken = {window for piece in cut for window in piece.windows}
     quiet = [_verdict(piece, job) for piece in _quiet(evidence, taken, job)]
     felt = [one for one in quiet if one.low_ns > 0]
-    slow = [_verdict(piece, job) for piece in pieces]
+    slow = [_verdict(piece, job) for piece in cut]
     # What may as well be chance is among the small ups and downs.
     verdicts = [*(one for one in slow if one.low_ns > 0), *felt]
     inside = np.zeros(grid.count, dtype=bool)
@@ -161,7 +145,7 @@ def _suspect(evidence: Sequence[Evidence], grid: Grid) -> Bools:
     suspect = np.zeros(grid.count, dtype=bool)
     for one in (one for one in evidence if one.strength > 0):
         touched = grid.touched(one.span.begin_ns, one.span.end_ns)
-        suspect[touched.start : touched.stop + _AFTER] = True
+        suspect[touched.start : touched.stop + AFTER] = True
     return suspect
 
 
@@ -190,161 +174,50 @@ def _drawn(progress: NDArray[np.float64], points: int = 600) -> NDArray[np.float
     return np.array([part.mean() if len(part) else np.nan for part in known])
 
 
-def _pieces(found: Pace, evidence: Sequence[Evidence], grid: Grid) -> Iterator[_Piece]:
-    at = _by_window(evidence, grid)
-    known = np.flatnonzero(found.known)
-    for first, last in slow_windows(found):
-        edge: Cause | None = None
-        if first <= known[0] + 1 or last >= known[-1] - 1:
-            edge = "start_end"
-        yield from _cut(first, last, at, found, edge)
-
-
-def _by_window(evidence: Sequence[Evidence], grid: Grid) -> dict[int, list[Evidence]]:
-    at: dict[int, list[Evidence]] = defaultdict(list)
-    for one in evidence:
-        touched = grid.touched(one.span.begin_ns, one.span.end_ns)
-        for window in range(touched.start, touched.stop):
-            at[window].append(one)
-    return at
-
-
-def _cut(
-    first: int, last: int, at: dict[int, list[Evidence]], found: Pace, edge: Cause | None
-) -> Iterator[_Piece]:
-    """One slow stretch in pieces of one cause each."""
-    # Smoothing over an iteration shows a loss that much before and after it happened.
-    lead = 1 + round((found.period or 0) / 2)
-    causes = [_best(at.get(window, [])) for window in range(first, last + 1)]
-    causes = _settled(_spread(causes, lead, at, first))
-    begin = 0
-    for nth in range(1, len(causes) + 1):
-        if nth < len(causes) and causes[nth] == causes[begin]:
-            continue
-        windows = [w for w in range(first + begin, first + nth) if found.known[w]]
-        cause = causes[begin] or edge or "unknown"
-        near = range(first + begin - lead, first + nth + 1)
-        there = {id(one): one for w in near for one in at.get(w, [])}.values()
-        mine = [one for one in there if one.cause == cause]
-        if windows:
-            yield _Piece(cause, windows, mine, [one for one in there if one.cause != cause])
-        begin = nth
-
-
-def _settled(causes: list[Cause | None]) -> list[Cause | None]:
-    """Without runs of one or two windows beside a longer one: the begin and end of a trouble look
-    like another for a moment."""
-    while True:
-        cuts = [0, *(n for n in range(1, len(causes)) if causes[n] != causes[n - 1]), len(causes)]
-        runs = [(causes[a], b - a) for a, b in pairwise(cuts)]
-        settled: list[Cause | None] = []
-        for nth, (cause, length) in enumerate(runs):
-            near = [runs[n] for n in (nth - 1, nth + 1) if 0 <= n < len(runs)]
-            longest = max(near, key=lambda run: run[1], default=(cause, 0))
-            short = length <= _AFTER and longest[1] > length and cause not in _SURE
-            settled += [longest[0] if short else cause] * length
-        if settled == causes:
-            return settled
-        causes = settled
-
-
-def _best(there: Sequence[Evidence]) -> Cause | None:
-    causes = {one.cause for one in there if one.strength > 0}
-    return next((cause for cause in ORDER if cause in causes), None)
-
-
-def _spread(
-    causes: list[Cause | None], lead: int, at: dict[int, list[Evidence]], first: int
-) -> list[Cause | None]:
-    """A cause explains what follows it for a while, and the windows just before it."""
-    spread = list(causes)
-    left, current = 0, None
-    for nth, cause in enumerate(causes):
-        if cause is not None:
-            length = sum(1 for w in range(first + nth, -1, -1) if _has(at, w, cause))
-            left, current = max(_AFTER, length), cause
-        elif left > 0:
-            spread[nth], left = current, left - 1
-    for nth in range(len(spread) - 1, -1, -1):
-        ahead = [cause for cause in spread[nth + 1 : nth + 1 + lead] if cause is not None]
-        if spread[nth] is None and ahead:
-            spread[nth] = ahead[0]
-    return spread
-
-
-def _has(at: dict[int, list[Evidence]], window: int, cause: Cause) -> bool:
-    return any(one.cause == cause for one in at.get(window, ()))
-
-
-def _telling(evidence: Sequence[Evidence], span: Span) -> tuple[list[Evidence], tuple[str, ...]]:
-    """The evidence that places the cause, and the nodes: what knows the rail goes before what does
-    not, what was there for most of the time before what was for a moment, and what names one node
-    before what names some."""
-    exact = [one for one in evidence if one.rail is not None] or list(evidence)
-    of_rail: dict[int | None, float] = defaultdict(float)
-    for one in exact:
-        of_rail[one.rail] += _weight(one, span)
-    heaviest = max(of_rail.values(), default=0.0)
-    exact = [one for one in exact if of_rail[one.rail] >= heaviest / 2]
-    weights: dict[str, float] = defaultdict(float)
-    for one in exact:
-        for name in one.nodes:
-            weights[name] += _weight(one, span) / len(one.nodes)
-    most = max(weights.values(), default=0.0)
-    names = tuple(name for name, weight in weights.items() if weight >= most / 2)
-    mine = [one for one in exact if not one.nodes or set(one.nodes) & set(names)]
-    return mine, names
-
-
-def _weight(one: Evidence, span: Span) -> float:
-    shared = min(one.span.end_ns, span.end_ns) - max(one.span.begin_ns, span.begin_ns)
-    return one.strength * max(shared, 1)
-
-
 def _others(evidence: Sequence[Evidence], span: Span) -> Iterator[Other]:
     for cause in dict.fromkeys(one.cause for one in evidence if one.strength > 0):
-        mine, names = _telling([one for one in evidence if one.cause == cause], span)
+        mine, names = telling([one for one in evidence if one.cause == cause], span)
         rails = {one.rail for one in mine}
         yield Other(cause, names, next(iter(rails)) if len(rails) == 1 else None)
 
 
-def _quiet(evidence: Sequence[Evidence], taken: set[int], job: _Job) -> Iterator[_Piece]:
+def _quiet(evidence: Sequence[Evidence], taken: set[int], job: _Job) -> Iterator[Piece]:
     """Troubles of links and paths outside slow stretches; those that share time are one."""
     free = set(taken)
-    open_piece: _Piece | None = None
+    open_piece: Piece | None = None
     for one in (one for one in evidence if one.cause in _TOLD):
         touched = job.grid.touched(one.span.begin_ns, one.span.end_ns)
         windows = [w for w in range(touched.start, touched.stop) if job.pace.known[w]]
         if open_piece and windows and windows[0] <= open_piece.windows[-1]:
             more = [w for w in windows if w > open_piece.windows[-1] and w not in taken]
-            open_piece = _Piece(open_piece.cause, open_piece.windows + more,
+            open_piece = Piece(open_piece.cause, open_piece.windows + more,
                                 [*open_piece.evidence, one], [])  # fmt: skip
             continue
         if open_piece:
             yield open_piece
         open_piece = None
         if windows and not free.intersection(windows):
-            open_piece = _Piece(one.cause, windows, [one], [])
+            open_piece = Piece(one.cause, windows, [one], [])
     if open_piece:
         yield open_piece
 
 
-def _verdict(piece: _Piece, job: _Job) -> Verdict:
+def _verdict(piece: Piece, job: _Job) -> Verdict:
     windows, grid = np.array(piece.windows), job.grid
     loss_ns = int(job.lost_ns[windows].sum())
     _, error = lost(job.pace, windows)
     error_ns = _Z95 * error * grid.width_ns * job.nodes
     span = grid.span(int(windows[0]), int(windows[-1]))
-    mine, names = _telling(piece.evidence, span)
+    mine, names = telling(piece.evidence, span)
     rails = {one.rail for one in mine}
-    sure = piece.cause in _SURE and not any(one.cause in _SURE for one in piece.others)
+    sure = piece.cause in SURE and not any(one.cause in SURE for one in piece.others)
     measured = [float(act.measured[windows].mean()) for act in job.acts]
     return Verdict(
         cause=piece.cause,
         nodes=names,
         rail=next(iter(rails)) if len(rails) == 1 else None,
         begin_ns=min([span.begin_ns, *(one.span.begin_ns for one in mine)])
-        if piece.cause in _SURE
+        if piece.cause in SURE
         else span.begin_ns,
         end_ns=span.end_ns,
         loss_ns=loss_ns,

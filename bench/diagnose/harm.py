@@ -160,6 +160,8 @@ def _unlike(one: str, other: str) -> bool:
     whole = ("all", "rail")
     if a.alone or b.alone or (a.place in whole and b.place in whole):
         return False
+    if {a.place, b.place} == {"link", "rail"}:
+        return False  # a link is not missed where its switch is dead
     return not set(a.causes) & set(b.causes)
 
 

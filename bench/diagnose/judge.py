@@ -133,10 +133,14 @@ def names(one: Verdict, harm: Harm) -> tuple[bool, bool]:
 
 def judge_case(job: Job, case: list[Harm], there: Sequence[Verdict], quick: bool) -> dict:  # type: ignore[type-arg]
     lost_s = job.lost_s(case)
-    if len(case) > 1:  # beside what stops the program some cannot be seen
-        case = [harm for harm in case if not harm.of.alone] or case
-    found = [[names(one, harm) for one in there] for harm in case]
     allowed = {cause for harm in case for cause in harm.of.causes}
+    if len(case) > 1:  # beside what stops the program some cannot be seen
+        rail = any(harm.of.place == "rail" for harm in case)
+        case = [
+            harm for harm in case
+            if not harm.of.alone and not (rail and harm.of.place == "link")
+        ] or case  # fmt: skip
+    found = [[names(one, harm) for one in there] for harm in case]
     wrong = [one for one in there if one.cause not in (*allowed, *NO_CAUSE)]
     record = {
         "job": job.name,

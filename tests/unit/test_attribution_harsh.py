@@ -5,11 +5,11 @@ import pytest
 
 from fabricctl.store import dtypes, schema
 from fabricctl.store.schema import CheckpointEvent
-from fabricctl_analysis.attribute import _settled, _telling
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.evidence import Evidence
 from fabricctl_analysis.model import Accounts, Verdict
 from fabricctl_analysis.pace import pace, period_of, slow_windows
+from fabricctl_analysis.pieces import _settled, telling
 from fabricctl_analysis.program import checkpoints
 from fabricctl_analysis.rows import Boot, NodeRows, place
 from tests.support.simjobs import BEGIN_NS, Fault, S, Sim
@@ -86,7 +86,7 @@ def test_what_names_one_node_for_long_places_the_cause() -> None:
         evidence(("n1", "n4"), 0, (1, 3)),
         evidence(("n1", "n2"), 1, (3, 5), 0.5),
     ]
-    told, nodes = _telling(there, Span(0, 5 * S))
+    told, nodes = telling(there, Span(0, 5 * S))
     assert nodes == ("n4",)
     assert {one.rail for one in told} == {0}
 
@@ -138,3 +138,8 @@ def test_a_steady_pattern_keeps_its_period_beside_troubles() -> None:
     assert period_of(holes) == pytest.approx(7.5, rel=0.01)
 
 
+def test_a_cause_that_goes_on_somewhere_else_is_two_verdicts() -> None:
+    both = [Fault("storage", 1, 60.0, 20.0), Fault("storage", 3, 81.0, 20.0)]
+    found = accounts(Sim(6, both, seconds=200)).verdicts
+    assert {(one.cause, one.nodes) for one in found} == {("storage", ("n1",)), ("storage", ("n3",))}
+    assert all(one.loss_ns / S == pytest.approx(20 * 0.7 * 4, rel=0.1) for one in found)
