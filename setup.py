@@ -1,7 +1,7 @@
-"""What setup.cfg cannot say: the C parts of the job clock.
+"""What setup.cfg cannot say: the C parts of the agent.
 
-They are optional: without a compiler the package installs all the same, and the clock says that
-it was built without them.
+They are optional: without a compiler the package installs all the same, samples cost more, and the
+clock says that it was built without them.
 """
 
 from pathlib import Path
@@ -12,6 +12,12 @@ CLOCK = Path("fabricctl/clock/csrc")
 
 setup(
     ext_modules=[
+        Extension(
+            "fabricctl.telemetry._batch",
+            sources=["fabricctl/telemetry/csrc/batch.c"],
+            extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
+            optional=True,
+        ),
         Extension(
             "fabricctl.clock._engine",
             sources=sorted(map(str, CLOCK.glob("*.c"))),

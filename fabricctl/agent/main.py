@@ -121,7 +121,6 @@ class Agent:
         )
         self._clock_fd: int | None = None
         self._ticker = Ticker(int(1e9 / self._rate_hz))
-        self._ticker_fd = self._ticker.fileno()
         self._poll = select.epoll()
         for source in (self._ticker, self._ending, self._samplers.watch, self._mesh):
             if source is not None:
@@ -188,12 +187,11 @@ class Agent:
         ]
         due_mono_ns = begin_mono_ns
         while not self._ending.reason:
-            ready = self._poll.poll(max(0, due_mono_ns - mono_ns()) / 1e9)
-            for fd, _ in ready:
-                if fd == self._ticker_fd:
-                    self._sample()
-                else:
-                    self._take_in(fd)
+            wait_s = max(0, due_mono_ns - mono_ns()) / 1e9
+            ready, missed = self._samplers.wait(self._poll, self._ticker, wait_s)
+            self._missed_samples += missed
+            for fd in ready:
+                self._take_in(fd)
             due_mono_ns = int(min(due_mono_ns, self._clock.next_due_s() * 1e9))
             # What is nearly due is done now: another wake-up would cost more than it does.
             now_mono_ns = mono_ns() + EARLY_NS
@@ -230,10 +228,6 @@ class Agent:
             network.receive()
             if not self._view.settled:
                 self._look_at_peers()
-
-    def _sample(self) -> None:
-        self._missed_samples += max(0, self._ticker.take() - 1)
-        self._samplers.take()
 
     def _take_clocks(self) -> None:
         self._samplers.take_clocks()

@@ -1,13 +1,15 @@
 """The agent's sources together: made at its start, read at its pace, each failing alone."""
 
+import select
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fabricctl.agent.record import Record
+from fabricctl.agent.ticker import Ticker
 from fabricctl.config import Config
 from fabricctl.errors import DataError
 from fabricctl.store import schema
-from fabricctl.telemetry import gpu, interfaces, netlink, rails
+from fabricctl.telemetry import batch, gpu, interfaces, netlink, rails
 from fabricctl.telemetry.clocks import ClockSource
 from fabricctl.telemetry.gpu import GpuSource
 from fabricctl.telemetry.host import HostSource
@@ -42,12 +44,14 @@ class Samplers:
         self, names: Sequence[str], stepds: Callable[[], Sequence[Stepd]], record: Record
     ) -> None:
         tracker = rails.LinkTracker(names)
+        self._batch = batch.new()
+        self._taken = 0
         self._record = record
-        self._rails = rails.RailSource(names, record.tell, tracker)
+        self._rails = rails.RailSource(names, record.tell, tracker, self._batch)
         self._sources: list[Source] = [
             self._rails,
-            HostSource(record.tell),
-            JobSource(stepds, record.tell),
+            HostSource(record.tell, self._batch),
+            JobSource(stepds, record.tell, self._batch),
             TcpSource(record.tell),
             RdmaSource(record.tell),
             GpuSource(record.tell, expected=Path(gpu.DEVICE_FILE).exists()),
@@ -60,9 +64,16 @@ class Samplers:
             record.tell("links", f"link events not caught as they happen: {error.strerror}")
 
     def take(self) -> None:
-        """One sample of everything."""
-        for source in self._sources:
-            source.take()
+        """One sample of what every sample has."""
+        self._batch.take()
+        self._taken += 1
+
+    def wait(self, poll: select.epoll, ticker: Ticker, timeout_s: float) -> tuple[list[int], int]:
+        """Samples at every tick until something else in ``poll`` is ready or the time is over:
+        what is ready, and how many samples were missed."""
+        ready, taken, missed = self._batch.wait(poll.fileno(), ticker.fileno(), timeout_s)
+        self._taken += taken
+        return ready, missed
 
     def take_events(self) -> None:
         """Link events that wait on :attr:`watch`."""
@@ -70,13 +81,18 @@ class Samplers:
         rows = self.watch.receive()
         if rows:
             self._record.put(schema.LINK_EVENT, rows)
+            self._rails.ask_anew()
 
     def take_clocks(self) -> None:
         self._clock.take()
 
     def put(self) -> None:
-        """Everything taken so far, into the record."""
-        for source in (*self._sources, self._clock):
+        """Everything taken so far, into the record, and what is read once for all of it."""
+        self._record.put(self._clock.table, self._clock.rows())
+        if not self._taken:
+            return
+        self._taken = 0
+        for source in self._sources:
             self._record.put(source.table, source.rows())
         self._record.put(schema.LINK_EVENT, self._rails.events())
 

@@ -13,7 +13,6 @@ from fabricctl.errors import SystemRefusedError
 _CLOCK_MONOTONIC = 1
 _TFD_NONBLOCK, _TFD_CLOEXEC = 0o4000, 0o2000000
 _TIMES = struct.Struct("=4q")  # itimerspec: interval and first expiry, each s and ns
-_COUNT = struct.Struct("=Q")
 
 
 class Ticker:
@@ -29,14 +28,6 @@ class Ticker:
 
     def fileno(self) -> int:
         return self._fd
-
-    def take(self) -> int:
-        """How many points have passed since the last call."""
-        try:
-            count: int = _COUNT.unpack(os.read(self._fd, _COUNT.size))[0]
-        except BlockingIOError:
-            return 0
-        return count
 
     def close(self) -> None:
         os.close(self._fd)

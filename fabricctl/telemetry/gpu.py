@@ -7,7 +7,7 @@ from fabricctl.errors import SystemRefusedError
 from fabricctl.store import schema
 from fabricctl.store.schema import Severity
 from fabricctl.telemetry import nvml
-from fabricctl.telemetry.source import EverySecond, Row, Tell
+from fabricctl.telemetry.source import Row, Tell
 
 # What NVIDIA's XID catalogue says of those that end jobs.
 XIDS = {
@@ -34,9 +34,6 @@ class GpuSource:
 
     def __init__(self, tell: Tell, library: str = nvml.LIBRARY, expected: bool = True) -> None:
         self._tell = tell
-        # A round takes a millisecond a GPU and up, and gives means over a second or so.
-        self._pace = EverySecond()
-        self._taken: list[Row] = []
         self._nvml: nvml.Nvml | None = None
         try:
             self._nvml = nvml.Nvml(library)
@@ -44,19 +41,18 @@ class GpuSource:
             if expected:
                 tell("gpu", f"GPUs not measured: {error}")
 
-    def take(self) -> None:
-        if self._nvml is None or not self._pace.due(clock_gettime_ns(CLOCK_MONOTONIC)):
-            return
+    def rows(self) -> Sequence[Row]:
+        """A round takes a millisecond a GPU and up, and gives means over a second or so."""
+        if self._nvml is None:
+            return []
+        rows: list[Row] = []
         for gpu in range(self._nvml.count):
             at_ns = clock_gettime_ns(CLOCK_MONOTONIC)
-            self._taken.append((at_ns, gpu, *self._nvml.readings(gpu)))
+            rows.append((at_ns, gpu, *self._nvml.readings(gpu)))
         for gpu, xid in self._nvml.xids():
             words = XIDS.get(xid, "see NVIDIA's XID catalogue")
             self._tell("gpu", f"XID {xid} on GPU {gpu}: {words}", Severity.ERROR)
-
-    def rows(self) -> Sequence[Row]:
-        taken, self._taken = self._taken, []
-        return taken
+        return rows
 
     def close(self) -> None:
         if self._nvml is not None:

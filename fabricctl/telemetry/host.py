@@ -2,11 +2,10 @@
 
 import os
 from collections.abc import Sequence
-from os import pread
 from pathlib import Path
-from time import CLOCK_MONOTONIC, clock_gettime_ns
 
 from fabricctl.store import schema
+from fabricctl.telemetry.batch import Batch
 from fabricctl.telemetry.source import Complaints, Row, Tell
 
 PROC = Path("/proc")
@@ -21,47 +20,41 @@ class HostSource:
 
     table = schema.HOST
 
-    def __init__(self, tell: Tell, proc: Path = PROC) -> None:
+    def __init__(self, tell: Tell, batch: Batch, proc: Path = PROC) -> None:
         self._complaints = Complaints("host", tell)
+        self._batch = batch
+        self._slots = [batch.add() for _ in FILES]
         self._fds = [self._open(proc, name) for name in FILES]
-        self._taken: list[tuple[int, list[bytes]]] = []
+        for slot, fd in zip(self._slots, self._fds, strict=True):
+            batch.set(slot, fd, ENOUGH_BYTES)
 
     def _open(self, proc: Path, name: str) -> int:
         try:
+            # What cannot be opened still gets its place in each sample.
             return os.open(proc / name, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             self._complaints.failed(f"/proc/{name}", error)
-            return -1
-
-    def take(self) -> None:
-        time_mono_ns = clock_gettime_ns(CLOCK_MONOTONIC)
-        try:
-            texts = [pread(fd, ENOUGH_BYTES, 0) if fd >= 0 else b"" for fd in self._fds]
-        except OSError:
-            texts = [self._read_or_close(at) for at in range(len(FILES))]
-        self._taken.append((time_mono_ns, texts))
-
-    def _read_or_close(self, at: int) -> bytes:
-        if self._fds[at] < 0:
-            return b""
-        try:
-            return pread(self._fds[at], ENOUGH_BYTES, 0)
-        except OSError as error:
-            # PSI that is compiled in but switched off opens and then refuses to be read.
-            self._complaints.failed(f"/proc/{FILES[at]}", error)
-            os.close(self._fds[at])
-            self._fds[at] = -1
-            return b""
+            return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def rows(self) -> Sequence[Row]:
-        taken, self._taken = self._taken, []
-        return [(time_mono_ns, *parse(texts)) for time_mono_ns, texts in taken]
+        rows: list[Row] = []
+        for readings in zip(*map(self._batch.drain, self._slots), strict=False):
+            texts = [self._text(name, got) for name, (_, got) in zip(FILES, readings, strict=True)]
+            rows.append((readings[0][0], *parse(texts)))
+        return rows
+
+    def _text(self, name: str, got: bytes | int) -> bytes:
+        """PSI that is compiled in but switched off opens and then refuses to be read."""
+        if isinstance(got, bytes):
+            return got
+        self._complaints.failed(f"/proc/{name}", OSError(got, os.strerror(got)))
+        return b""
 
     def close(self) -> None:
-        for fd in self._fds:
-            if fd >= 0:
-                os.close(fd)
-        self._fds = [-1] * len(FILES)
+        for slot, fd in zip(self._slots, self._fds, strict=True):
+            self._batch.set(slot, -1)
+            os.close(fd)
+        self._slots, self._fds = [], []
 
 
 def parse(texts: Sequence[bytes]) -> Sequence[int | None]:

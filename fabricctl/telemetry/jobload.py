@@ -9,10 +9,12 @@ from pathlib import Path
 from fabricctl.store import schema
 from fabricctl.store.schema import Severity
 from fabricctl.telemetry import cgroups, processes
+from fabricctl.telemetry.batch import Batch
 from fabricctl.telemetry.host import NS_PER_TICK
 from fabricctl.telemetry.processes import Stat, Stepd
 from fabricctl.telemetry.source import Complaints, Row, Tell
 
+FIGURE_BYTES = 256  # of a cgroup's file: what is wanted stands first
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # Going through all processes costs 10 us each: never more than this share of a core.
 SCAN_SHARE = 0.001
@@ -26,10 +28,11 @@ class JobSource:
 
     table = schema.JOB
 
-    def __init__(self, stepds: Callable[[], Sequence[Stepd]], tell: Tell) -> None:
+    def __init__(self, stepds: Callable[[], Sequence[Stepd]], tell: Tell, batch: Batch) -> None:
         self._stepds = stepds
         self._tell = tell
         self._complaints = Complaints("job", tell)
+        self._batch = batch
         self._cpu: _CgroupFile | None = None
         self._memory: _CgroupFile | None = None
         self._sums = _ProcessSums()
@@ -37,28 +40,31 @@ class JobSource:
         self._next_scan_mono_ns = 0
         self._processes: int | None = None
         self._told_how = ""
-        self._rows: list[Row] = []
 
     def rows(self) -> Sequence[Row]:
-        taken, self._rows = self._rows, []
-        return taken
-
-    def take(self) -> None:
+        """One for each sample of the job's cgroup; where it lacks a figure, one for each look at
+        all processes."""
+        cpu = self._cpu.drain() if self._cpu else []
+        memory = self._memory.drain() if self._memory else []
+        figures = [(at, cpu_ns, used) for (at, cpu_ns), (_, used) in zip(cpu, memory, strict=False)]
         now_mono_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        scanned = now_mono_ns >= self._next_scan_mono_ns
-        if scanned:
+        if now_mono_ns >= self._next_scan_mono_ns:
             self._scan(now_mono_ns)
-        cpu_ns = self._cpu.read() if self._cpu else None
-        memory_bytes = self._memory.read() if self._memory else None
-        if cpu_ns is None or memory_bytes is None:
-            if not scanned or self._sums.cpu_ns is None:
-                return
-            cpu_ns = self._sums.cpu_ns if cpu_ns is None else cpu_ns
-            memory_bytes = self._sums.memory_bytes if memory_bytes is None else memory_bytes
+            if (
+                not figures
+                and self._sums.cpu_ns is not None
+                and self._sums.memory_bytes is not None
+            ):
+                cpu_ns = cpu[-1][1] if cpu else self._sums.cpu_ns
+                used = memory[-1][1] if memory else self._sums.memory_bytes
+                figures = [(now_mono_ns, cpu_ns, used)]
+        return [self._row(*values) for values in figures]
+
+    def _row(self, time_mono_ns: int, cpu_ns: int, memory_bytes: int) -> Row:
         # Sums in ticks come before the cgroup is found and after it is gone: they differ from its
         # figure by a little, but what was used does not become less.
         self._cpu_ns = max(self._cpu_ns, cpu_ns)
-        self._rows.append((now_mono_ns, self._cpu_ns, memory_bytes, self._processes))
+        return time_mono_ns, self._cpu_ns, memory_bytes, self._processes
 
     def _scan(self, now_mono_ns: int) -> None:
         """Counts the job's processes and finds its cgroup."""
@@ -78,8 +84,8 @@ class JobSource:
         mounts = cgroups.parse_mounts(_text(Path("/proc/self/mountinfo")))
         for member in members:
             paths = cgroups.parse_membership(_text(Path(f"/proc/{member.pid}/cgroup")))
-            self._cpu = _open_first(mounts, paths, CPU_FILES)
-            self._memory = _open_first(mounts, paths, MEMORY_FILES)
+            self._cpu = _open_first(mounts, paths, CPU_FILES, self._batch)
+            self._memory = _open_first(mounts, paths, MEMORY_FILES, self._batch)
             if self._cpu or self._memory:
                 break
         how = ", ".join(
@@ -120,28 +126,33 @@ class _ProcessSums:
 
 
 class _CgroupFile:
-    """One figure of a cgroup; its file stays open, and so keeps its last value readable while
-    the job's directory is being removed."""
+    """One figure of a cgroup, read with each sample; its file stays open, and so keeps its last
+    value readable while the job's directory is being removed."""
 
-    def __init__(self, path: Path, parse: Callable[[bytes], int]) -> None:
+    def __init__(self, path: Path, parse: Callable[[bytes], int], batch: Batch) -> None:
         self.path = path.parent
-        self._fd: int | None = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._parse = parse
+        self._batch = batch
+        self._slot = batch.add()
+        batch.set(self._slot, self._fd, FIGURE_BYTES)
 
-    def read(self) -> int | None:
-        """None once the cgroup is gone (ENODEV)."""
-        if self._fd is None:
-            return None
-        try:
-            return self._parse(os.pread(self._fd, 256, 0))
-        except (OSError, ValueError):
-            self.close()
-            return None
+    def drain(self) -> list[tuple[int, int]]:
+        """When it was read (CLOCK_MONOTONIC, ns) and the figure, since the last call; it ends once
+        the cgroup is gone (ENODEV)."""
+        found: list[tuple[int, int]] = []
+        for time_mono_ns, got in self._batch.drain(self._slot):
+            try:
+                found.append((time_mono_ns, self._parse(got if isinstance(got, bytes) else b"")))
+            except ValueError:
+                self.close()
+        return found
 
     def close(self) -> None:
-        if self._fd is not None:
+        if self._fd >= 0:
+            self._batch.set(self._slot, -1)
             os.close(self._fd)
-            self._fd = None
+            self._fd = -1
 
 
 def parse_usage_ns(cpu_stat: bytes) -> int:
@@ -161,6 +172,7 @@ def _open_first(
     mounts: Sequence[cgroups.Mount],
     paths: dict[str, str],
     files: Sequence[tuple[str, str, Callable[[bytes], int]]],
+    batch: Batch,
 ) -> _CgroupFile | None:
     for controller, name, parse in files:
         job = cgroups.job_path(paths.get(controller, ""))
@@ -168,7 +180,7 @@ def _open_first(
         if found is None:
             continue
         try:
-            return _CgroupFile(found / name, parse)
+            return _CgroupFile(found / name, parse, batch)
         except OSError:
             continue
     return None

@@ -8,16 +8,17 @@ import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import CLOCK_MONOTONIC, clock_gettime_ns
+from typing import cast
 
 from fabricctl.errors import DataError
 from fabricctl.store import schema
 from fabricctl.store.schema import LinkEvent
 from fabricctl.telemetry import netlink
+from fabricctl.telemetry.batch import Batch
 from fabricctl.telemetry.source import Complaints, Row, Tell
 
 ONE_SECOND = struct.pack("@ll", 1, 0)  # struct timeval
-QUICK_BYTES = 4096  # of an answer; it has 1100 to 1600
+ANSWER_BYTES = 4096  # it has 1100 to 1600
 MAX_RAILS = 254  # the column holds 255 values, one of which means: not measured
 
 
@@ -119,7 +120,6 @@ class _Shape:
     exchange itself.
     """
 
-    request: bytes
     begin: bytes  # everything before the counters
     carrier: int | None
     carrier_changes: int | None
@@ -131,98 +131,76 @@ class RailSource:
 
     table = schema.RAIL
 
-    def __init__(self, names: Sequence[str], tell: Tell, tracker: LinkTracker) -> None:
+    def __init__(
+        self, names: Sequence[str], tell: Tell, tracker: LinkTracker, batch: Batch
+    ) -> None:
         self.names = names
         self._tracker = tracker
         self._complaints = Complaints("rails", tell)
-        self._buffer = bytearray(netlink.RECEIVE_BYTES)
-        self._view = memoryview(self._buffer)
+        self._batch = batch
+        self._slots = [batch.add() for _ in names]
         self._shapes: list[_Shape | None] = [None] * len(names)
-        self._changes = 0
-        self._taken: list[tuple[int, int, _Shape, bytes]] = []
-        self._rows: list[Row] = []
         self._events: list[Row] = []
         self._socket: socket.socket | None = None
         try:
             self._socket = netlink.open_socket()
-            # Not settimeout: Python would then ask poll(2) before every call.
+            # Not settimeout: the descriptor would no longer block.
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, ONE_SECOND)
         except OSError as error:
             self._complaints.failed("rails", error)
+        self.ask_anew()
 
-    def take(self) -> None:
-        # Written for cold caches, where every call counts: nothing here can move elsewhere.
-        asked = self._socket
-        if asked is None or self._changes != self._tracker.changes:
-            self._changes = self._tracker.changes
-            self._shapes = [None] * len(self.names)
-        for rail, shape in enumerate(self._shapes):
-            if shape is not None and asked is not None:
-                try:
-                    asked.send(shape.request)
-                    answer = asked.recv(QUICK_BYTES)
-                except OSError:
-                    answer = b""
-                if answer.startswith(shape.begin):
-                    self._taken.append((clock_gettime_ns(CLOCK_MONOTONIC), rail, shape, answer))
-                    continue
-            self._take_slowly(rail)
-
-    def _take_slowly(self, rail: int) -> None:
-        """Whatever the answer looks like; also when there is none."""
-        name = self.names[rail]
-        index = self._tracker.index_of(rail)
-        asked = netlink.request(index=index) if index else netlink.request(name=name)
-        self._shapes[rail] = None
-        try:
-            answer, body = self._exchange(asked)
-            found: netlink.Link | None = netlink.link(body)
-            self._shapes[rail] = _shape_of(answer, body)
-        except (OSError, DataError) as error:
-            gone = isinstance(error, OSError) and error.errno == errno.ENODEV
-            self._complaints.failed(name, "no such interface" if gone else error)
-            found = None
-            if not gone:
-                self._put(rail, None)
-                return
-        if found is not None:
-            self._complaints.works(name)
-        self._put(rail, found)
-        self._events += event_rows(rail, self._tracker.update(rail, found))
-        self._changes = self._tracker.changes
-
-    def _put(self, rail: int, found: netlink.Link | None) -> None:
-        time_mono_ns = clock_gettime_ns(CLOCK_MONOTONIC)
-        if found is None:
-            self._rows.append((time_mono_ns, rail, *(None,) * 10))
-            return
-        counters = found.counters or (None,) * 8
-        state = (found.carrier, found.carrier_changes)
-        self._rows.append((time_mono_ns, rail, *state, *in_order(counters)))
-
-    def _exchange(self, request: bytes) -> tuple[memoryview, memoryview]:
-        """The whole answer about one interface, and its body."""
-        if self._socket is None:
-            raise OSError(errno.EBADF, "no netlink socket")
-        self._socket.send(request)
-        answer = self._view[: self._socket.recv_into(self._buffer)]
-        for kind, body in netlink.messages(answer):
-            if kind == netlink.RTM_NEWLINK:
-                return answer, body
-            if kind == netlink.NLMSG_ERROR:
-                number = netlink.error_number(body)
-                raise OSError(number, os.strerror(number))
-        raise DataError("rtnetlink: no answer in the message")
+    def ask_anew(self) -> None:
+        """After link events: a rail may have another interface now, or one at last."""
+        for rail, slot in enumerate(self._slots):
+            if self._socket is not None:
+                index = self._tracker.index_of(rail)
+                name = "" if index else self.names[rail]
+                request = netlink.request(index=index or 0, name=name)
+                self._batch.set(slot, self._socket.fileno(), ANSWER_BYTES, request)
 
     def rows(self) -> Sequence[Row]:
-        rows, self._rows = self._rows, []
-        taken, self._taken = self._taken, []
-        for time_mono_ns, rail, shape, answer in taken:
-            counters = netlink.COUNTERS.unpack_from(answer, len(shape.begin))
-            state = (shape.carrier, shape.carrier_changes)
-            rows.append((time_mono_ns, rail, *state, *in_order(counters)))
+        rows = [
+            self._row(rail, time_mono_ns, got)
+            for rail, slot in enumerate(self._slots)
+            for time_mono_ns, got in self._batch.drain(slot)
+        ]
+        self.ask_anew()
         rows.sort(key=lambda row: row[0] or 0)
         return rows
+
+    def _row(self, rail: int, time_mono_ns: int, got: bytes | int) -> Row:
+        shape = self._shapes[rail]
+        if shape is not None and isinstance(got, bytes) and got.startswith(shape.begin):
+            counters = netlink.COUNTERS.unpack_from(got, len(shape.begin))
+            return (
+                time_mono_ns,
+                rail,
+                shape.carrier,
+                shape.carrier_changes,
+                *in_order(counters),
+            )
+        return self._new_row(rail, time_mono_ns, got)
+
+    def _new_row(self, rail: int, time_mono_ns: int, got: bytes | int) -> Row:
+        """Of an answer that is not as the one before; also when there is none."""
+        self._shapes[rail] = None
+        try:
+            body = _body(got)
+            found: netlink.Link | None = netlink.link(body)
+            self._shapes[rail] = _shape_of(cast(bytes, got), body)
+            self._complaints.works(self.names[rail])
+        except (OSError, DataError) as error:
+            gone = isinstance(error, OSError) and error.errno == errno.ENODEV
+            self._complaints.failed(self.names[rail], "no such interface" if gone else error)
+            found = None
+            if not gone:
+                return (time_mono_ns, rail, *(None,) * 10)
+        self._events += event_rows(rail, self._tracker.update(rail, found), time_mono_ns)
+        if found is None:
+            return (time_mono_ns, rail, *(None,) * 10)
+        state = (found.carrier, found.carrier_changes)
+        return (time_mono_ns, rail, *state, *in_order(found.counters or (None,) * 8))
 
     def events(self) -> Sequence[Row]:
         """Rows of the ``link_event`` table: what samples saw before the kernel told it."""
@@ -230,9 +208,25 @@ class RailSource:
         return taken
 
     def close(self) -> None:
+        for slot in self._slots:
+            self._batch.set(slot, -1)
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+def _body(got: bytes | int) -> memoryview:
+    """Of the answer to a request for one interface; raises :class:`OSError` for what the kernel
+    answered instead, :class:`DataError` for what is no answer."""
+    if isinstance(got, int):
+        raise OSError(got, os.strerror(got))
+    for kind, body in netlink.messages(memoryview(got)):
+        if kind == netlink.RTM_NEWLINK:
+            return body
+        if kind == netlink.NLMSG_ERROR:
+            number = netlink.error_number(body)
+            raise OSError(number, os.strerror(number))
+    raise DataError("rtnetlink: no answer in the message")
 
 
 def in_order(counters: Sequence[int | None]) -> Sequence[int | None]:
@@ -241,34 +235,30 @@ def in_order(counters: Sequence[int | None]) -> Sequence[int | None]:
     return (rx_bytes, tx_bytes, rx_packets, tx_packets, *rest)
 
 
-def _shape_of(answer: memoryview, body: memoryview) -> _Shape | None:
-    """None when the counters do not come after what else is wanted, or too late to be read
-    quickly."""
+def _shape_of(answer: bytes, body: memoryview) -> _Shape | None:
+    """None when the counters do not come after what else is wanted."""
     at = netlink.offsets(body)
     before = (netlink.IFLA_CARRIER, netlink.IFLA_CARRIER_CHANGES)
     begin, length = at.get(netlink.IFLA_STATS64, (0, 0))
-    found = netlink.link(body, at)
-    end = netlink.HEADER_BYTES + begin
     if length < netlink.COUNTERS.size or any(at.get(k, (begin, 0))[0] >= begin for k in before):
         return None
-    if end + netlink.COUNTERS.size > QUICK_BYTES:
-        return None
-    request = netlink.request(index=found.index)
-    return _Shape(request, bytes(answer[:end]), found.carrier, found.carrier_changes)
+    found = netlink.link(body, at)
+    return _Shape(answer[: netlink.HEADER_BYTES + begin], found.carrier, found.carrier_changes)
 
 
 def event_rows(
     rail: int,
     events: Sequence[tuple[LinkEvent, int | None]],
-    time_mono_ns: int | None = None,
+    time_mono_ns: int,
     time_real_ns: int | None = None,
 ) -> list[Row]:
-    """Rows of the ``link_event`` table; without times: now."""
+    """Rows of the ``link_event`` table; without CLOCK_REALTIME: what it was at the time."""
     if not events:
         return []
-    mono_ns = time_mono_ns or time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    real_ns = time_real_ns or time.clock_gettime_ns(time.CLOCK_REALTIME)
-    return [(mono_ns, real_ns, rail, int(event), count) for event, count in events]
+    if time_real_ns is None:
+        now_mono_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        time_real_ns = time.clock_gettime_ns(time.CLOCK_REALTIME) - (now_mono_ns - time_mono_ns)
+    return [(time_mono_ns, time_real_ns, rail, int(event), count) for event, count in events]
 
 
 class LinkWatch:

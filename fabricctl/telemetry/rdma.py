@@ -6,7 +6,7 @@ from pathlib import Path
 from time import CLOCK_MONOTONIC, clock_gettime_ns
 
 from fabricctl.store import schema
-from fabricctl.telemetry.source import Complaints, EverySecond, Row, Tell
+from fabricctl.telemetry.source import Complaints, Row, Tell
 
 SYS = Path("/sys/class/infiniband")
 MAX_PORTS = 64
@@ -66,16 +66,14 @@ class RdmaSource:
     def __init__(self, tell: Tell, folder: Path = SYS) -> None:
         self._complaints = Complaints("rdma", tell)
         self.ports = ports(folder)
-        self._pace = EverySecond()
-        self._taken: list[Row] = []
 
-    def take(self) -> None:
-        if not self._pace.due(clock_gettime_ns(CLOCK_MONOTONIC)):
-            return
+    def rows(self) -> Sequence[Row]:
+        rows: list[Row] = []
         for index, port in enumerate(self.ports):
             time_mono_ns = clock_gettime_ns(CLOCK_MONOTONIC)
             counters = (self._counter(port, name, factor) for name, factor in FILES)
-            self._taken.append((time_mono_ns, index, self._active(port), *counters))
+            rows.append((time_mono_ns, index, self._active(port), *counters))
+        return rows
 
     def _active(self, port: Port) -> int | None:
         try:
@@ -96,10 +94,6 @@ class RdmaSource:
             return None
         # A counter that the device does not keep reads "N/A (no PMA)".
         return int(text) * factor if text.isdigit() else None
-
-    def rows(self) -> Sequence[Row]:
-        taken, self._taken = self._taken, []
-        return taken
 
     def close(self) -> None:
         self.ports = []

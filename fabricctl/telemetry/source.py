@@ -21,37 +21,20 @@ class Source(Protocol):
     """One thing that is measured. It never raises for what the system does to it: what cannot
     be read is None in the rows, and is told once with the reason.
 
-    Reading and making rows are apart because a process that wakes 100 times a second finds its
-    caches cold: what can wait is done once a second for all samples together, at a quarter of
-    the cost.
+    What is read with every sample goes through a :class:`~fabricctl.telemetry.batch.Batch`, and
+    all else is done once a second for all samples together: a process that wakes 100 times a
+    second finds its caches cold, and pays ten times as much. What costs too much to read so
+    often, or tells no more, is read when its rows are asked for.
     """
 
     table: Table
 
-    def take(self) -> None:
-        """Reads now."""
-
     def rows(self) -> Sequence[Row]:
-        """What was read since the last call, oldest first; may be empty."""
+        """What was read since the last call, oldest first; may be empty. Asked for every second,
+        or with each sample where those are rarer."""
 
     def close(self) -> None:
         """Gives its files back."""
-
-
-class EverySecond:
-    """For sources whose reading costs too much, or tells no more, a hundred times a second."""
-
-    PERIOD_NS = 1_000_000_000
-    SLACK_NS = 50_000_000  # a sample of once a second that comes early is still due
-
-    def __init__(self) -> None:
-        self._last_ns = -self.PERIOD_NS
-
-    def due(self, now_mono_ns: int) -> bool:
-        if now_mono_ns - self._last_ns < self.PERIOD_NS - self.SLACK_NS:
-            return False
-        self._last_ns = now_mono_ns
-        return True
 
 
 class Complaints:

@@ -6,7 +6,7 @@ from pathlib import Path
 from time import CLOCK_MONOTONIC, clock_gettime_ns
 
 from fabricctl.store import schema
-from fabricctl.telemetry.source import Complaints, EverySecond, Row, Tell
+from fabricctl.telemetry.source import Complaints, Row, Tell
 
 PROC_NET = Path("/proc/net")
 FILES = ("snmp", "netstat")
@@ -31,8 +31,6 @@ class TcpSource:
         self._complaints = Complaints("tcp", tell)
         self._folder = folder
         self._fds = {name: self._open(name) for name in FILES}
-        self._pace = EverySecond()
-        self._taken: list[tuple[int, bytes]] = []
 
     def _open(self, name: str) -> int:
         try:
@@ -41,10 +39,10 @@ class TcpSource:
             self._complaints.failed(str(self._folder / name), error)
             return -1
 
-    def take(self) -> None:
+    def rows(self) -> Sequence[Row]:
         time_mono_ns = clock_gettime_ns(CLOCK_MONOTONIC)
-        if self._pace.due(time_mono_ns):
-            self._taken.append((time_mono_ns, b"".join(map(self._read, FILES))))
+        text = b"".join(map(self._read, FILES))
+        return [(time_mono_ns, *parse(text))] if text else []
 
     def _read(self, name: str) -> bytes:
         fd = self._fds[name]
@@ -55,10 +53,6 @@ class TcpSource:
         except OSError as error:
             self._complaints.failed(str(self._folder / name), error)
             return b""
-
-    def rows(self) -> Sequence[Row]:
-        taken, self._taken = self._taken, []
-        return [(time_mono_ns, *parse(text)) for time_mono_ns, text in taken if text]
 
     def close(self) -> None:
         for fd in self._fds.values():

@@ -8,7 +8,6 @@ import pytest
 from fabricctl.store import schema
 from fabricctl.store.schema import Severity
 from fabricctl.telemetry import gpu, rdma, tcp
-from fabricctl.telemetry.source import EverySecond
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,11 +33,9 @@ def named(row: tuple[int | None, ...], table: schema.Table) -> dict[str, int | N
     return dict(zip((column.name for column in table.columns), row, strict=True))
 
 
-def test_gpus_are_read_once_a_second_and_an_xid_is_told(standin: str) -> None:
+def test_gpus_are_read_and_an_xid_is_told(standin: str) -> None:
     told = Told()
     source = gpu.GpuSource(told, standin)
-    source.take()
-    source.take()  # within the same second
     first, second = (named(row, schema.GPU) for row in source.rows())
     assert (first["gpu"], first["utilisation_percent"], first["temperature_c"]) == (0, 90, 61)
     assert (first["memory_used_bytes"], first["memory_total_bytes"]) == (10 << 30, 80 << 30)
@@ -52,7 +49,6 @@ def test_gpus_are_read_once_a_second_and_an_xid_is_told(standin: str) -> None:
     assert told.words == [
         ("gpu", "XID 79 on GPU 1: the GPU has fallen off the bus", Severity.ERROR)
     ]
-    assert source.rows() == []
     source.close()
 
 
@@ -62,7 +58,6 @@ def test_a_driver_that_does_not_match_is_told(
     monkeypatch.setenv("STANDIN_NVML", "broken")
     told = Told()
     source = gpu.GpuSource(told, standin)
-    source.take()
     assert source.rows() == []
     assert "Driver/library version mismatch" in told.words[0][1]
 
@@ -76,7 +71,6 @@ def test_without_nvml_only_a_node_with_gpus_complains(expected: bool) -> None:
 
 def test_rows_of_gpus_fit_the_journal(standin: str) -> None:
     source = gpu.GpuSource(Told(), standin)
-    source.take()
     for row in source.rows():
         filled = [
             schema.NOT_MEASURED[column.code] if value is None else value
@@ -100,18 +94,11 @@ def test_rdma_ports_are_read_in_bytes_and_what_a_device_lacks_is_a_hole(tmp_path
     port(tmp_path, "mlx5_1", 1, state="1: DOWN\n")
     told = Told()
     source = rdma.RdmaSource(told, tmp_path)
-    source.take()
     first, second = (named(row, schema.RDMA_PORT) for row in source.rows())
     assert (first["rx_bytes"], first["symbol_errors"], first["out_of_sequence"]) == (1000, 3, 9)
     assert (first["tx_wait"], first["tx_bytes"]) == (None, None)
     assert (first["active"], second["active"], second["port"]) == (1, 0, 1)
     assert told.words == []
-
-
-def take(source: rdma.RdmaSource) -> None:
-    """As if a second had passed."""
-    source._pace = EverySecond()
-    source.take()
 
 
 def test_a_port_that_goes_away_is_told_once_and_its_return_too(tmp_path: Path) -> None:
@@ -120,10 +107,10 @@ def test_a_port_that_goes_away_is_told_once_and_its_return_too(tmp_path: Path) -
     source = rdma.RdmaSource(told, tmp_path)
     state = tmp_path / "mlx5_0" / "ports" / "1" / "state"
     state.unlink()
-    take(source)
-    take(source)
+    source.rows()
+    source.rows()
     state.write_text("4: ACTIVE\n")
-    take(source)
+    source.rows()
     assert [words for _, words, _ in told.words] == [
         "port mlx5_0/1 not measured: No such file or directory",
         "port mlx5_0/1 measured again",
@@ -133,7 +120,6 @@ def test_a_port_that_goes_away_is_told_once_and_its_return_too(tmp_path: Path) -
 def test_a_node_without_rdma_has_no_rows() -> None:
     told = Told()
     source = rdma.RdmaSource(told, Path("/nowhere"))
-    source.take()
     assert (source.rows(), told.words) == ([], [])
 
 
@@ -148,7 +134,6 @@ def test_tcp_counters_are_found_by_name_whatever_their_order() -> None:
 
 def test_this_machine_s_tcp_is_read() -> None:
     source = tcp.TcpSource(Told())
-    source.take()
     (row,) = source.rows()
     assert all(value is not None for value in row)
     source.close()

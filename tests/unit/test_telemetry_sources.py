@@ -1,15 +1,22 @@
 """Sources of samples: their parsers, and how each fails alone."""
 
+import errno
+import os
 import random
+import select
+import socket
 import struct
+import time
 from pathlib import Path
 
 import pytest
 
+from fabricctl.agent.ticker import Ticker
 from fabricctl.errors import DataError
 from fabricctl.store import schema
 from fabricctl.store.schema import LinkEvent, Severity
-from fabricctl.telemetry import cgroups, host, jobload, netlink, processes, rails
+from fabricctl.telemetry import _batch, cgroups, host, jobload, netlink, processes, rails
+from fabricctl.telemetry.batch import Batch, PlainBatch
 from fabricctl.telemetry.clocks import ClockSource
 from fabricctl.telemetry.netlink import Link
 from fabricctl.telemetry.processes import Stat, Stepd, StepdScan
@@ -22,6 +29,90 @@ class Told(list[tuple[str, str]]):
 
     def __call__(self, source: str, text: str, severity: Severity = Severity.WARNING, /) -> None:
         self.append((source, text))
+
+
+@pytest.fixture(params=["compiled", "plain"])
+def batch(request: pytest.FixtureRequest) -> Batch:
+    return _batch.Batch() if request.param == "compiled" else PlainBatch()
+
+
+# Reads together
+
+
+def test_a_batch_keeps_each_reading_with_its_time_or_its_error(
+    tmp_path: Path, batch: Batch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"one")
+    fd, closed = os.open(path, os.O_RDONLY), os.open(path, os.O_RDONLY)
+    os.close(closed)
+    file, broken, idle = (batch.add() for _ in range(3))
+    batch.set(file, fd, 2)
+    batch.set(broken, closed, 2)
+    begin_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    batch.take()
+    path.write_bytes(b"two")
+    batch.take()
+    (first_ns, first), (second_ns, second) = batch.drain(file)
+    assert (first, second) == (b"on", b"tw")
+    assert begin_ns <= first_ns <= second_ns <= time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    assert [got for _, got in batch.drain(broken)] == [errno.EBADF] * 2
+    assert batch.drain(idle) == batch.drain(file) == []
+    batch.set(file, -1)
+    batch.take()
+    assert batch.drain(file) == []
+    with pytest.raises(IndexError):
+        batch.set(3, fd, 2)
+    os.close(fd)
+
+
+def test_a_batch_asks_a_socket_and_waits_for_its_answer(batch: Batch) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        theirs.send(b"answer")
+        slot = batch.add()
+        batch.set(slot, ours.fileno(), 4, b"question")
+        batch.take()
+        assert [got for _, got in batch.drain(slot)] == [b"answ"]
+        assert theirs.recv(99) == b"question"
+
+
+def test_a_batch_samples_at_every_tick_until_something_else_is_ready(
+    tmp_path: Path, batch: Batch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"one")
+    ticker = Ticker(5_000_000)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, select.epoll() as poll, path.open("rb") as file:
+        for fd in (ticker.fileno(), ours.fileno()):
+            poll.register(fd, select.EPOLLIN)
+        slot = batch.add()
+        batch.set(slot, file.fileno(), 3)
+        samples = ticks = 0
+        ready: list[int] = []
+        while not ready:
+            ready, taken, missed = batch.wait(poll.fileno(), ticker.fileno(), 0.02)
+            samples, ticks = samples + taken, ticks + taken + missed
+            if samples >= 3:
+                theirs.send(b"x")
+        assert ready == [ours.fileno()]
+        assert [got for _, got in batch.drain(slot)] == [b"one"] * samples
+        assert ticks >= samples
+    ticker.close()
+
+
+def test_a_batch_that_nobody_drains_stops_to_grow(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(4096))
+    kept = _batch.Batch()
+    with path.open("rb") as file:
+        kept.set(kept.add(), file.fileno(), 4096)
+        for _ in range(2000):
+            kept.take()
+    assert 900 < len(kept.drain(0)) < 1024
+    with pytest.raises(ValueError):
+        kept.set(0, 1, 4097)
 
 
 # The host
@@ -40,9 +131,9 @@ def make_proc(root: Path) -> Path:
     return root
 
 
-def test_the_host_row_has_the_kernels_figures_in_our_units(tmp_path: Path) -> None:
-    source = host.HostSource(Told(), make_proc(tmp_path))
-    source.take()
+def test_the_host_row_has_the_kernels_figures_in_our_units(tmp_path: Path, batch: Batch) -> None:
+    source = host.HostSource(Told(), batch, make_proc(tmp_path))
+    batch.take()
     ((_, *values),) = source.rows()
     assert source.rows() == []
     ticks = [10, 1, 5, 900, 3, 0, 2, 4]
@@ -52,13 +143,13 @@ def test_the_host_row_has_the_kernels_figures_in_our_units(tmp_path: Path) -> No
     source.close()
 
 
-def test_what_is_absent_is_not_measured_and_told_once(tmp_path: Path) -> None:
+def test_what_is_absent_is_not_measured_and_told_once(tmp_path: Path, batch: Batch) -> None:
     proc = make_proc(tmp_path)
     (proc / "pressure/io").unlink()
     told = Told()
-    source = host.HostSource(told, proc)
+    source = host.HostSource(told, batch, proc)
     for _ in range(3):
-        source.take()
+        batch.take()
     rows = source.rows()
     assert [row[-2:] for row in rows] == [(None, None)] * 3
     assert rows[0][1] == 10 * TICK
@@ -341,14 +432,16 @@ def test_a_strange_cpu_stat_is_refused(text: bytes) -> None:
         jobload.parse_usage_ns(text)
 
 
-def test_the_quick_way_and_the_slow_way_read_the_same() -> None:
+def test_the_quick_way_and_the_slow_way_read_the_same(batch: Batch) -> None:
     told = Told()
-    source = rails.RailSource(["lo"], told, rails.LinkTracker(["lo"]))
-    source.take()  # slowly
-    source.take()  # quickly
+    source = rails.RailSource(["lo"], told, rails.LinkTracker(["lo"]), batch)
+    batch.take()
+    (first,) = source.rows()  # slowly
+    batch.take()
+    (quick,) = source.rows()  # quickly
     source._shapes = [None]
-    source.take()  # slowly
-    first, quick, slow = source.rows()
+    batch.take()
+    (slow,) = source.rows()  # slowly
     assert [len(row) for row in (first, quick, slow)] == [len(schema.RAIL.columns)] * 3
     assert first[1:4] == quick[1:4] == slow[1:4]
     for before, after in ((first, quick), (quick, slow)):
@@ -359,11 +452,11 @@ def test_the_quick_way_and_the_slow_way_read_the_same() -> None:
     source.close()
 
 
-def test_a_rail_that_is_not_there_is_not_measured_and_told_once() -> None:
+def test_a_rail_that_is_not_there_is_not_measured_and_told_once(batch: Batch) -> None:
     told = Told()
-    source = rails.RailSource(["none0"], told, rails.LinkTracker(["none0"]))
+    source = rails.RailSource(["none0"], told, rails.LinkTracker(["none0"]), batch)
     for _ in range(3):
-        source.take()
+        batch.take()
     assert [row[1:] for row in source.rows()] == [(0, *(None,) * 10)] * 3
     assert told == [("rails", "none0 not measured: no such interface")]
     source.close()
