@@ -23,6 +23,7 @@ from fabricctl.store.schema import Severity
 
 AT_ONCE = 2  # spools in the sealer's hands: it is to leave the node to the next job
 BACKOFF_S = (2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+MOST_DROPPED = 3  # a sealer that was killed says little of the spool: 30 s are the most
 ANSWER_WAIT_S = 200.0  # longer than the sealer gives its own children
 NODES_PER_POLL_S = 50  # so many nodes look into one directory of the shared system a second
 
@@ -34,6 +35,7 @@ class _Spool:
     nodes: int
     text: str  # the start request, where it is not in the spool yet; empty: it is
     failures: int = 0
+    drops: int = 0  # sealers that ended with it in hand
     handed_s: float | None = None
 
 
@@ -189,8 +191,8 @@ class SealQueue:
         for item in self._spools.values():
             if item.handed_s is not None:
                 item.handed_s = None
-                item.failures += 1
-                item.next_s = now_s + BACKOFF_S[min(item.failures, len(BACKOFF_S) - 1)]
+                item.drops += 1
+                item.next_s = now_s + BACKOFF_S[min(item.drops, MOST_DROPPED)]
 
     def close(self) -> None:
         """The sealer ends when its socket does."""
