@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fabricctl.state.ckpt.api import Checkpoint
+    from fabricctl.state.ckpt.items import Same, Share
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "Same", "Share"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,4 +25,8 @@ def __getattr__(name: str) -> Any:
         from fabricctl.state.ckpt.api import Checkpoint
 
         return Checkpoint
+    if name in ("Same", "Share"):
+        from fabricctl.state.ckpt import items
+
+        return getattr(items, name)
     raise AttributeError(name)

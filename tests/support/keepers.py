@@ -1,40 +1,58 @@
 """Keepers of several nodes on one machine, for tests and benchmarks."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 PROGRAM = """
-import sys, os
+import json, sys, os
 from pathlib import Path
 from fabricctl.state.ckpt.keeper import Assignment, Keeper
-where, node, nodes, job, quota = sys.argv[1:6]
+where, node, nodes, job, quota, disk, groups = sys.argv[1:8]
 Keeper(Assignment(int(job), os.getuid(), b"k" * 32, node, tuple(nodes.split(",")),
-    Path(where) / node, int(quota), 24000, 6000, lambda name: ["127.0.0.1"])).serve()
+    Path(where) / node, int(quota), 24000, 6000, lambda name: ["127.0.0.1"],
+    Path(disk) / node if disk else None, json.loads(groups))).serve()
 """
 
 
 class KeeperSet:
     """One process a node; use as a context manager."""
 
-    def __init__(self, where: Path, nodes: int = 3, quota_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        where: Path,
+        nodes: int = 3,
+        quota_bytes: int = 1 << 30,
+        disk: Path | None = None,
+        groups: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         self.where = where
+        self._disk, self._groups = disk, groups or {}
         self.nodes = [f"n{number}" for number in range(nodes)]
         self._quota = quota_bytes
         self._job = os.getpid()  # its ports are its own
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, node: str) -> None:
+    def start(self, node: str, *, wait: bool = True) -> None:
         argv = [sys.executable, "-c", PROGRAM, str(self.where), node, ",".join(self.nodes)]
         path = self.where / node
         path.unlink(missing_ok=True)
+        if self._disk is not None:
+            (self._disk / node).mkdir(parents=True, exist_ok=True)
         argv += [str(self._job), str(self._quota)]
+        argv += [str(self._disk or ""), json.dumps(self._groups)]
         self.processes[node] = subprocess.Popen(argv)
+        if wait:
+            self._wait(node)
+
+    def _wait(self, node: str) -> None:
         deadline = time.monotonic() + 20
-        while not _answers(path):
+        while not _answers(self.where / node):
             assert time.monotonic() < deadline, f"keeper of {node} did not start"
             time.sleep(0.01)
 
@@ -45,7 +63,9 @@ class KeeperSet:
 
     def __enter__(self) -> "KeeperSet":
         for node in self.nodes:
-            self.start(node)
+            self.start(node, wait=False)
+        for node in self.nodes:
+            self._wait(node)
         return self
 
     def __exit__(self, *_: object) -> None:

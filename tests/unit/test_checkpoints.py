@@ -1,8 +1,6 @@
 """Checkpoints through real keepers, one process a node."""
 
-import os
 import random
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,110 +9,21 @@ import numpy as np
 import pytest
 
 from fabricctl.errors import DataError
+from fabricctl.state import Same, Share
 from fabricctl.state.ckpt import bytes as raw
-from fabricctl.state.ckpt import events
+from fabricctl.state.ckpt import events, partfile
 from fabricctl.state.ckpt.api import Checkpoint
 from fabricctl.state.ckpt.files import Alone, Files
 from fabricctl.state.ckpt.items import item_of
 from fabricctl.store.schema import CheckpointEvent
 from tests.support.keepers import KeeperSet
-
-RANKS = 3
-
-
-class Comm:
-    """A communicator of threads, as mpi4py's looks."""
-
-    def __init__(self, ranks: int = RANKS) -> None:
-        self.ranks = ranks
-        self._barrier = threading.Barrier(ranks, timeout=30)
-        self._values: list[Any] = [None] * ranks
-
-    def of(self, rank: int) -> "Member":
-        return Member(self, rank)
-
-    def gather(self, rank: int, value: Any) -> list[Any]:
-        self._barrier.wait()
-        self._values[rank] = value
-        self._barrier.wait()
-        return list(self._values)
-
-
-class Member:
-    """One rank's view of it."""
-
-    def __init__(self, comm: Comm, rank: int) -> None:
-        self._comm, self._rank = comm, rank
-
-    def Get_rank(self) -> int:
-        return self._rank
-
-    def Get_size(self) -> int:
-        return self._comm.ranks
-
-    def allgather(self, value: Any) -> list[Any]:
-        return self._comm.gather(self._rank, value)
+from tests.support.ranks import RANKS, expected, program, run
 
 
 @pytest.fixture
 def keepers(tmp_path: Path) -> Iterator[KeeperSet]:
     with KeeperSet(tmp_path) as made:
         yield made
-
-
-def run(
-    keepers: KeeperSet,
-    program: Callable[[Checkpoint, int], Any],
-    *,
-    places: list[str] | None = None,
-    **options: Any,
-) -> list[Any]:
-    """The program on all ranks, rank i on the i-th of ``places``; what each returned."""
-    comm, results = Comm(), [None] * RANKS
-    places = places or keepers.nodes
-    lock = threading.Lock()
-
-    def one(rank: int) -> None:
-        with lock:  # the environment is the process's
-            os.environ["FABRIC_KEEPER"] = str(keepers.where / places[rank])
-            checkpoint = Checkpoint(comm.of(rank), **options)
-        try:
-            results[rank] = program(checkpoint, rank)
-        finally:
-            if checkpoint._link is not None:  # it died there
-                checkpoint._link.close()
-
-    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(RANKS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    os.environ.pop("FABRIC_KEEPER")
-    assert None not in results, "a rank failed; see above"
-    return results
-
-
-def program(steps: int, *, done: bool = False) -> Callable[..., Any]:
-    """A sum over steps in an array and a dict: both must come back."""
-
-    def of(checkpoint: Checkpoint, rank: int) -> tuple[int, float, int]:
-        grid, other = np.zeros(50_000), {"sum": 0}
-        checkpoint.protect(grid=grid, other=other)
-        begin = checkpoint.restore()
-        for n in range(begin, steps):
-            grid += n + rank
-            other["sum"] += n
-            checkpoint.step(n + 1)
-        checkpoint.close(done=done)
-        assert (grid == grid[0]).all()
-        return begin, float(grid[0]), int(other["sum"])
-
-    return of
-
-
-def expected(steps: int, begin: int) -> list[tuple[int, float, int]]:
-    total = steps * (steps - 1) // 2
-    return [(begin, float(total + steps * rank), total) for rank in range(RANKS)]
 
 
 def test_a_start_again_goes_on_where_the_last_one_stopped(keepers: KeeperSet) -> None:
@@ -167,7 +76,7 @@ def test_a_step_that_not_all_ranks_saved_is_not_restored(keepers: KeeperSet) -> 
         checkpoint.save(1)
         checkpoint._commit()
         if rank != 1:  # rank 1 dies before it has copied
-            checkpoint._copy_out(2)
+            checkpoint._keeper.fill(2, checkpoint._items, checkpoint._wanted(2, share=False))
         return True
 
     def looks(checkpoint: Checkpoint, _rank: int) -> int:
@@ -315,7 +224,7 @@ def test_without_an_interval_cost_and_failures_decide(keepers: KeeperSet) -> Non
     def loops(checkpoint: Checkpoint, _rank: int) -> tuple[int, int]:
         checkpoint.protect(grid=np.zeros(1000)).restore()
         saved = [n for n in range(1, 200) if checkpoint.step(n)]
-        planned = checkpoint._next_step
+        planned = checkpoint._interval.next_step
         assert planned is not None
         return len(saved), planned
 
@@ -341,3 +250,71 @@ def test_a_signal_to_one_rank_saves_all_and_asks_for_the_end(keepers: KeeperSet)
     assert len(set(found)) == 1 and found[0][1] and 20 <= found[0][0] <= 40
     again = run(keepers, lambda c, _rank: c.protect(grid=np.zeros(1000)).restore())
     assert set(again) == {found[0][0]}
+
+
+def heat(rows: int, step: int) -> np.ndarray:
+    return np.arange(rows * 3, dtype=float).reshape(rows, 3) * step
+
+
+def shares(steps: int, total: int = 23) -> Callable[..., Any]:
+    """A program whose array is divided among its ranks, and that has something all share."""
+
+    def of(checkpoint: Checkpoint, rank: int) -> tuple[int, bool, int]:
+        ranks = checkpoint._ranks
+        first, end = rank * total // ranks, (rank + 1) * total // ranks
+        mine, same = np.zeros((end - first, 3)), {"step": 0}
+        checkpoint.protect(heat=Share(mine, first, total), other=Same(same))
+        begin = checkpoint.restore()
+        good = bool((mine == heat(total, begin)[first:end]).all()) and same["step"] == begin
+        for n in range(begin + 1, steps + 1):
+            mine[:] = heat(total, n)[first:end]
+            same["step"] = n
+            checkpoint.step(n)
+        checkpoint.close(done=False)
+        return begin, good, ranks
+
+    return of
+
+
+def test_another_number_of_ranks_goes_on_from_declared_shares(tmp_path: Path) -> None:
+    with KeeperSet(tmp_path, nodes=4) as keepers:
+        run(keepers, shares(3), ranks=4, every_steps=1)
+        for ranks, begin in ((2, 3), (3, 5), (7, 7)):
+            again = run(keepers, shares(begin + 2), ranks=ranks, places=keepers.nodes * 2,
+                        every_steps=1)  # fmt: skip
+            assert again == [(begin, True, ranks)] * ranks
+
+
+def test_another_number_of_ranks_reads_the_shared_level(tmp_path: Path) -> None:
+    shared: dict[str, Any] = {"every_steps": 1, "shared": tmp_path / "s", "shared_every": 1}
+    with KeeperSet(tmp_path, nodes=2) as keepers:
+        run(keepers, shares(3), ranks=2, **shared)
+        for node in keepers.nodes:
+            keepers.kill(node)
+            keepers.start(node)
+        again = run(keepers, shares(4), ranks=3, places=["n0", "n1", "n1"], **shared)
+        assert again == [(3, True, 3)] * 3
+
+
+def test_without_shares_another_number_of_ranks_begins_anew(keepers: KeeperSet) -> None:
+    run(keepers, program(4), every_steps=1)
+    assert run(keepers, program(2), ranks=2, every_steps=1)[0][0] == 0
+
+
+def test_a_keeper_that_died_serves_from_the_nodes_disk(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"every_steps": 1, "scheme": "single", "disk_every": 3}
+    with KeeperSet(tmp_path, disk=tmp_path / "disks") as keepers:
+        run(keepers, program(10), **options)
+        for node in keepers.nodes:
+            keepers.kill(node)
+            keepers.start(node)
+        assert run(keepers, program(12, done=True), **options) == expected(12, 10)
+        assert not list((tmp_path / "disks").glob("*/*.part")), "a finished program leaves nothing"
+
+
+def test_old_steps_on_the_shared_file_system_go(keepers: KeeperSet, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    options: dict[str, Any] = {"every_steps": 1, "shared": shared, "shared_every": 1}
+    run(keepers, program(12), shared_keep=3, **options)
+    steps = sorted(partfile.whole_steps(shared, "main"))
+    assert 3 <= len(steps) <= 6 and steps[-1] >= 10

@@ -1,13 +1,8 @@
 """Checkpoints for programs: protect, restore, step (docs/checkpoints.md)."""
 
 import contextlib
-import json
-import math
-import mmap
 import os
 import signal
-import socket
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,18 +11,15 @@ from typing import Any
 
 from fabricctl.errors import DataError, FabricError
 from fabricctl.state.ckpt import bytes as raw
+from fabricctl.state.ckpt import client, partfile, sets, shares
+from fabricctl.state.ckpt.client import Client, Found, Manifest
 from fabricctl.state.ckpt.events import tell
+from fabricctl.state.ckpt.interval import MTBF_S, Interval
 from fabricctl.state.ckpt.items import Item, item_of
-from fabricctl.state.ckpt.link import Link
 from fabricctl.store.schema import CheckpointEvent
 
-WAIT_SAFE_S = 120.0
-ALIGN = 64  # where each item begins in the keeper's memory: the copy is quicker
-KEEPER_S = 5.0  # a keeper begins half a second after its job
-AGREE_S = 1.0  # how soon all ranks hear of a signal that one of them got
-MTBF_S = 6 * 3600.0  # of the whole job, where nobody says better: a big job's day has four
-SHARE_MOST = 0.05  # of the run's time that checkpoints may take, whatever the failure rate
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+Step = tuple[int, int]  # a step, and by how many ranks it was saved
 
 
 class Checkpoint:
@@ -36,8 +28,12 @@ class Checkpoint:
     ``comm`` is an mpi4py communicator, ``"torch"`` for torch.distributed, or None for a program of
     one process. ``every_steps`` or ``every_s`` set the interval; else it follows from what a
     checkpoint costs and ``mtbf_s`` (Young 1974: the square root of twice their product).
-    ``copies``: on how many other nodes each rank's state is held. ``shared``: a directory of the
-    shared file system where every ``shared_every``-th checkpoint goes as well.
+
+    ``scheme``: ``partner`` holds ``copies`` of each rank's state on other nodes, ``single`` none,
+    ``xor`` and ``rs`` add parity in sets of ``set_size`` ranks that survives one or ``losses``
+    lost members; no two members share what ``apart`` names: node, switch or power.
+    ``disk_every``: every so many checkpoints also go to the node's disk, ``shared``: a directory
+    of the shared file system where every ``shared_every``-th goes, the ``shared_keep`` newest stay.
 
     Without a keeper on this node (no protected job) nothing is saved in memory, and ``restore``
     finds only what is in ``shared``.
@@ -51,33 +47,40 @@ class Checkpoint:
         every_steps: int | None = None,
         every_s: float | None = None,
         mtbf_s: float | None = None,
+        scheme: str = "partner",
         copies: int = 1,
+        losses: int = 2,
+        set_size: int = sets.SIZE,
+        apart: str = "node",
+        disk_every: int = 0,
         shared: str | Path | None = None,
         shared_every: int = 10,
+        shared_keep: int = 2,
     ) -> None:
         self._comm = comm
         self._rank, self._ranks, self._gather = _adapt(comm)
         self._name = name
-        self._every_steps, self._every_s = every_steps, every_s
-        self._mtbf_s = mtbf_s or float(os.environ.get("FABRIC_MTBF_S", MTBF_S))
-        self._copies = copies
-        self._shared = Path(shared) if shared else None
-        self._shared_every = shared_every
+        mtbf_s = mtbf_s or float(os.environ.get("FABRIC_MTBF_S", MTBF_S))
+        self._interval = Interval(every_steps, every_s, mtbf_s)
+        self._scheme = sets.scheme(scheme, copies, losses, set_size, apart)
+        self._members: list[tuple[int, str]] | None = None  # of this rank's set, with their nodes
+        self._met = False
+        self._disk_every = disk_every
+        self._shared = Path(shared).absolute() if shared else None
+        self._shared_every, self._shared_keep = shared_every, max(1, shared_keep)
         self._items: dict[str, Item] = {}
-        self._maps: dict[int, mmap.mmap] = {}  # by inode of the keeper's memory
-        place = _keeper_socket()
-        self._link = None if place is None else _connect(place)
-        self._events = place.with_name("events") if place and self._link else None
+        place = client.keeper_socket()
+        link = None if place is None else client.connect(place)
+        self._keeper = None if link is None else Client(link, name, self._rank, self._ranks)
+        self._events = place.with_name("events") if place and link else None
         self._size = 0
         self._committed: list[int] = []  # steps that all ranks have safe, oldest first
         self._pending: int | None = None
-        self._dropped: set[int] = set()  # steps that could not be restored as a whole
+        self._dropped: set[Step] = set()  # steps that could not be restored as a whole
         self._saves = 0
+        self._serial = ""  # tells apart what this start saves
         self._begin_s = time.monotonic()
-        self._begin_step = self._last_step = 0
-        self._next_step: int | None = None
-        self._agree_step = 0
-        self._cost_s = 0.0
+        self._begin_step = 0
         self._signalled = False
         self._before: dict[int, Any] = {}
         self.stall_s = 0.0  # what saving cost this rank so far
@@ -96,21 +99,50 @@ class Checkpoint:
         """Fills what is protected from the newest step that all ranks have; 0: there is none.
 
         A step of which any rank's part is damaged is passed over on all ranks, for the one before.
+        A step that another number of ranks saved is taken where all that is protected is
+        :class:`~fabricctl.state.Share` or :class:`~fabricctl.state.Same`.
         """
         self._catch_signals()
+        self._meet()
         while True:
-            sources = self._find()
-            common = set.intersection(*(set(found) for found in self._gather(sorted(sources))))
+            found = self._find()
+            common = set.intersection(*(set(mine) for mine in self._gather(sorted(found))))
             if not common:
                 return self._restore_shared()
-            step = int(max(common))
-            good = self._load(step, sources[step])
+            step = max(common, key=self._better)
+            good = self._load(step, found[step])
             if all(self._gather(good)):
-                self._committed = [step]
-                self._tell(CheckpointEvent.RESTORED, step)
-                self._start_at(step)
-                return step
+                n: int = step[0]
+                self._committed = [n]
+                self._tell(CheckpointEvent.RESTORED, n)
+                self._start_at(n)
+                return n
             self._forget(step)
+
+    def _better(self, step: Step) -> tuple[int, bool, int]:
+        return step[0], step[1] == self._ranks, step[1]
+
+    def _meet(self) -> None:
+        """All ranks learn where each is, and which are a set."""
+        if self._met:
+            return
+        self._met = True
+        me = None
+        if self._keeper is not None:
+            with contextlib.suppress(OSError, FabricError, ValueError, KeyError):
+                me = self._keeper.who()
+        told = self._gather((me, time.time_ns()))
+        self._serial = str(told[0][1])
+        if not self._scheme.losses:
+            return
+        here = [who for who, _ in told if who is not None]
+        if len(here) == len(told):
+            self._members = _set_of(self._rank, here, self._scheme)
+        if self._members is None:
+            self._scheme = sets.Scheme(copies=self._scheme.losses)
+            if self._rank == 0:
+                words = f"no sets can be made of {self._ranks} ranks here"
+                client.warn(f"{words}: {self._scheme.copies} copies on other nodes instead")
 
     def _tell(self, event: CheckpointEvent, step: int, stall_s: float = 0.0) -> None:
         """Into the job's trace, by rank 0."""
@@ -122,17 +154,15 @@ class Checkpoint:
         tell(self._events, event, {**numbers, "stall_ns": int(stall_s * 1e9)})
 
     def _start_at(self, step: int) -> None:
-        self._begin_s, self._begin_step, self._last_step = time.monotonic(), step, step
-        self._next_step = step + (self._every_steps or 1)
-        self._agree_step = step + 1
+        self._begin_s, self._begin_step = time.monotonic(), step
+        self._interval.start_at(step)
 
     # In the loop
 
     def step(self, n: int) -> bool:
         """Iteration ``n`` is done: saves when it is time. True when it did."""
-        self._last_step = n
         _track_step(n)
-        if n >= self._agree_step:
+        if n >= self._interval.agree_step:
             self._agree(n)
         if not self.need_checkpoint(n):
             return False
@@ -141,7 +171,7 @@ class Checkpoint:
 
     def need_checkpoint(self, n: int) -> bool:
         """Whether step ``n`` is to be saved; the same on every rank without a message."""
-        return self._next_step is None or n >= self._next_step
+        return self._interval.due(n)
 
     def save(self, n: int) -> None:
         """Saves step ``n`` now; all ranks must. Returns after one copy in memory.
@@ -149,226 +179,226 @@ class Checkpoint:
         Raises :class:`SystemRefusedError` when the keeper has no room.
         """
         begin_s = time.monotonic()
+        self._meet()
         self._commit()
-        if self._link is not None:
-            self._copy_out(n)
+        share = self._shared is not None and self._saves % self._shared_every == 0
+        if self._keeper is not None:
+            self._size = self._keeper.fill(n, self._items, self._wanted(n, share))
             self._pending = n
-        self._saves += 1
-        if self._shared and (self._saves - 1) % self._shared_every == 0:
+        elif share:
             self._save_shared(n)
+        self._saves += 1
+        if share:
+            self._thin_shared()
         took_s = time.monotonic() - begin_s
         self.stall_s += took_s
-        self._plan(n, took_s)
-
-    def _plan(self, n: int, took_s: float) -> None:
-        """When the next one is due: the slowest rank's cost decides, for all alike."""
-        per_step_s = (time.monotonic() - self._begin_s) / max(1, n - self._begin_step)
-        told = self._gather((took_s, per_step_s))
+        told = self._gather((took_s, self._step_s(n)))
         cost_s, step_s = (max(values) for values in zip(*told, strict=True))
         self._tell(CheckpointEvent.SAVED, n, cost_s)
-        self._cost_s = cost_s if not self._cost_s else 0.7 * self._cost_s + 0.3 * cost_s
-        if self._every_steps:
-            steps = self._every_steps
-        else:
-            wanted_s = self._every_s or max(
-                math.sqrt(2 * self._cost_s * self._mtbf_s), self._cost_s / SHARE_MOST
-            )
-            steps = max(1, round(wanted_s / max(step_s, 1e-9)))
-        self._next_step = n + steps
-        self._agree_step = n + max(1, min(int(AGREE_S / max(step_s, 1e-9)), steps))
+        self._interval.saved(n, cost_s, step_s)
+
+    def _step_s(self, n: int) -> float:
+        return (time.monotonic() - self._begin_s) / max(1, n - self._begin_step)
+
+    def _wanted(self, n: int, share: bool) -> dict[str, Any]:
+        """How safe step ``n`` is to be."""
+        of = None
+        if self._members is not None:
+            of = {
+                "name": self._name,
+                "step": n,
+                "ranks": self._ranks,
+                "losses": self._scheme.losses,
+                "members": self._members,
+                "serial": f"{self._serial}.{self._saves}",
+            }
+        return {
+            "copies": self._scheme.copies,
+            "set": of,
+            "keep": self._committed,
+            "disk": bool(self._disk_every) and self._saves % self._disk_every == 0,
+            "shared": str(self._shared) if share else "",
+        }
 
     def _agree(self, n: int) -> None:
         """Whether any rank got a signal: then all save now."""
-        step_s = (time.monotonic() - self._begin_s) / max(1, n - self._begin_step)
-        told = self._gather((self._signalled, step_s))
+        told = self._gather((self._signalled, self._step_s(n)))
         if any(signalled for signalled, _ in told) and not self.ending:
             self.ending = True
-            self._next_step = n
-        slowest_s = max(each for _, each in told)
-        self._agree_step = n + max(1, int(AGREE_S / max(slowest_s, 1e-9)))
-
-    # Saving
+            self._interval.next_step = n
+        self._interval.agreed(n, max(each for _, each in told))
 
     def _commit(self) -> None:
         """The second phase of the save before: every rank's part is safe, so older ones may go."""
-        if self._pending is None or self._link is None:
+        if self._pending is None or self._keeper is None:
             return
-        wait = {"kind": "safe", "step": str(self._pending), "wait_ms": str(int(WAIT_SAFE_S * 1e3))}
-        try:
-            answer = self._ask(wait)
-        except (OSError, FabricError) as error:
-            answer = {"state": "no", "why": str(error)}
-        told = self._gather((answer.get("state") == "safe", answer.get("why", "")))
+        told = self._gather(self._keeper.safe(self._pending))
         if all(good for good, _ in told):
             self._committed = [*self._committed[-1:], self._pending]
         elif self._rank == 0:
             why = next(why for good, why in told if not good)
-            sys.stderr.write(f"fabric: checkpoint: step {self._pending} is not safe: {why}\n")
+            client.warn(f"step {self._pending} is not safe: {why}")
         self._pending = None
-
-    def _copy_out(self, n: int) -> None:
-        views = {name: item.save() for name, item in self._items.items()}
-        size = sum(view.nbytes + ALIGN for view in views.values())
-        keep = ",".join(map(str, self._committed))
-        self._size = size
-        answer = self._ask({"kind": "room", "step": str(n), "size": str(size), "keep": keep})
-        memory = self._map(int(answer["size"]))
-        into, at, manifest = memoryview(memory), 0, []
-        for name, view in views.items():
-            end = at + view.nbytes
-            crc = raw.copy_crc(into[at:end], view)
-            manifest.append([name, self._items[name].kind, at, view.nbytes, crc])
-            at = end + -end % ALIGN
-        assert self._link is not None
-        head = self._head({"kind": "filled", "step": str(n), "used": str(at)})
-        text = json.dumps(manifest).encode()
-        self._link.send({**head, "copies": str(self._copies)}, memoryview(text))
-        self._link.told()
-
-    def _map(self, size: int) -> mmap.mmap:
-        """The memory whose descriptor comes next; mapped once, it is used again and again."""
-        assert self._link is not None
-        _, fds, _, _ = socket.recv_fds(self._link.socket, 1, 1)
-        if len(fds) != 1:
-            raise DataError("checkpoint: the keeper gave no memory")
-        try:
-            inode = os.fstat(fds[0]).st_ino
-            if inode not in self._maps:
-                self._maps[inode] = mmap.mmap(
-                    fds[0], size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE
-                )
-            return self._maps[inode]
-        finally:
-            os.close(fds[0])
 
     # Restoring
 
-    def _find(self) -> dict[int, list[str]]:
-        """Step -> nodes that have this rank's part, of steps that could be whole."""
-        if self._link is None:
+    def _find(self) -> dict[Step, list[Found]]:
+        """What can be had of each step that could be whole."""
+        if self._keeper is None:
             return {}
-        dead = os.environ.get("FABRIC_DEAD_NODES", "")
         try:
-            self._link.send(self._head({"kind": "find", "dead": dead}))
-            found = json.loads(self._link.small(self._link.told()))
+            found = self._keeper.find(os.environ.get("FABRIC_DEAD_NODES", ""))
         except (OSError, FabricError, ValueError) as error:
-            sys.stderr.write(f"fabric: checkpoint: rank {self._rank}: {error}\n")
+            client.warn(f"rank {self._rank}: {error}")
             return {}
-        steps: dict[int, list[str]] = {}
-        there: dict[int, set[int]] = {}
-        for node, rank, ranks, step in found:
-            if ranks == self._ranks and step not in self._dropped:
-                there.setdefault(int(step), set()).add(rank)
-                if rank == self._rank:
-                    steps.setdefault(int(step), []).append(str(node))
-        return {step: nodes for step, nodes in steps.items() if len(there[step]) == self._ranks}
+        steps: dict[Step, list[Found]] = {}
+        for one in found:
+            steps.setdefault((one.step, one.ranks), []).append(one)
+        free = all(item.of_whole is not None for item in self._items.values())
+        return {
+            step: parts
+            for step, parts in steps.items()
+            if (step[1] == self._ranks or (free and self._items))
+            and step not in self._dropped
+            and len({part.rank for part in parts}) == step[1]
+        }
 
-    def _load(self, step: int, nodes: list[str]) -> bool:
-        """From this node first (the keeper lists itself last), else over the network."""
+    def _load(self, step: Step, found: list[Found]) -> bool:
+        def part(rank: int) -> tuple[Manifest, memoryview]:
+            return self._part(rank, step[0], [one.node for one in found if one.rank == rank])
+
+        try:
+            if step[1] == self._ranks:
+                self._fill(*part(self._rank))
+                return True
+        except (OSError, FabricError, ValueError, KeyError) as error:
+            client.warn(f"rank {self._rank}, step {step[0]}: {error}")
+            return False
+        return self._reshape(step[1], part)
+
+    def _part(self, rank: int, step: int, nodes: list[str]) -> tuple[Manifest, memoryview]:
+        """From this node first (its keeper lists itself last), else over the network, else made
+        from what is left of the rank's set. Raises :class:`DataError`."""
+        assert self._keeper is not None
+        failure = DataError("nobody has it")
         for node in reversed(nodes):
             try:
-                self._load_from(step, node)
-                return True
+                manifest, view = self._keeper.get(rank, step, node)
+                client.check(manifest, view)
+                return manifest, view
             except (OSError, FabricError, ValueError, KeyError) as error:
-                words = f"rank {self._rank}, step {step} on {node}: {error}"
-                sys.stderr.write(f"fabric: checkpoint: {words}\n")
-        return False
+                client.warn(f"rank {rank}, step {step} on {node}: {error}")
+                failure = DataError(str(error))
+        raise failure
 
-    def _load_from(self, step: int, node: str) -> None:
-        assert self._link is not None
-        self._link.send(self._head({"kind": "get", "step": str(step), "node": node}))
-        answer = self._link.told()
-        manifest = json.loads(self._link.small(answer))
-        view = memoryview(self._map(int(answer["size"])))
-        self._fill(manifest, view)
+    def _reshape(self, ranks: int, part: Callable[[int], tuple[Manifest, memoryview]]) -> bool:
+        """From a step of another number of ranks; each looks at its share of the old ones first."""
+        here = self._rank * ranks // self._ranks
+        mine = {here, *range(here, (self._rank + 1) * ranks // self._ranks)}
+        views: dict[int, memoryview] = {}
 
-    def _fill(self, manifest: list[Any], view: memoryview) -> None:
+        def view_of(rank: int) -> memoryview:
+            if rank not in views:
+                views[rank] = part(rank)[1]
+            return views[rank]
+
+        heads: dict[int, Manifest] | None = {}
+        try:
+            for rank in mine:
+                head, views[rank] = part(rank)
+                heads = {**(heads or {}), rank: head}
+        except (OSError, FabricError, ValueError, KeyError) as error:
+            client.warn(f"rank {self._rank}: {error}")
+            heads = None
+        told = self._gather(heads)
+        if any(each is None for each in told):
+            return False
+        try:
+            everything = {rank: head for each in told for rank, head in each.items()}
+            shares.refill(self._items, everything, here, view_of)
+            return True
+        except (OSError, FabricError, ValueError, LookupError) as error:
+            client.warn(f"rank {self._rank}: {error}")
+            return False
+
+    def _fill(self, manifest: Manifest, view: memoryview) -> None:
+        """Raises :class:`DataError`; checksums have been looked at."""
         names = [part[0] for part in manifest]
         if sorted(names) != sorted(self._items):
             raise DataError(
                 f"restore: {', '.join(sorted(names))} were saved, "
                 f"{', '.join(sorted(self._items))} are protected"
             )
-        for name, _, begin, count, crc in manifest:
-            if raw.crc(view[begin : begin + count]) != crc:
-                raise DataError(f"restore {name!r}: its checksum is wrong")
-        for name, _, begin, count, _ in manifest:
+        for name, _, begin, count, *_ in manifest:
             self._items[name].load(view[begin : begin + count])
 
-    def _forget(self, step: int) -> None:
+    def _forget(self, step: Step) -> None:
         """A step that cannot be restored as a whole must not be offered again."""
-        if self._link is not None:
-            with contextlib.suppress(OSError, FabricError):
-                self._ask({"kind": "drop", "step": str(step)})
+        if self._keeper is not None and step[1] == self._ranks:
+            self._keeper.drop(step[0])
         self._dropped.add(step)
 
     # The shared file system
 
-    def _shared_file(self, step: int) -> Path:
-        assert self._shared is not None
-        return self._shared / f"{self._name}.{step}" / f"{self._rank}.part"
-
     def _save_shared(self, n: int) -> None:
-        """One file a rank, then, when all are there, a file that says so."""
+        """By the rank itself, where there is no keeper that could do it meanwhile."""
         assert self._shared is not None
-        path = self._shared_file(n)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        manifest, data, at = [], [], 0
+        views, manifest, at, crc = [], [], 0, 0
         for name, item in self._items.items():
             view = item.save()
-            manifest.append([name, item.kind, at, view.nbytes, raw.crc(view)])
-            data.append(view)
+            own = raw.crc(view)
+            manifest.append([name, item.kind, at, view.nbytes, own, item.of_whole])
+            views.append(view)
             at += view.nbytes
-        text = json.dumps(manifest).encode()
-        fresh = path.with_suffix(".new")
-        with fresh.open("wb") as stream:
-            stream.write(len(text).to_bytes(8, "big") + text)
-            for view in data:
-                stream.write(view)
-            stream.flush()
-            os.fsync(stream.fileno())
-        fresh.replace(path)
-        self._gather(True)
-        if self._rank == 0:
-            (path.parent / "whole").write_text(f"{self._ranks}\n")
+            crc = raw.crc(view, crc)
+        head = partfile.Head(self._name, self._rank, self._ranks, n, at, crc, manifest)
+        partfile.write(self._shared, head, views)
+
+    def _thin_shared(self) -> None:
+        """Rank 0 removes steps that are older than those to be kept; unfinished newer ones stay."""
+        if self._rank != 0 or self._shared is None:
+            return
+        whole = sorted(partfile.whole_steps(self._shared, self._name))[-self._shared_keep :]
+        if len(whole) == self._shared_keep:
+            there = {step for _, _, step in partfile.found(self._shared, self._name)}
+            partfile.keep_only(self._shared, self._name, {s for s in there if s >= whole[0]})
 
     def _restore_shared(self) -> int:
-        steps = []
-        if self._shared is not None:
-            for mark in self._shared.glob(f"{self._name}.*/whole"):
-                with contextlib.suppress(ValueError, OSError):
-                    if int(mark.read_text()) == self._ranks:
-                        steps.append(int(mark.parent.name.rpartition(".")[2]))
-        told = [set(found) for found in self._gather(sorted(steps))]
-        for step in sorted(map(int, set.intersection(*told)), reverse=True):
+        whole: list[Step] = []
+        if self._shared is not None and self._rank == 0:
+            whole = [
+                (step, n) for step, n in partfile.whole_steps(self._shared, self._name).items()
+            ]
+        free = bool(self._items) and all(item.of_whole for item in self._items.values())
+        listed = [(int(step), int(ranks)) for step, ranks in self._gather(whole)[0]]
+        for step in sorted(listed, key=self._better, reverse=True):
+            if step[1] != self._ranks and not free:
+                continue
             if all(self._gather(self._load_shared(step))):
-                self._tell(CheckpointEvent.RESTORED_SHARED, step)
-                self._start_at(step)
-                return step
+                self._tell(CheckpointEvent.RESTORED_SHARED, step[0])
+                self._start_at(step[0])
+                return step[0]
         self._tell(CheckpointEvent.BEGUN, 0)
         self._start_at(0)
         return 0
 
-    def _load_shared(self, step: int) -> bool:
+    def _load_shared(self, step: Step) -> bool:
+        assert self._shared is not None
+        root = self._shared
+
+        def part(rank: int) -> tuple[Manifest, memoryview]:
+            head, view = partfile.read(partfile.place(root, self._name, rank, step[1], step[0]))
+            client.check(head.manifest, view)
+            return head.manifest, view
+
+        if step[1] != self._ranks:
+            return self._reshape(step[1], part)
         try:
-            data = self._shared_file(step).read_bytes()
-            length = int.from_bytes(data[:8], "big")
-            self._fill(json.loads(data[8 : 8 + length]), memoryview(data)[8 + length :])
+            self._fill(*part(self._rank))
             return True
         except (OSError, ValueError, FabricError, KeyError) as error:
-            words = f"rank {self._rank}, step {step} in {self._shared}: {error}"
-            sys.stderr.write(f"fabric: checkpoint: {words}\n")
+            client.warn(f"rank {self._rank}, step {step[0]} in {root}: {error}")
             return False
-
-    # Talking to the keeper
-
-    def _head(self, message: dict[str, str]) -> dict[str, str]:
-        who = {"name": self._name, "rank": str(self._rank), "ranks": str(self._ranks)}
-        return {**who, **message}
-
-    def _ask(self, message: dict[str, str]) -> dict[str, str]:
-        assert self._link is not None
-        return self._link.ask(self._head(message))
 
     # Signals, and the end
 
@@ -398,16 +428,32 @@ class Checkpoint:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
-        if self._link is None:
+        if self._keeper is None:
             return
         if done:
             self._gather(True)
             with contextlib.suppress(OSError, FabricError):
-                self._ask({"kind": "done"})
+                self._keeper.ask("done")
         elif self._pending is not None:
             self._commit()
-        self._link.close()
-        self._link = None
+        self._keeper.link.close()
+        self._keeper = None
+
+
+def _set_of(
+    rank: int, here: list[tuple[str, dict[str, str]]], scheme: sets.Scheme
+) -> list[tuple[int, str]] | None:
+    """A rank's set with its members' nodes, as far apart as can be; None: none can be made."""
+    for level in sets.APART[sets.APART.index(scheme.apart) :: -1]:
+        # What is not known to share a switch may: it counts as a group with all such.
+        groups = [node if level == "node" else given.get(level, "") for node, given in here]
+        try:
+            made = next(each for each in sets.divide(groups, scheme) if rank in each)
+            return [(member, here[member][0]) for member in made]
+        except DataError as error:
+            if rank == 0:
+                client.warn(f"{error} ({level})")
+    return None
 
 
 def _adapt(comm: Any) -> tuple[int, int, Callable[[Any], list[Any]]]:
@@ -424,34 +470,6 @@ def _adapt(comm: Any) -> tuple[int, int, Callable[[Any], list[Any]]]:
 
         return dist.get_rank(), dist.get_world_size(), gather
     return comm.Get_rank(), comm.Get_size(), comm.allgather
-
-
-def _keeper_socket() -> Path | None:
-    """Of this node; None outside of a protected job."""
-    given = os.environ.get("FABRIC_KEEPER")
-    if given:
-        return Path(given)
-    job_dir = os.environ.get("FABRIC_JOB_DIR")
-    if not job_dir:
-        return None
-    return Path(job_dir).parents[1] / "track" / Path(job_dir).name / "keeper"
-
-
-def _connect(given: Path) -> Link | None:
-    """To the keeper of this node; None, and a word, where there is none."""
-    end_s = time.monotonic() + (KEEPER_S if given.parent.is_dir() else 0.0)
-    while True:
-        made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            made.connect(str(given))
-            return Link.local(made)
-        except OSError as error:
-            made.close()
-            if time.monotonic() >= end_s:
-                words = f"no keeper on this node: {given}: {error.strerror}"
-                sys.stderr.write(f"fabric: checkpoint: {words}\n")
-                return None
-        time.sleep(0.05)
 
 
 def _track_step(n: int) -> None:

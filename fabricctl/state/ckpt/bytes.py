@@ -32,6 +32,12 @@ def _library() -> ctypes.CDLL:
     library.fabric_crc.argtypes, library.fabric_crc.restype = (word, pointer, size), word
     library.fabric_copy_crc.argtypes = (pointer, pointer, size, word)
     library.fabric_copy_crc.restype = word
+    byte = ctypes.c_uint8
+    library.fabric_gf_mul.argtypes, library.fabric_gf_mul.restype = (byte, byte), byte
+    library.fabric_gf_inverse.argtypes, library.fabric_gf_inverse.restype = (byte,), byte
+    library.fabric_gf_add.argtypes = (pointer, pointer, size, byte)
+    library.fabric_gf_add.restype = None
+    library.fabric_xor.argtypes, library.fabric_xor.restype = (pointer, pointer, size), None
     return library
 
 
@@ -70,6 +76,30 @@ def copy_crc(to: memoryview, source: memoryview) -> int:
     if not source.nbytes:
         return 0
     return int(_library().fabric_copy_crc(_address(to), _address(source), source.nbytes, 0))
+
+
+def add(to: memoryview, source: memoryview, factor: int) -> None:
+    """``to`` += ``factor`` * ``source`` in GF(256), over the bytes of ``source``, which is no longer."""
+    if source.nbytes > to.nbytes:
+        raise ValueError(f"{source.nbytes} bytes do not fit {to.nbytes}")
+    if not source.nbytes or not factor:
+        return
+    if factor == 1:
+        _library().fabric_xor(_address(to), _address(source), source.nbytes)
+    else:
+        _library().fabric_gf_add(_address(to), _address(source), source.nbytes, factor)
+
+
+def multiply(a: int, b: int) -> int:
+    """In GF(256)."""
+    return int(_library().fabric_gf_mul(a, b))
+
+
+def inverse(a: int) -> int:
+    """In GF(256); of 0 there is none."""
+    if not a:
+        raise ZeroDivisionError("GF(256): 0 has no inverse")
+    return int(_library().fabric_gf_inverse(a))
 
 
 def pieces(total: int, each: int) -> Iterator[tuple[int, int]]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fabricctl.errors import DataError, NotFoundError, SystemRefusedError
-from fabricctl.state.ckpt.api import Checkpoint
+from fabricctl.errors import DataError, FabricError, NotFoundError, SystemRefusedError
+from fabricctl.state.ckpt.api import Checkpoint, Step
+from fabricctl.state.ckpt.client import Manifest
 
 FILES_MOST = 1000
 
@@ -37,7 +38,7 @@ class Files(Checkpoint):
     def __init__(self, who: Alone, *, name: str = "files", copies: int = 1) -> None:
         """Raises :class:`SystemRefusedError` without a keeper."""
         super().__init__(who, name=name, copies=copies)
-        if self._link is None:
+        if self._keeper is None:
             raise SystemRefusedError("checkpoint: no keeper on this node: is the job protected?")
 
     def commit(self, directory: Path, step: int) -> int:
@@ -45,41 +46,46 @@ class Files(Checkpoint):
 
         Raises :class:`DataError`, :class:`SystemRefusedError`.
         """
+        assert self._keeper is not None
         files = sorted(path for path in directory.iterdir() if path.is_file())
         if not 0 < len(files) <= FILES_MOST:
             raise DataError(f"{directory}: {len(files)} files, 1 to {FILES_MOST} can be committed")
         for path in files:
             self.protect(path.name, path)
-        self._committed = sorted(self.steps())[-2:]
-        self._copy_out(step)
-        answer = self._ask({"kind": "safe", "step": str(step), "wait_ms": "120000"})
-        if answer.get("state") != "safe":
-            raise SystemRefusedError(f"checkpoint: step {step} is not safe: {answer.get('why')}")
+        self._committed = self.steps()[-2:]
+        self._keeper.fill(step, self._items, self._wanted(step, share=False))
+        good, why = self._keeper.safe(step)
+        if not good:
+            raise SystemRefusedError(f"checkpoint: step {step} is not safe: {why}")
         return len(files)
 
     def steps(self) -> list[int]:
-        """Steps that all ranks have, in any order."""
-        return list(self._find())
+        """Steps that all ranks have, oldest first."""
+        return sorted(step for step, ranks in self._find() if ranks == self._ranks)
 
     def fetch(self, directory: Path, before: int | None = None) -> int:
         """Writes the newest step's files, older than ``before`` where given; which it was.
 
         Raises :class:`NotFoundError` when there is none.
         """
-        found = {
-            step: nodes for step, nodes in self._find().items() if before is None or step < before
-        }
-        if not found:
+        found = {step: parts for step, parts in self._find().items() if step[1] == self._ranks}
+        wanted: list[Step] = [step for step in found if before is None or step[0] < before]
+        if not wanted:
             raise NotFoundError("checkpoint: there is none that all ranks have")
-        step = max(found)
-        self._target = directory
-        if not self._load(step, found[step]):
-            raise DataError(f"checkpoint: step {step} cannot be read; all ranks: --before {step}")
-        return step
+        step = max(wanted)
+        nodes = [one.node for one in found[step] if one.rank == self._rank]
+        try:
+            manifest, view = self._part(self._rank, step[0], nodes)
+        except FabricError:
+            raise DataError(
+                f"checkpoint: step {step[0]} cannot be read; all ranks: --before {step[0]}"
+            ) from None
+        self._write(directory, manifest, view)
+        return step[0]
 
-    def _fill(self, manifest: list[Any], view: memoryview) -> None:
+    def _write(self, directory: Path, manifest: Manifest, view: memoryview) -> None:
         for name, *_ in manifest:
             if not isinstance(name, str) or "/" in name or name in ("", ".", ".."):
                 raise DataError("checkpoint: a file name that leaves the directory")
-            self.protect(name, self._target / name)
-        super()._fill(manifest, view)
+            self.protect(name, directory / name)
+        self._fill(manifest, view)

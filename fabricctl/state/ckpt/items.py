@@ -2,7 +2,7 @@
 
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,31 @@ class Item:
     kind: str
     save: Callable[[], memoryview]
     load: Callable[[memoryview], None]
+    # ("same",) or ("share", first row, rows, rows of all ranks); None: it is this rank's alone.
+    of_whole: tuple[Any, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Share:
+    """An array that is rows ``first`` to ``first + len(array)`` of one of ``total`` rows, all
+    ranks together: ``protect(heat=state.Share(heat, first, total))``."""
+
+    array: Any
+    first: int
+    total: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first <= self.first + len(self.array) <= self.total:
+            raise DataError(
+                f"protect: rows {self.first} to {self.first + len(self.array)} of {self.total}"
+            )
+
+
+@dataclass(frozen=True)
+class Same:
+    """A thing that is the same on every rank; any rank's serves them all."""
+
+    thing: Any
 
 
 def item_of(name: str, thing: Any) -> Item:
@@ -23,8 +48,14 @@ def item_of(name: str, thing: Any) -> Item:
     are filled in place; objects with ``state_dict`` and ``load_state_dict`` (models, optimisers)
     and dicts are pickled; a Path is a file's content.
 
+    :class:`Share` and :class:`Same` say how it belongs to what other ranks have.
     Raises :class:`DataError` for anything else.
     """
+    if isinstance(thing, Same):
+        return replace(item_of(name, thing.thing), of_whole=("same",))
+    if isinstance(thing, Share):
+        where = ("share", thing.first, len(thing.array), thing.total)
+        return replace(item_of(name, thing.array), of_whole=where)
     if hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict"):
         return Item("state", lambda: _pickled(thing.state_dict()), lambda view: _load(thing, view))
     if isinstance(thing, dict):

@@ -5,6 +5,7 @@ the node and other keepers over TCP, under the job's key. The node service start
 (fabricctl/node/keepers.py).
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -13,20 +14,23 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fabricctl import wire
 from fabricctl.errors import DataError, FabricError
 from fabricctl.state.ckpt import bytes as raw
+from fabricctl.state.ckpt import parity, partfile
+from fabricctl.state.ckpt.holding import Holding, head_of, key_of, name_of
 from fabricctl.state.ckpt.link import Link, is_socket, ports
-from fabricctl.state.ckpt.parts import Part, Parts
+from fabricctl.state.ckpt.others import Others
+from fabricctl.state.ckpt.parts import Part, Wanted
+from fabricctl.state.ckpt.remote import Remote
 
-CALL_S = 1.0  # a node that is gone without a word is given up after that
 TRANSFER_S = 300.0
-AVOID_S = 60.0
+FROM_SET = "=set"  # in the place of a node's name: the part can be made from the rest of its set
 _UCRED = struct.Struct("=3i")
-_NAME_MAX = 40
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Assignment:
     port_first: int
     port_count: int
     resolve: Callable[[str], Sequence[str]]
+    disk: Path | None = None
+    groups: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # node -> level -> group
 
 
 class Keeper:
@@ -51,24 +57,29 @@ class Keeper:
     def __init__(self, given: Assignment) -> None:
         """Raises OSError when no socket can be had."""
         self._given = given
-        self._parts = Parts(given.quota_bytes)
-        self._ports = ports(given.job, given.port_first, given.port_count)
-        self._lock = threading.Lock()
+        self._holding = Holding(given.quota_bytes, given.disk)
+        self._parts = self._holding.parts
+        candidates = ports(given.job, given.port_first, given.port_count)
+        who = (given.job, given.key, given.node, given.nodes)
+        self._others = Others(*who, candidates, given.resolve, given.groups)
+        self._remote = Remote(given.node, self._holding)
         self._workers = ThreadPoolExecutor(4, "copies")
-        self._addresses: dict[str, str] = {}
-        self._avoid_until_s: dict[str, float] = {}
-        self._local = _local_socket(given.socket)
-        self._remote = _remote_socket(self._ports)
+        self._files = ThreadPoolExecutor(1, "files")  # one after the other: older steps first
+        self._sets: dict[tuple[str, int, int], parity.Sources] = {}  # of what was found last
+        self._listeners = (
+            (_local_socket(given.socket), self._talk_local),
+            (_remote_socket(candidates), self._talk_remote),
+        )
         self._ended = threading.Event()
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing worth holding."""
-        return not self._parts.whole()
+        return self._holding.empty
 
     def serve(self) -> None:
         """Accepts until the end; each connection has a thread."""
-        for listener, talk in ((self._local, self._talk_local), (self._remote, self._talk_remote)):
+        for listener, talk in self._listeners:
             thread = threading.Thread(target=self._accept, args=(listener, talk), daemon=True)
             thread.start()
         self._ended.wait()
@@ -76,6 +87,8 @@ class Keeper:
     def end(self) -> None:
         self._ended.set()
         self._given.socket.unlink(missing_ok=True)
+        self._files.shutdown(wait=True)  # what was promised to the shared file system
+        self._holding.wipe()
 
     def _accept(self, listener: socket.socket, talk: Callable[[socket.socket], None]) -> None:
         while not self._ended.is_set():
@@ -86,6 +99,28 @@ class Keeper:
                 continue
             threading.Thread(target=talk, args=(made,), daemon=True).start()
 
+    def _talk(self, link: Link, do: Callable[[Link, dict[str, str]], None]) -> None:
+        try:
+            while True:
+                message = link.receive()
+                try:
+                    do(link, message)
+                except FabricError as error:
+                    link.send({"kind": "error", "why": " ".join(str(error).split())[:400]})
+        except (OSError, FabricError, ValueError, LookupError, TypeError):
+            pass  # it went away, or said what no program of ours says
+        finally:
+            link.close()
+
+    def _talk_remote(self, made: socket.socket) -> None:
+        try:
+            made.settimeout(TRANSFER_S)
+            link = Link.answer(made, self._given.key)
+        except OSError:
+            made.close()
+            return
+        self._talk(link, self._remote.do)
+
     # Ranks of this node
 
     def _talk_local(self, made: socket.socket) -> None:
@@ -95,19 +130,6 @@ class Keeper:
             return
         self._talk(Link.local(made), self._do_local)
 
-    def _talk(self, link: Link, do: Callable[[Link, dict[str, str]], None]) -> None:
-        try:
-            while True:
-                message = link.receive()
-                try:
-                    do(link, message)
-                except FabricError as error:
-                    link.send({"kind": "error", "why": " ".join(str(error).split())[:400]})
-        except (OSError, FabricError, ValueError):
-            pass  # it went away, or said what no program of ours says
-        finally:
-            link.close()
-
     def _do_local(self, link: Link, message: dict[str, str]) -> None:
         kind = message.get("kind")
         if kind == "room":
@@ -116,79 +138,87 @@ class Keeper:
             self._filled(link, message)
         elif kind == "safe":
             self._wait_safe(link, message)
+        elif kind == "who":
+            groups = self._given.groups.get(self._given.node, {})
+            payload = {"node": self._given.node, "groups": dict(groups)}
+            link.send({"kind": "me"}, memoryview(json.dumps(payload).encode()))
         elif kind == "find":
-            found = self._find(_name(message), set(message.get("dead", "").split(",")))
+            found = self._find(name_of(message), set(message.get("dead", "").split(",")))
             link.send({"kind": "found"}, memoryview(json.dumps(found).encode()))
         elif kind == "get":
             self._get(link, message)
         elif kind == "drop":
-            rank, step = wire.number(message, "rank"), wire.number(message, "step")
-            self._parts.drop((_name(message), rank, step))
+            self._parts.drop(key_of(message))
             link.send({"kind": "dropped"})
         elif kind == "done":
-            self._parts.clear(_name(message))
+            self._holding.clear(name_of(message))
             link.send({"kind": "cleared"})
         else:
             raise DataError(f"keeper: {str(kind)[:24]!r} is not known")
 
     def _room(self, link: Link, message: Mapping[str, str]) -> None:
         keep = {int(word) for word in message.get("keep", "").split(",") if word.isdecimal()}
-        rank, ranks = wire.number(message, "rank"), wire.number(message, "ranks")
-        step, size = wire.number(message, "step"), wire.number(message, "size")
-        part = self._parts.room((_name(message), rank, step), ranks, size, keep)
+        ranks, size = wire.number(message, "ranks"), wire.number(message, "size")
+        part = self._parts.room(key_of(message), ranks, size, keep)
         link.send({"kind": "room", "size": str(len(part.memory))})
         socket.send_fds(link.socket, [b"F"], [part.fd])
 
     def _filled(self, link: Link, message: Mapping[str, str]) -> None:
         """The rank has copied: its checksum is of what it read, so this is the first check."""
-        manifest = link.small(message)
-        name, rank, step = _key(message)
+        given = json.loads(link.small(message))
+        name, rank, step = key_of(message)
         part = self._parts.get(name, rank, step, whole=False)
         if part is None:
             raise DataError(f"keeper: no room was asked for rank {rank}, step {step}")
         part.used = wire.number(message, "used")
         if part.used > len(part.memory):
             raise DataError("keeper: more bytes than room")
-        part.manifest, part.wanted = manifest, wire.number(message, "copies")
+        part.describe(json.dumps(given["manifest"]).encode())
+        part.wanted = _wanted(given)
+        if part.wanted.of is not None:
+            part.wanted.of.index(rank)
         link.send({"kind": "taken"})
         self._workers.submit(self._secure, part)
 
     def _secure(self, part: Part) -> None:
-        """Checks what was written and brings copies to other nodes."""
+        """Checks what was written, and makes it as safe as was asked for."""
         try:
-            for _, _, begin, count, crc in json.loads(part.manifest):
+            for _, _, begin, count, crc, *_ in json.loads(part.manifest):
                 if raw.crc(part.view[begin : begin + count]) != crc:
                     part.problem = "what was copied is not what was read"
                     return
             part.crc = raw.crc(part.view)
             part.whole = True
-            why = "there is no other node"
-            for node in self._partners():
-                if part.copies >= part.wanted:
-                    break
-                try:
-                    self._copy_to(node, part)
-                    part.copies += 1
-                except (OSError, FabricError) as error:
-                    why = f"{node}: {error}"
-                    self._avoid_until_s[node] = time.monotonic() + AVOID_S
-            if part.copies < part.wanted:
-                part.problem = why
+            self._copy(part)
+            if part.wanted.of is not None:
+                self._fold(part, part.wanted.of)
+            if part.wanted.disk:
+                self._holding.put_on_disk(part, part.wanted.keep)
+            if part.wanted.shared is not None:
+                self._files.submit(self._share, part, part.wanted.shared)
+            part.done = not part.problem
+        except (OSError, FabricError) as error:
+            part.problem = str(error)
         except Exception as error:  # a thread's end would be silent
             part.problem = repr(error)
 
-    def _partners(self) -> list[str]:
-        """The other nodes, the next one in the job's list first."""
-        nodes = self._given.nodes
-        own = nodes.index(self._given.node)
-        now_s = time.monotonic()
-        others = [*nodes[own + 1 :], *nodes[:own]]
-        # Those that were not reached come last, for a while.
-        return sorted(others, key=lambda node: self._avoid_until_s.get(node, 0.0) > now_s)
+    def _copy(self, part: Part) -> None:
+        """To other nodes, the next one where one cannot be reached."""
+        copies, why = 0, "there is no other node"
+        for node in self._others.partners():
+            if copies >= part.wanted.copies:
+                return
+            try:
+                self._copy_to(node, part)
+                copies += 1
+            except (OSError, FabricError) as error:
+                why = f"{node}: {error}"
+                self._others.avoid(node)
+        if copies < part.wanted.copies:
+            part.problem = why
 
     def _copy_to(self, node: str, part: Part) -> None:
-        link = self._call(node)
-        try:
+        with contextlib.closing(self._others.call(node)) as link:
             head = {
                 "kind": "hold",
                 "name": part.name,
@@ -196,40 +226,51 @@ class Keeper:
                 "ranks": str(part.ranks),
                 "step": str(part.step),
                 "size": str(part.used),
+                "keep": ",".join(map(str, sorted(part.wanted.keep))),
             }
             link.socket.settimeout(TRANSFER_S)
             link.send(head, memoryview(part.manifest))
             link.send({"kind": "state"}, part.view, part.crc)
             link.told()
-        finally:
-            link.close()
 
-    def _call(self, node: str) -> Link:
-        """Raises OSError."""
-        if node not in self._addresses:
-            found = self._given.resolve(node)
-            if not found:
-                raise OSError(0, f"{node}: its name cannot be resolved")
-            self._addresses[node] = found[0]
-        failure = OSError(0, "no port")
-        for port in self._ports:
-            try:
-                link = Link.call((self._addresses[node], port), self._given.key, CALL_S)
-                link.ask({"kind": "hello", "job": str(self._given.job), "to": node})
-                return link
-            except TimeoutError:
-                raise
-            except (OSError, FabricError) as error:
-                failure = error if isinstance(error, OSError) else OSError(0, str(error))
-        raise failure
+    def _fold(self, part: Part, of: parity.Set) -> None:
+        """Its pieces to those that hold the parity of their stripes."""
+        what = {"used": part.used, "crc": part.crc, "manifest": part.manifest.decode()}
+        told = {**of.told(), "part": what, "keep": sorted(part.wanted.keep)}
+        text = memoryview(json.dumps(told).encode())
+        links: dict[str, Link] = {}
+        try:
+            for node, where, piece in parity.pieces_for(part, of):
+                if node not in links:
+                    links[node] = self._others.call(node)
+                    links[node].socket.settimeout(TRANSFER_S)
+                links[node].send({"kind": "fold", **where}, text)
+                links[node].send({"kind": "state"}, piece)
+                links[node].told()
+        finally:
+            for link in links.values():
+                link.close()
+        if raw.crc(part.view) != part.crc:
+            raise DataError("the part changed while its parity was made")
+
+    def _share(self, part: Part, root: Path) -> None:
+        """To the shared file system, as the job's user; a later step may not wait for it."""
+        try:
+            self._holding.check(part)
+            partfile.write(root, head_of(part), [part.view])
+            part.shared = True
+        except (OSError, FabricError) as error:
+            part.problem = f"{root}: {error}"
 
     def _wait_safe(self, link: Link, message: Mapping[str, str]) -> None:
-        """Answers when a part is as safe as it will be."""
-        name, rank, step = _key(message)
+        """Answers when a part is as safe as it will be; ``shared=1``: also on the shared file
+        system."""
+        name, rank, step = key_of(message)
+        shared = message.get("shared") == "1"
         end_s = time.monotonic() + min(wire.number(message, "wait_ms") / 1000, 600)
         while True:
             part = self._parts.get(name, rank, step, whole=False)
-            state = "safe" if part and part.safe else "no" if not part or part.problem else "wait"
+            state = "no" if not part or part.problem else "safe" if part.safe(shared) else "wait"
             if state != "wait" or time.monotonic() >= end_s:
                 why = " ".join((part.problem if part else "it is not here").split())[:300]
                 link.send({"kind": "safe", "state": state, "why": why})
@@ -239,128 +280,107 @@ class Keeper:
     # Looking for what can be restored
 
     def _find(self, name: str, dead: set[str]) -> list[list[object]]:
-        """``[node, rank, ranks, step]`` of every part that some living keeper holds."""
-        found: list[list[object]] = []
-        others = [node for node in self._partners() if node not in dead]
-        for node, parts in zip(
-            others, self._workers.map(lambda node: self._inventory(node, name), others), strict=True
-        ):
-            found += [[node, *part] for part in parts]
-        mine = [part for part in self._parts.whole() if part.name == name]
-        return found + [[self._given.node, p.rank, p.ranks, p.step] for p in mine]
+        """``[node, rank, ranks, step]`` of every part that some living keeper holds or that can be
+        made; this node comes last."""
+        others = [node for node in self._others.partners() if node not in dead]
+        lists = self._workers.map(lambda node: self._inventory(node, name), others)
+        told: dict[str, dict[str, Any]] = dict(zip(others, lists, strict=True))
+        told[self._given.node] = self._holding.listed(name)
+        sets = parity.sources(
+            {node: each["parts"] for node, each in told.items()},
+            {node: each["parity"] for node, each in told.items()},
+        )
+        self._sets = {(name, r, s.of.step): s for s in sets for r, _ in s.of.members}
+        made: list[list[object]] = [
+            [FROM_SET, rank, s.of.ranks, s.of.step]
+            for s in sets
+            for rank, _ in s.of.members
+            if s.serves(rank)
+        ]
+        return made + [[node, *part] for node, each in told.items() for part in each["parts"]]
 
-    def _inventory(self, node: str, name: str) -> list[list[int]]:
+    def _inventory(self, node: str, name: str) -> dict[str, Any]:
+        nothing: dict[str, Any] = {"parts": [], "parity": []}
         try:
-            link = self._call(node)
-        except (OSError, FabricError):
-            return []
-        try:
-            answer = link.ask({"kind": "list", "name": name})
-            given = json.loads(link.small(answer))
-            return [[int(x) for x in part] for part in given if len(part) == 3]
-        except (OSError, FabricError, ValueError, TypeError):
-            return []
-        finally:
-            link.close()
+            with contextlib.closing(self._others.call(node)) as link:
+                answer = link.ask({"kind": "list", "name": name})
+                given = json.loads(link.small(answer))
+                parts = [[int(x) for x in part] for part in given["parts"] if len(part) == 3]
+                return {"parts": parts, "parity": list(given["parity"])}
+        except (OSError, FabricError, ValueError, TypeError, LookupError):
+            return nothing
 
     def _get(self, link: Link, message: Mapping[str, str]) -> None:
-        """A part for a rank of this node, from here or from another keeper."""
-        name, rank, step = _key(message)
-        part = self._parts.get(name, rank, step)
+        """A part for a rank of this node, from here, from another keeper or from its set."""
+        key = key_of(message)
         source = message.get("node", "")
-        if source != self._given.node:
-            part = self._fetch(source, name, rank, step)
-        if part is None:
-            raise DataError(f"keeper: rank {rank}, step {step} is not here")
-        if raw.crc(part.view) != part.crc:
-            self._parts.drop((name, rank, step))
-            raise DataError(f"keeper: the checksum of rank {rank}, step {step} is wrong")
+        if source == self._given.node:
+            part = self._holding.part(*key)
+        elif source == FROM_SET:
+            part = self._rebuild(*key)
+        else:
+            part = self._fetch(source, *key)
+        if not part.good:
+            self._parts.drop(key)
+            raise DataError(f"keeper: the checksum of rank {part.rank}, step {part.step} is wrong")
         head = {"kind": "part", "used": str(part.used), "state_crc": str(part.crc)}
         link.send({**head, "size": str(len(part.memory))}, memoryview(part.manifest))
         socket.send_fds(link.socket, [b"F"], [part.fd])
 
     def _fetch(self, node: str, name: str, rank: int, step: int) -> Part:
-        if node not in self._given.nodes:
-            raise DataError(f"keeper: {node[:60]!r} is not a node of the job")
-        link = self._call(node)
-        try:
+        with contextlib.closing(self._others.call(node)) as link:
             link.socket.settimeout(TRANSFER_S)
             head = link.ask({"kind": "give", "name": name, "rank": str(rank), "step": str(step)})
             manifest = link.small(head)
             ranks, size = wire.number(head, "ranks"), wire.number(head, "size")
-            keep = {part.step for part in self._parts.whole() if part.rank == rank}
-            part = self._parts.room((name, rank, step), ranks, size, keep)
-            part.used, part.manifest = size, manifest
+            part = self._room_beside(name, rank, step, ranks, size)
+            part.used = size
+            part.describe(manifest)
             state = link.told()
             link.payload(state, part.view)
             part.crc = wire.number(state, "crc")
             part.whole = True
             return part
-        finally:
-            link.close()
 
-    # Other keepers
+    def _rebuild(self, name: str, rank: int, step: int) -> Part:
+        found = self._sets.get((name, rank, step))
+        if found is None:
+            raise DataError(f"keeper: no set has rank {rank}, step {step}")
+        with contextlib.closing(parity.Rebuild(found, rank, self._call_any)) as rebuild:
+            known = rebuild.known()
+            part = self._room_beside(name, rank, step, found.of.ranks, known.used)
+            part.used, part.crc = known.used, known.crc
+            part.describe(known.manifest.encode())
+            rebuild.into(part.view)
+            if not part.good:
+                self._parts.drop((name, rank, step))
+                raise DataError(f"keeper: rank {rank}, step {step} came out wrong from its set")
+            part.whole = True
+            return part
 
-    def _talk_remote(self, made: socket.socket) -> None:
-        try:
-            made.settimeout(TRANSFER_S)
-            link = Link.answer(made, self._given.key)
-        except OSError:
-            made.close()
-            return
-        self._talk(link, self._do_remote)
+    def _call_any(self, node: str) -> Link:
+        """Also this node: its own share in a set is asked for by the same road."""
+        link = self._others.call(node)
+        link.socket.settimeout(TRANSFER_S)
+        return link
 
-    def _do_remote(self, link: Link, message: dict[str, str]) -> None:
-        kind = message.get("kind")
-        if kind == "hello":
-            if message.get("to") != self._given.node:
-                raise DataError("keeper: another node is meant")
-            link.send({"kind": "hello", "node": self._given.node})
-        elif kind == "list":
-            name = _name(message)
-            mine = [[p.rank, p.ranks, p.step] for p in self._parts.whole() if p.name == name]
-            link.send({"kind": "list"}, memoryview(json.dumps(mine).encode()))
-        elif kind == "give":
-            self._give(link, message)
-        elif kind == "hold":
-            self._hold(link, message)
-        else:
-            raise DataError(f"keeper: {str(kind)[:24]!r} is not known")
-
-    def _give(self, link: Link, message: Mapping[str, str]) -> None:
-        rank, step = wire.number(message, "rank"), wire.number(message, "step")
-        part = self._parts.get(_name(message), rank, step)
-        if part is None:
-            raise DataError(f"keeper: rank {rank}, step {step} is not here")
-        head = {"kind": "part", "ranks": str(part.ranks), "size": str(part.used)}
-        link.send(head, memoryview(part.manifest))
-        # With the checksum of the first copy: what was damaged here since then is found there.
-        link.send({"kind": "state"}, part.view, part.crc)
-
-    def _hold(self, link: Link, message: Mapping[str, str]) -> None:
-        """A copy of a rank of another node; the two newest steps before it stay."""
-        name, rank, step = _key(message)
-        manifest = link.small(message)
-        ranks, size = wire.number(message, "ranks"), wire.number(message, "size")
-        held = sorted(p.step for p in self._parts.whole() if (p.name, p.rank) == (name, rank))
-        part = self._parts.room((name, rank, step), ranks, size, set(held[-2:]))
-        part.used, part.manifest = size, manifest
-        state = link.told()
-        link.payload(state, part.view)
-        part.crc = wire.number(state, "crc")
-        part.whole = True
-        link.send({"kind": "held"})
+    def _room_beside(self, name: str, rank: int, step: int, ranks: int, size: int) -> Part:
+        keep = {part.step for part in self._parts.whole() if part.rank == rank}
+        return self._parts.room((name, rank, step), ranks, size, keep)
 
 
-def _key(message: Mapping[str, str]) -> tuple[str, int, int]:
-    return _name(message), wire.number(message, "rank"), wire.number(message, "step")
-
-
-def _name(message: Mapping[str, str]) -> str:
-    name = message.get("name", "")
-    if not 0 < len(name) <= _NAME_MAX or not name.replace("-", "").replace("_", "").isalnum():
-        raise DataError(f"keeper: {name[:_NAME_MAX]!r} is no name of a checkpoint")
-    return name
+def _wanted(given: Mapping[str, Any]) -> Wanted:
+    """What a rank asks for; raises :class:`DataError`."""
+    shared = str(given.get("shared") or "")
+    if shared and not Path(shared).is_absolute():
+        raise DataError("keeper: the shared directory's path is not absolute")
+    return Wanted(
+        copies=int(given.get("copies", 0)),
+        of=parity.set_of(given["set"]) if given.get("set") else None,
+        keep=frozenset(int(step) for step in given.get("keep", ())),
+        disk=bool(given.get("disk")),
+        shared=Path(shared) if shared else None,
+    )
 
 
 def _local_socket(path: Path) -> socket.socket:

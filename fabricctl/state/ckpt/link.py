@@ -25,7 +25,7 @@ from fabricctl.state.ckpt import bytes as raw
 
 MAX_PAYLOAD = 1 << 40
 PIECE = 4 << 20
-PORTS = 4  # candidates that a keeper may have bound
+PORTS = 8  # candidates that a keeper may have bound
 _LENGTH = struct.Struct(">I")
 
 

@@ -4,10 +4,28 @@ import mmap
 import os
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fabricctl.errors import SystemRefusedError
+from fabricctl.state.ckpt import bytes as raw
+
+if TYPE_CHECKING:
+    from fabricctl.state.ckpt.parity import Set
 
 Key = tuple[str, int, int]  # name of the checkpoint, rank, step
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How safe a part is to be: on other nodes, in a set, on the disk, on the shared file system;
+    ``keep``: steps of which copies must not go yet."""
+
+    copies: int = 0
+    of: "Set | None" = None
+    keep: frozenset[int] = frozenset()
+    disk: bool = False
+    shared: Path | None = None
 
 
 @dataclass
@@ -22,10 +40,12 @@ class Part:
     memory: mmap.mmap
     used: int = 0  # bytes of state; the memory may be larger
     crc: int = 0
-    manifest: bytes = b""
+    manifest: bytes = b""  # set by :meth:`describe`
+    manifest_crc: int = 0
     whole: bool = False  # filled and checked
-    copies: int = 0  # on other nodes
-    wanted: int = 0  # copies asked for
+    wanted: Wanted = field(default_factory=Wanted)
+    done: bool = False  # all that was wanted is done, but for the shared file system
+    shared: bool = False
     problem: str = ""
 
     @property
@@ -33,10 +53,28 @@ class Part:
         """The state's bytes."""
         return memoryview(self.memory)[: self.used]
 
+    def describe(self, manifest: bytes) -> None:
+        """What the state's bytes are."""
+        self.manifest, self.manifest_crc = manifest, raw.crc(memoryview(manifest))
+
     @property
-    def safe(self) -> bool:
-        """Whether it is as safe as was asked for."""
-        return self.whole and self.copies >= self.wanted
+    def described(self) -> bool:
+        """Whether its description is what it was."""
+        return raw.crc(memoryview(self.manifest)) == self.manifest_crc
+
+    @property
+    def good(self) -> bool:
+        """Whether every byte is what it was; reads them all."""
+        return self.described and raw.crc(self.view) == self.crc
+
+    @property
+    def busy(self) -> bool:
+        """Whether it is still being written to a file."""
+        return self.wanted.shared is not None and not self.shared and not self.problem
+
+    def safe(self, shared: bool = False) -> bool:
+        """Whether it is as safe as was asked for; ``shared``: on the shared file system, too."""
+        return self.whole and self.done and (self.shared or not shared or not self.wanted.shared)
 
 
 @dataclass
@@ -45,6 +83,7 @@ class Parts:
 
     quota_bytes: int
     _parts: dict[Key, Part] = field(default_factory=dict)
+    _claimed: int = 0  # by what is no part
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def room(self, key: Key, ranks: int, size: int, keep: set[int]) -> Part:
@@ -59,21 +98,24 @@ class Parts:
             old = [
                 part
                 for part in self._parts.values()
-                if (part.name, part.rank) == (name, rank) and part.step not in keep
+                if part.name == name and part.step not in keep
+                # Of a start with another number of ranks: it goes when two steps of this one stand.
+                if part.rank == rank or (part.ranks != ranks and part.step < min(keep, default=0))
             ]
             for part in sorted(old, key=lambda part: part.step):
-                del self._parts[name, rank, part.step]
-                if len(part.memory) >= size and len(part.memory) < 2 * size + mmap.PAGESIZE:
-                    fresh = Part(name, rank, ranks, step, part.fd, part.memory)
-                    self._parts[key] = fresh
-                    return fresh
-                _free(part)
-            part = self._parts[key] = self._new(key, ranks, size)
-            return part
+                del self._parts[name, part.rank, part.step]
+                fits = size <= len(part.memory) < 2 * size + mmap.PAGESIZE
+                if fits and not part.busy and part.rank == rank and key not in self._parts:
+                    self._parts[key] = Part(name, rank, ranks, step, part.fd, part.memory)
+                else:
+                    _free(part)
+            if key not in self._parts:
+                self._parts[key] = self._new(key, ranks, size)
+            return self._parts[key]
 
     def _new(self, key: Key, ranks: int, size: int) -> Part:
         name, rank, step = key
-        taken = sum(len(part.memory) for part in self._parts.values())
+        taken = self._taken
         size = max(size + -size % mmap.PAGESIZE, mmap.PAGESIZE)
         if taken + size > self.quota_bytes:
             raise SystemRefusedError(
@@ -88,6 +130,23 @@ class Parts:
             os.close(fd)
             raise SystemRefusedError(f"checkpoint of rank {rank}: {error.strerror}") from None
         return Part(name, rank, ranks, step, fd, memory)
+
+    @property
+    def _taken(self) -> int:
+        return self._claimed + sum(len(part.memory) for part in self._parts.values())
+
+    def claim(self, size: int) -> None:
+        """Room for something else than parts, given back by a negative size.
+
+        Raises :class:`SystemRefusedError` when there is none.
+        """
+        with self._lock:
+            if size > 0 and self._taken + size > self.quota_bytes:
+                raise SystemRefusedError(
+                    f"checkpoint: {size >> 20} MiB of parity do not fit: {self._taken >> 20} of "
+                    f"{self.quota_bytes >> 20} MiB are taken on this node (state.memory_share)"
+                )
+            self._claimed += size
 
     def get(self, name: str, rank: int, step: int, *, whole: bool = True) -> Part | None:
         """None when it is not here, or not whole where it has to be."""

@@ -1,0 +1,72 @@
+"""The job's other nodes, as a keeper sees them: how to reach them, and which to prefer."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from fabricctl.errors import FabricError
+from fabricctl.state.ckpt.link import Link
+
+CALL_S = 1.0  # a node that is gone without a word is given up after that
+AVOID_S = 60.0
+
+
+class Others:
+    """``groups``: node -> what it falls with (switch, power), by level, where the site says."""
+
+    def __init__(
+        self,
+        job: int,
+        key: bytes,
+        node: str,
+        nodes: Sequence[str],
+        candidates: Sequence[int],
+        resolve: Callable[[str], Sequence[str]],
+        groups: Mapping[str, Mapping[str, str]],
+    ) -> None:
+        self._job, self._key, self._node, self._nodes = job, key, node, nodes
+        self._ports = candidates
+        self._resolve = resolve
+        self._groups = groups
+        self._addresses: dict[str, str] = {}
+        self._avoid_until_s: dict[str, float] = {}
+
+    def partners(self) -> list[str]:
+        """The other nodes: first those that share neither switch nor power with this one, each in
+        the job's order from this node on; those that were not reached come last, for a while."""
+        own = self._nodes.index(self._node)
+        now_s = time.monotonic()
+        others = [*self._nodes[own + 1 :], *self._nodes[:own]]
+
+        def rank(node: str) -> tuple[bool, int]:
+            return self._avoid_until_s.get(node, 0.0) > now_s, self._shared(node)
+
+        return sorted(others, key=rank)
+
+    def _shared(self, node: str) -> int:
+        mine, theirs = self._groups.get(self._node, {}), self._groups.get(node, {})
+        return sum(1 for level, group in mine.items() if theirs.get(level) == group)
+
+    def avoid(self, node: str) -> None:
+        """It was not reached."""
+        self._avoid_until_s[node] = time.monotonic() + AVOID_S
+
+    def call(self, node: str) -> Link:
+        """Raises OSError."""
+        if node not in self._nodes:
+            raise OSError(0, f"{node[:60]!r} is not a node of the job")
+        if node not in self._addresses:
+            found = self._resolve(node)
+            if not found:
+                raise OSError(0, f"{node}: its name cannot be resolved")
+            self._addresses[node] = found[0]
+        failure = OSError(0, "no port")
+        for port in self._ports:
+            try:
+                link = Link.call((self._addresses[node], port), self._key, CALL_S)
+                link.ask({"kind": "hello", "job": str(self._job), "to": node})
+                return link
+            except TimeoutError:
+                raise
+            except (OSError, FabricError) as error:
+                failure = error if isinstance(error, OSError) else OSError(0, str(error))
+        raise failure
