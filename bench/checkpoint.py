@@ -3,7 +3,8 @@
 Keepers of two nodes on this machine (their link is the loopback), one rank of the given size:
 the stall of `save` against memcpy of the same bytes into pre-faulted memory, the time until the
 partner's copy is complete against the bytes over what a bare TCP stream moves, and the same state
-written with numpy to tmpfs and to disk.
+written with numpy to tmpfs and to disk. Encoding of XOR and Reed-Solomon parity, one core, against
+memcpy of the bytes that are read.
 
     python -m bench.checkpoint [--mib 256] [--rounds 7]
 """
@@ -22,7 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fabricctl.state.ckpt import bytes as raw
 from fabricctl.state.ckpt.api import Checkpoint
+from fabricctl.state.ckpt.erasure import Code
 from tests.support.keepers import KeeperSet
 
 GOAL_STALL, GOAL_COPY = 1.25, 1.5
@@ -61,6 +64,22 @@ def stream_s(size: int) -> float:
     return seconds
 
 
+def encode_s(data: np.ndarray, pieces: int, losses: int) -> float:
+    """The parity of ``pieces`` equal pieces of the data: each is added to each row."""
+    size = data.nbytes // pieces
+    code = Code(pieces + losses, losses)
+    rows = [memoryview(bytearray(size)) for _ in range(losses)]
+    views = [memoryview(data)[at * size : (at + 1) * size] for at in range(pieces)]
+
+    def work() -> None:
+        for member, view in enumerate(views):
+            for row, into in enumerate(rows):
+                raw.add(into, view, code.factor(row, member))
+
+    work()
+    return took(work)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mib", type=int, default=256)
@@ -93,6 +112,8 @@ def main() -> int:
             checkpoint._commit()
             times.setdefault("partner", []).append(time.perf_counter() - begin)
             note("stream", lambda: stream_s(size))
+            for losses in (1, 2, 3):
+                times.setdefault(f"encode {losses}", []).append(encode_s(grid, 6, losses))
         checkpoint.close(done=True)
     for what, place in (("tmpfs", "/dev/shm"), ("disk", ".")):
         with tempfile.TemporaryDirectory(dir=place) as directory:
@@ -109,10 +130,14 @@ def main() -> int:
     usual = {what: statistics.median(values) for what, values in times.items()}
     print(f"{options.mib} MiB, median of {options.rounds} rounds")
     for what, seconds in usual.items():
-        print(f"{what:8} {seconds * 1e3:9.1f} ms  {size / seconds / 1e9:6.2f} GB/s")
+        print(f"{what:9} {seconds * 1e3:9.1f} ms  {size / seconds / 1e9:6.2f} GB/s")
     stall, copied = usual["save"] / usual["memcpy"], usual["partner"] / usual["stream"]
     print(f"stall: {stall:.2f} of memcpy (goal {GOAL_STALL})")
     print(f"partner's copy complete: {copied:.2f} of a bare stream (goal {GOAL_COPY})")
+    for losses in (1, 2, 3):
+        name = "XOR" if losses == 1 else f"RS, {losses} losses"
+        share = usual["memcpy"] / usual[f"encode {losses}"]
+        print(f"{name}: sets of {6 + losses} are encoded at {share:.2f} of memcpy's rate")
     print(f"np.save: tmpfs {usual['tmpfs'] / usual['save']:.1f}, disk "
           f"{usual['disk'] / usual['save']:.1f} times the stall")  # fmt: skip
     return 0 if stall <= GOAL_STALL and copied <= GOAL_COPY else 1

@@ -166,6 +166,15 @@ class StateConfig:
         0,
         86400,
     )
+    disk_dir: str = _key(
+        "",
+        "Directory on each node's own disk for checkpoints that programs want there too; each job "
+        "gets a directory below it. Empty: none.",
+    )
+    groups_file: Path = _key(
+        Path("/etc/fabricctl/groups"),
+        "Which switch and power feed each node falls with (docs/checkpoints.md).",
+    )
     port_first: int = _key(21300, "First TCP port of the keepers of checkpoints.", 1024, 65000)
     port_count: int = _key(400, "How many ports keepers may use from port_first on.", 4, 40000)
 

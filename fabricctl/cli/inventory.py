@@ -204,18 +204,19 @@ def import_file(file: Path, form: str | None, dry_run: bool) -> None:
 @command.command(name="export")
 @click.option("--what", type=click.Choice(["declared", "discovered"]), default="discovered",
               show_default=True, help="What nodes should have, or what they have.")  # fmt: skip
-@click.option("--format", "form", type=click.Choice(FORMATS), default="yaml", show_default=True)
+@click.option("--format", "form", type=click.Choice((*FORMATS, "groups")), default="yaml",
+              show_default=True)  # fmt: skip
 @_nodes
 def export(what: str, form: str, nodes: str | None) -> None:
     """Print the inventory in a form that others read."""
     from fabricctl.fleet.inventory.formats import WRITERS
 
     with _open() as inventory:
-        if what == "declared":
-            values = inventory.declared()
-        else:
-            now = inventory.now()
-            values = {node: {k: s.value for k, s in mine.items()} for node, mine in now.items()}
+        now = inventory.now() if what == "discovered" or form == "groups" else {}
+        values = {node: {k: s.value for k, s in mine.items()} for node, mine in now.items()}
+        if what == "declared" or form == "groups":  # switches are discovered, power is declared
+            for node, mine in inventory.declared().items():
+                values[node] = {**values.get(node, {}), **mine}
     only = None if nodes is None else set(_expand(nodes))
     chosen = {node: mine for node, mine in values.items() if only is None or node in only}
     click.echo(WRITERS[form](chosen), nl=False)

@@ -3,6 +3,7 @@ over (fabricctl/state/ckpt/keeper.py)."""
 
 import contextlib
 import ctypes
+import hashlib
 import os
 import pwd
 import signal
@@ -10,15 +11,19 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fabricctl import layout
 from fabricctl.agent.log import NodeLog
 from fabricctl.config import Config
-from fabricctl.node import spawn
+from fabricctl.errors import DataError
+from fabricctl.node import rootfiles, spawn
 from fabricctl.records import JobStart
-from fabricctl.state.ckpt.keeper import Assignment, Keeper, memory_total
+from fabricctl.state import groups
+from fabricctl.state.ckpt.assignment import Assignment
+from fabricctl.state.ckpt.keeper import Keeper, memory_total
 from fabricctl.store.schema import Severity
 from fabricctl.telemetry import interfaces, processes
 
@@ -115,7 +120,22 @@ class Keepers:
             if held.ending and not held.pid:
                 del self._held[job]
                 over.append(job)
+        if over:
+            self._clean_disk()
         return over
+
+    def _clean_disk(self) -> None:
+        """Away with what jobs that nobody holds any more left on the disk."""
+        root = self._config.state.disk_dir
+        held = {disk_place(self._config, one.start) for one in self._held.values()}
+        try:
+            left = [path for path in Path(root).iterdir() if path not in held] if root else []
+            for path in left:
+                if time.time() - path.lstat().st_mtime > self._config.state.hold_s:
+                    rootfiles.remove_tree(path)
+        except OSError as error:
+            text = f"checkpoints on the disk are not removed: {error.filename}: {error.strerror}"
+            self._log.write("node", text, Severity.ERROR)
 
     def _launch(self, held: _Held, now_s: float) -> None:
         held.restart_s = None
@@ -153,6 +173,40 @@ class Keepers:
                 os.kill(held.pid, number)
 
 
+def disk_place(config: Config, start: JobStart) -> Path | None:
+    """The job's directory on the node's disk; None: the site has none. The job's secret is in its
+    name, so that no later job of the same number gets it."""
+    if not config.state.disk_dir:
+        return None
+    digest = hashlib.sha256(b"disk" + start.envelope.key).hexdigest()[:16]
+    return Path(config.state.disk_dir) / f"{start.job}-{digest}"
+
+
+def _make_disk(config: Config, start: JobStart, gid: int, log: NodeLog) -> Path | None:
+    """As root. What fails costs the level on disk, not the keeper."""
+    place = disk_place(config, start)
+    if place is None:
+        return None
+    try:
+        place.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        rootfiles.make_dir(place, 0o700, start.uid, gid)
+        os.utime(place)
+        return place
+    except OSError as error:
+        text = f"no checkpoints on the disk: {place}: {error.strerror}"
+        log.write(f"keeper job={start.job}", text, Severity.WARNING)
+        return None
+
+
+def _groups(config: Config, start: JobStart, log: NodeLog) -> Mapping[str, Mapping[str, str]]:
+    """What cannot be read costs the distance of copies, not the keeper."""
+    try:
+        return groups.read(config.state.groups_file, start.nodes)
+    except (OSError, DataError) as error:
+        log.write(f"keeper job={start.job}", f"no failure groups: {error}", Severity.WARNING)
+        return {}
+
+
 def _ended(pid: int) -> bool:
     try:
         return os.waitpid(pid, os.WNOHANG)[0] != 0
@@ -177,6 +231,8 @@ def _become_keeper(start: JobStart, config: Config, files: layout.NodeFiles, log
     with contextlib.suppress(OSError):  # a user's memory is not to be spared as the service's is
         Path("/proc/self/oom_score_adj").write_text("0")
     entry = pwd.getpwuid(start.uid)
+    disk = _make_disk(config, start, entry.pw_gid, log)
+    falls_with = _groups(config, start, log)
     spawn.drop_to(spawn.Identity(start.uid, entry.pw_gid))
     quota = int(config.state.memory_share * memory_total())
     keeper = Keeper(
@@ -191,6 +247,8 @@ def _become_keeper(start: JobStart, config: Config, files: layout.NodeFiles, log
             port_first=config.state.port_first,
             port_count=config.state.port_count,
             resolve=interfaces.lookup,
+            disk=disk,
+            groups=falls_with,
         )
     )
     threading.Thread(target=keeper.serve, daemon=True).start()

@@ -12,7 +12,8 @@ from pathlib import Path
 PROGRAM = """
 import json, sys, os
 from pathlib import Path
-from fabricctl.state.ckpt.keeper import Assignment, Keeper
+from fabricctl.state.ckpt.assignment import Assignment
+from fabricctl.state.ckpt.keeper import Keeper
 where, node, nodes, job, quota, disk, groups = sys.argv[1:8]
 Keeper(Assignment(int(job), os.getuid(), b"k" * 32, node, tuple(nodes.split(",")),
     Path(where) / node, int(quota), 24000, 6000, lambda name: ["127.0.0.1"],

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fabricctl.errors import DataError, UsageError
+from fabricctl.state import groups
 from fabricctl.state.ckpt import bytes as raw
 from fabricctl.state.ckpt.api import Checkpoint
 from fabricctl.state.ckpt.erasure import Code
@@ -66,10 +67,10 @@ def test_any_losses_within_the_code_are_made_good(members: int, losses: int) -> 
 
 def test_no_set_has_two_ranks_of_one_group() -> None:
     for nodes, each, size in [(4, 1, 8), (16, 4, 8), (5, 3, 4), (9, 2, 8)]:
-        groups = [f"n{rank // each}" for rank in range(nodes * each)]
-        made = divide(groups, Scheme(losses=1, size=size))
+        falls = [f"n{rank // each}" for rank in range(nodes * each)]
+        made = divide(falls, Scheme(losses=1, size=size))
         assert sorted(itertools.chain(*made)) == list(range(nodes * each))
-        assert all(len({groups[rank] for rank in one}) == len(one) <= size for one in made)
+        assert all(len({falls[rank] for rank in one}) == len(one) <= size for one in made)
         assert max(map(len, made)) - min(map(len, made)) <= 1
 
 
@@ -134,9 +135,9 @@ def test_sets_cost_less_memory_than_copies(tmp_path: Path) -> None:
 
 def test_sets_keep_apart_what_falls_together(tmp_path: Path) -> None:
     """Two nodes on each switch; a switch takes both with it."""
-    groups = {f"n{n}": {"switch": f"s{n // 2}"} for n in range(6)}
+    falls = {f"n{n}": {"switch": f"s{n // 2}"} for n in range(6)}
     options = {**XOR, "apart": "switch"}
-    with KeeperSet(tmp_path, nodes=6, groups=groups) as keepers:
+    with KeeperSet(tmp_path, nodes=6, groups=falls) as keepers:
         run(keepers, program(10), ranks=4, **options)
         for node in ("n0", "n1"):
             keepers.kill(node)
@@ -145,9 +146,20 @@ def test_sets_keep_apart_what_falls_together(tmp_path: Path) -> None:
         assert [begin for begin, _, _ in again] == [10] * 4
 
 
+def test_the_sites_file_of_groups_is_read_for_the_jobs_nodes(tmp_path: Path) -> None:
+    text = "n1 switch=leaf1 power=a\n# n2 is new\n\nn3 power=b  # no switch\nn9 switch=x\n"
+    assert groups.parse(text, ("n1", "n2", "n3")) == {
+        "n1": {"switch": "leaf1", "power": "a"},
+        "n3": {"power": "b"},
+    }
+    with pytest.raises(DataError, match="line 2: NODE switch=NAME power=NAME expected"):
+        groups.parse("n1 switch=a\nn2 room=b\n", ("n1",))
+    assert groups.read(tmp_path / "none", ("n1",)) == {}
+
+
 def test_copies_go_to_another_switch_first(tmp_path: Path) -> None:
-    groups = {f"n{n}": {"switch": f"s{n // 2}"} for n in range(4)}
-    with KeeperSet(tmp_path, nodes=4, groups=groups) as keepers:
+    falls = {f"n{n}": {"switch": f"s{n // 2}"} for n in range(4)}
+    with KeeperSet(tmp_path, nodes=4, groups=falls) as keepers:
         run(keepers, program(10), every_steps=1)
         for node in ("n0", "n1"):
             keepers.kill(node)

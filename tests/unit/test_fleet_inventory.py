@@ -155,6 +155,19 @@ def test_netbox_has_serial_model_and_interfaces_in_its_own_fields() -> None:
     assert device["custom_fields"]["fabricctl"] == {"bios.version": "2.1", "gpu.count": "8"}
 
 
+def test_groups_name_what_nodes_fall_with() -> None:
+    given = {
+        "n1": {"slurm.switch": "leaf1", "site.power": "feed a"},
+        "n2": {"nic.r0.cable": "leaf2:Eth1/7", "site.rack": "r12"},
+        "n3": {},
+    }
+    assert formats.write_groups(given) == (
+        "n1 switch=leaf1 power=feed_a\nn2 switch=leaf2 power=r12\n"
+    )
+    with pytest.raises(DataError, match="what it falls with"):
+        formats.write_groups({"n1": {}})
+
+
 def test_topology_conf_both_ways() -> None:
     text = formats.write_topology({**VALUES, "n4": {"nic.r0.cable": "leaf2:Eth1/7"}})
     assert text.splitlines() == [

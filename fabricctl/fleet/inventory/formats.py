@@ -116,6 +116,23 @@ def write_topology(values: Values) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write_groups(values: Values) -> str:
+    """What nodes fall with (fabricctl/state/groups.py): the switch from ``slurm.switch`` or LLDP,
+    the power feed from ``site.power``, else the rack from ``site.rack``, as declared."""
+    lines = []
+    for node, mine in values.items():
+        cables = [v.rpartition(":")[0] for k, v in sorted(mine.items()) if k.endswith(".cable")]
+        switch = mine.get("slurm.switch") or next(iter(cables), "")
+        power = mine.get("site.power") or mine.get("site.rack", "")
+        said = {"switch": "_".join(switch.split()), "power": "_".join(power.split())}
+        words = [f"{level}={group}" for level, group in said.items() if group]
+        if words:
+            lines.append(f"{node} {' '.join(words)}")
+    if not lines:
+        raise DataError("inventory: no node says what it falls with (slurm.switch, site.power)")
+    return "\n".join(lines) + "\n"
+
+
 def read_netbox(text: str) -> Values:
     """A list of devices as NetBox's API gives them, or its ``{"results": [...]}``."""
     try:
@@ -177,4 +194,5 @@ READERS: Mapping[str, Callable[[str], Values]] = {
 }  # fmt: skip
 WRITERS: Mapping[str, Callable[[Values], str]] = {
     "yaml": write_yaml, "csv": write_csv, "topology": write_topology, "netbox": write_netbox,
+    "groups": write_groups,
 }  # fmt: skip

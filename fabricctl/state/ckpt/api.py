@@ -228,11 +228,11 @@ class Checkpoint:
             self._interval.next_step = n
         self._interval.agreed(n, max(each for _, each in told))
 
-    def _commit(self) -> None:
+    def _commit(self, *, shared: bool = False) -> None:
         """The second phase of the save before: every rank's part is safe, so older ones may go."""
         if self._pending is None or self._keeper is None:
             return
-        told = self._gather(self._keeper.safe(self._pending))
+        told = self._gather(self._keeper.safe(self._pending, shared=shared))
         if all(good for good, _ in told):
             self._committed = [*self._committed[-1:], self._pending]
         elif self._rank == 0:
@@ -420,24 +420,32 @@ class Checkpoint:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """A program that ended well needs its checkpoints no more; else they are held."""
-        self.close(done=kind is None and not self.ending)
+        """A program that ended well needs its checkpoints no more; else they are held. Where one
+        rank failed the others are not asked: they may never answer."""
+        if kind is not None:
+            self._leave()
+        else:
+            self.close(done=not self.ending)
 
     def close(self, *, done: bool) -> None:
-        """``done``: the keeper forgets everything; else it holds it for the next start."""
+        """All ranks must. ``done``: the keeper forgets everything; else it holds it for the next
+        start, and what is on its way to the shared file system is waited for."""
+        if self._keeper is not None:
+            if done:
+                self._gather(True)
+                with contextlib.suppress(OSError, FabricError):
+                    self._keeper.ask("done")
+            elif self._pending is not None:
+                self._commit(shared=True)
+        self._leave()
+
+    def _leave(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
-        if self._keeper is None:
-            return
-        if done:
-            self._gather(True)
-            with contextlib.suppress(OSError, FabricError):
-                self._keeper.ask("done")
-        elif self._pending is not None:
-            self._commit()
-        self._keeper.link.close()
-        self._keeper = None
+        if self._keeper is not None:
+            self._keeper.link.close()
+            self._keeper = None
 
 
 def _set_of(

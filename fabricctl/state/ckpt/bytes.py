@@ -79,7 +79,7 @@ def copy_crc(to: memoryview, source: memoryview) -> int:
 
 
 def add(to: memoryview, source: memoryview, factor: int) -> None:
-    """``to`` += ``factor`` * ``source`` in GF(256), over the bytes of ``source``, which is no longer."""
+    """``to`` += ``factor`` * ``source`` in GF(256), over as many bytes as ``source`` has."""
     if source.nbytes > to.nbytes:
         raise ValueError(f"{source.nbytes} bytes do not fit {to.nbytes}")
     if not source.nbytes or not factor:

@@ -176,8 +176,14 @@ EXPORT uint32_t fabric_copy_crc(void *to, const void *from, size_t length, uint3
 	return ~crc;
 }
 
+#if defined __x86_64__ && defined __GNUC__ && !defined __clang__
+#define WIDE __attribute__((target_clones("avx2", "default")))
+#else
+#define WIDE
+#endif
+
 /* to ^= from */
-EXPORT void fabric_xor(void *to, const void *from, size_t length)
+EXPORT WIDE void fabric_xor(void *to, const void *from, size_t length)
 {
 	uint8_t *restrict into = to;
 	const uint8_t *restrict at = from;
@@ -187,7 +193,28 @@ EXPORT void fabric_xor(void *to, const void *from, size_t length)
 }
 
 #if defined __x86_64__
-#include <tmmintrin.h>
+#include <immintrin.h>
+static __attribute__((target("avx2"))) size_t gf_wide(uint8_t *into, const uint8_t *at,
+						      size_t length, const uint8_t low[16],
+						      const uint8_t high[16])
+{
+	__m256i lows = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)low));
+	__m256i highs = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)high));
+	__m256i mask = _mm256_set1_epi8(15);
+	size_t i;
+
+	for (i = 0; i + 32 <= length; i += 32) {
+		__m256i data = _mm256_loadu_si256((const __m256i *)(at + i));
+		__m256i a = _mm256_shuffle_epi8(lows, _mm256_and_si256(data, mask));
+		__m256i top = _mm256_and_si256(_mm256_srli_epi64(data, 4), mask);
+		__m256i sum = _mm256_xor_si256(a, _mm256_shuffle_epi8(highs, top));
+		__m256i was = _mm256_loadu_si256((const __m256i *)(into + i));
+
+		_mm256_storeu_si256((__m256i *)(into + i), _mm256_xor_si256(was, sum));
+	}
+	return i;
+}
+
 static __attribute__((target("ssse3"))) size_t gf_fast(uint8_t *into, const uint8_t *at,
 						       size_t length, const uint8_t low[16],
 						       const uint8_t high[16])
@@ -230,7 +257,9 @@ EXPORT void fabric_gf_add(void *to, const void *from, size_t length, uint8_t fac
 		high[n] = fabric_gf_mul((uint8_t)(n << 4), factor);
 	}
 #if defined __x86_64__
-	if (__builtin_cpu_supports("ssse3"))
+	if (__builtin_cpu_supports("avx2"))
+		i = gf_wide(into, at, length, low, high);
+	else if (__builtin_cpu_supports("ssse3"))
 		i = gf_fast(into, at, length, low, high);
 #endif
 	for (; i < length; i++)

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from fabricctl import wire
 from fabricctl.errors import DataError, FabricError
 from fabricctl.state.ckpt import bytes as raw
 from fabricctl.state.ckpt import parity, partfile
+from fabricctl.state.ckpt.assignment import Assignment
 from fabricctl.state.ckpt.holding import Holding, head_of, key_of, name_of
 from fabricctl.state.ckpt.link import Link, is_socket, ports
 from fabricctl.state.ckpt.others import Others
@@ -33,24 +33,6 @@ FROM_SET = "=set"  # in the place of a node's name: the part can be made from th
 _UCRED = struct.Struct("=3i")
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """What a keeper is to know."""
-
-    job: int
-    uid: int
-    key: bytes
-    node: str
-    nodes: tuple[str, ...]
-    socket: Path
-    quota_bytes: int
-    port_first: int
-    port_count: int
-    resolve: Callable[[str], Sequence[str]]
-    disk: Path | None = None
-    groups: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # node -> level -> group
-
-
 class Keeper:
     """All of one keeper; :meth:`serve` returns when :meth:`end` was called."""
 
@@ -60,8 +42,7 @@ class Keeper:
         self._holding = Holding(given.quota_bytes, given.disk)
         self._parts = self._holding.parts
         candidates = ports(given.job, given.port_first, given.port_count)
-        who = (given.job, given.key, given.node, given.nodes)
-        self._others = Others(*who, candidates, given.resolve, given.groups)
+        self._others = Others(given, candidates)
         self._remote = Remote(given.node, self._holding)
         self._workers = ThreadPoolExecutor(4, "copies")
         self._files = ThreadPoolExecutor(1, "files")  # one after the other: older steps first

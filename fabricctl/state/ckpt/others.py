@@ -1,9 +1,10 @@
 """The job's other nodes, as a keeper sees them: how to reach them, and which to prefer."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from fabricctl.errors import FabricError
+from fabricctl.state.ckpt.assignment import Assignment
 from fabricctl.state.ckpt.link import Link
 
 CALL_S = 1.0  # a node that is gone without a word is given up after that
@@ -11,31 +12,20 @@ AVOID_S = 60.0
 
 
 class Others:
-    """``groups``: node -> what it falls with (switch, power), by level, where the site says."""
+    """``candidates``: ports that their keepers may have bound."""
 
-    def __init__(
-        self,
-        job: int,
-        key: bytes,
-        node: str,
-        nodes: Sequence[str],
-        candidates: Sequence[int],
-        resolve: Callable[[str], Sequence[str]],
-        groups: Mapping[str, Mapping[str, str]],
-    ) -> None:
-        self._job, self._key, self._node, self._nodes = job, key, node, nodes
+    def __init__(self, given: Assignment, candidates: Sequence[int]) -> None:
+        self._given = given
         self._ports = candidates
-        self._resolve = resolve
-        self._groups = groups
         self._addresses: dict[str, str] = {}
         self._avoid_until_s: dict[str, float] = {}
 
     def partners(self) -> list[str]:
         """The other nodes: first those that share neither switch nor power with this one, each in
         the job's order from this node on; those that were not reached come last, for a while."""
-        own = self._nodes.index(self._node)
+        own = self._given.nodes.index(self._given.node)
         now_s = time.monotonic()
-        others = [*self._nodes[own + 1 :], *self._nodes[:own]]
+        others = [*self._given.nodes[own + 1 :], *self._given.nodes[:own]]
 
         def rank(node: str) -> tuple[bool, int]:
             return self._avoid_until_s.get(node, 0.0) > now_s, self._shared(node)
@@ -43,7 +33,8 @@ class Others:
         return sorted(others, key=rank)
 
     def _shared(self, node: str) -> int:
-        mine, theirs = self._groups.get(self._node, {}), self._groups.get(node, {})
+        groups = self._given.groups
+        mine, theirs = groups.get(self._given.node, {}), groups.get(node, {})
         return sum(1 for level, group in mine.items() if theirs.get(level) == group)
 
     def avoid(self, node: str) -> None:
@@ -52,18 +43,18 @@ class Others:
 
     def call(self, node: str) -> Link:
         """Raises OSError."""
-        if node not in self._nodes:
+        if node not in self._given.nodes:
             raise OSError(0, f"{node[:60]!r} is not a node of the job")
         if node not in self._addresses:
-            found = self._resolve(node)
+            found = self._given.resolve(node)
             if not found:
                 raise OSError(0, f"{node}: its name cannot be resolved")
             self._addresses[node] = found[0]
         failure = OSError(0, "no port")
         for port in self._ports:
             try:
-                link = Link.call((self._addresses[node], port), self._key, CALL_S)
-                link.ask({"kind": "hello", "job": str(self._job), "to": node})
+                link = Link.call((self._addresses[node], port), self._given.key, CALL_S)
+                link.ask({"kind": "hello", "job": str(self._given.job), "to": node})
                 return link
             except TimeoutError:
                 raise
