@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from fabricctl.errors import ConfigError
+from fabricctl import sharing
+from fabricctl.errors import ConfigError, DataError
 
 DEFAULT_FILE = Path("/etc/fabricctl.toml")
 
@@ -145,6 +146,40 @@ class PathsConfig:
 
 
 @dataclass(frozen=True)
+class ShareConfig:
+    """Shares of the rails, and what is done about queues in the network (docs/shares.md)."""
+
+    rules: tuple[str, ...] = _key(
+        (),
+        "What protected jobs get without asking, e.g. ['qos=debug guarantee=10 class=first', "
+        "'account=astro ceiling=50 class=last']; the first that says a thing decides on it.",
+    )
+    max_percent: int = _key(
+        50,
+        "Most of each rail that a job may have guaranteed with --fabric-share; 0: nothing.",
+        0,
+        100,
+        per_partition=True,
+    )
+    rail_mbit: int = _key(
+        0,
+        "Rate of a rail, each way, in Mbit/s; 0: what its driver says.",
+        0,
+        10_000_000,
+        per_partition=True,
+    )
+    pace_us: int = _key(
+        500, "Queueing in the network at which a job with a share slows down; 0: never.", 0, 1000000
+    )
+    reroute_us: int = _key(
+        2000,
+        "Queueing on one rail at which a job's streams go by another that has room; 0: never.",
+        0,
+        1000000,
+    )
+
+
+@dataclass(frozen=True)
 class StateConfig:
     """Where ranks stand (docs/tracker.md) and their checkpoints (docs/checkpoints.md)."""
 
@@ -225,6 +260,7 @@ SECTIONS: Mapping[str, type] = {
     "rails": RailsConfig,
     "clock": ClockConfig,
     "paths": PathsConfig,
+    "share": ShareConfig,
     "state": StateConfig,
     "trace": TraceConfig,
     "fleet": FleetConfig,
@@ -241,6 +277,7 @@ class Config:
     rails: RailsConfig = field(default_factory=RailsConfig)
     clock: ClockConfig = field(default_factory=ClockConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
+    share: ShareConfig = field(default_factory=ShareConfig)
     state: StateConfig = field(default_factory=StateConfig)
     trace: TraceConfig = field(default_factory=TraceConfig)
     fleet: FleetConfig = field(default_factory=FleetConfig)
@@ -436,6 +473,11 @@ def _check_whole(config: Config) -> None:
     if config.node.run_dir == config.node.spool_dir:
         why = "must differ from node.run_dir, which a boot empties"
         _refuse(config, "node.spool_dir", why, because_of="node.run_dir")
+    for rule in config.share.rules:
+        try:
+            sharing.parse_rule(rule)
+        except DataError as error:
+            _refuse(config, "share.rules", str(error))
     for cause in config.usage.credit:
         if cause not in LOSS_CAUSES:
             known = nearest(cause, LOSS_CAUSES)

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from fabricctl import fields, hostlist, layout
+from fabricctl import fields, hostlist, layout, sharing
 from fabricctl.errors import DataError, EnvelopeError, FabricError
 
 Mode = Literal["observe", "on"]
@@ -22,6 +22,7 @@ class Envelope:
     spares: int = 0
     on_missing: OnMissing = "warn"
     sample_hz: float | None = None  # None: the site's agent.sample_hz
+    share: str | None = None  # of the rails, as --fabric-share has it
 
     @classmethod
     def parse(cls, text: str) -> "Envelope":
@@ -47,12 +48,19 @@ class Envelope:
             re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,3})?", rate) and 0.1 <= float(rate) <= 100
         ):
             raise EnvelopeError(f"envelope: sample_hz {rate!r} is not 0.1 to 100")
+        share = given.get("share")
+        try:
+            if share is not None:
+                sharing.parse_asked(share)
+        except DataError as error:
+            raise EnvelopeError(f"envelope: {error}") from None
         return cls(
             mode="on" if mode == "on" else "observe",
             key=bytes.fromhex(key),
             spares=int(spares),
             on_missing="refuse" if missing == "refuse" else "warn",
             sample_hz=None if rate is None else float(rate),
+            share=share,
         )
 
     def text(self) -> str:
@@ -66,6 +74,8 @@ class Envelope:
         }
         if self.sample_hz is not None:
             given["sample_hz"] = f"{self.sample_hz:g}"
+        if self.share is not None:
+            given["share"] = self.share
         return fields.encode(given, ";")
 
 
@@ -83,6 +93,8 @@ class JobStart:
     node: str  # this node's NodeName
     cluster: str
     envelope: Envelope
+    account: str = ""
+    qos: str = ""  # empty where this Slurm does not tell prologs
     partition: str = ""  # whose own values of the configuration hold for the job
 
     @classmethod
@@ -113,6 +125,8 @@ class JobStart:
             node=given["node"],
             cluster=given.get("cluster", ""),
             partition=given.get("partition", ""),
+            account=given.get("account", ""),
+            qos=given.get("qos", ""),
             envelope=Envelope.parse(given["envelope"]),
         )
 
@@ -127,6 +141,8 @@ class JobStart:
                 "node": self.node,
                 "cluster": self.cluster,
                 "partition": self.partition,
+                "account": self.account,
+                "qos": self.qos,
                 "envelope": self.envelope.text(),
             }
         )

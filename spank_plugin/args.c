@@ -39,6 +39,11 @@ static int set_max_spares(struct args *args, const char *value)
 	return spares_parse(value, &args->max_spares);
 }
 
+static int set_max_share(struct args *args, const char *value)
+{
+	return strchr(value, '-') ? -1 : share_parse(value, &args->max_share);
+}
+
 static int set_on_missing(struct args *args, const char *value)
 {
 	if (strcmp(value, "warn") && strcmp(value, "refuse"))
@@ -70,6 +75,7 @@ static const struct {
 	{"default", "off, observe or on", set_default},
 	{"allow", "a list of observe and on, with commas", set_allow},
 	{"max_spares", "a number of nodes, 0 to 99999", set_max_spares},
+	{"max_share", "a number of percent, 0 to 100", set_max_share},
 	{"on_missing", "warn or refuse", set_on_missing},
 	{"run_dir", "an absolute path", set_run_dir},
 	{"sample_hz", "a number, 0.1 to 100", set_sample_hz},
@@ -127,7 +133,7 @@ static void unknown(const char *arg, size_t length, void (*report)(const char *m
 	else
 		snprintf(message, sizeof message,
 			 "fabric: plugstack: unknown key '%s': known are default, allow, "
-			 "max_spares, on_missing, run_dir, sample_hz",
+			 "max_spares, max_share, on_missing, run_dir, sample_hz",
 			 shown);
 	report(message);
 }
@@ -170,6 +176,7 @@ void args_parse(struct args *args, int ac, char *const av[], void (*report)(cons
 		.default_mode = MODE_OFF,
 		.allowed = {[MODE_OFF] = true, [MODE_OBSERVE] = true, [MODE_ON] = true},
 		.max_spares = SPARES_LIMIT,
+		.max_share = 50,
 		.run_dir = "/run/fabricctl",
 	};
 	for (int i = 0; i < ac; i++)

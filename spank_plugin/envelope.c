@@ -35,9 +35,10 @@ int envelope_text(const struct envelope *envelope, char text[ENVELOPE_SIZE])
 	    fields_append(text, ENVELOPE_SIZE, ';', "spares", spares) ||
 	    fields_append(text, ENVELOPE_SIZE, ';', "on_missing", missing))
 		return -1;
-	if (!envelope->sample_hz[0])
-		return 0;
-	return fields_append(text, ENVELOPE_SIZE, ';', "sample_hz", envelope->sample_hz);
+	if (envelope->sample_hz[0] &&
+	    fields_append(text, ENVELOPE_SIZE, ';', "sample_hz", envelope->sample_hz))
+		return -1;
+	return envelope->share[0] ? fields_append(text, ENVELOPE_SIZE, ';', "share", envelope->share) : 0;
 }
 
 static int wrong(char why[FIELDS_WHY_SIZE], const char *key)
@@ -51,7 +52,8 @@ static int take(struct envelope *envelope, const struct fields *fields, char why
 	const char *version = fields_get(fields, "v"), *mode = fields_get(fields, "mode");
 	const char *key = fields_get(fields, "key"), *spares = fields_get(fields, "spares");
 	const char *missing = fields_get(fields, "on_missing");
-	const char *hz = fields_get(fields, "sample_hz");
+	const char *hz = fields_get(fields, "sample_hz"), *share = fields_get(fields, "share");
+	uint32_t guarantee;
 
 	if (!version || strcmp(version, "1"))
 		return wrong(why, "version (this side knows 1)");
@@ -66,9 +68,12 @@ static int take(struct envelope *envelope, const struct fields *fields, char why
 		return wrong(why, "on_missing");
 	if (hz && !hz_valid(hz))
 		return wrong(why, "sample_hz");
+	if (share && share_parse(share, &guarantee))
+		return wrong(why, "share");
 	memcpy(envelope->key, key, sizeof envelope->key);
 	envelope->refuse = missing && strcmp(missing, "refuse") == 0;
 	snprintf(envelope->sample_hz, sizeof envelope->sample_hz, "%s", hz ? hz : "");
+	snprintf(envelope->share, sizeof envelope->share, "%s", share ? share : "");
 	return 0;
 }
 

@@ -19,7 +19,11 @@ int mode_parse(const char *text, enum mode *mode); /* 0, or -1 when it is none o
 #define SPARES_LIMIT 99999 /* docs/envelope.md; five digits */
 #define HZ_SIZE 8	   /* "100.000" and its end */
 
+#define SHARE_SIZE 8 /* "100-100" and its end */
+
 int spares_parse(const char *text, uint32_t *spares);
+/* A guarantee of 0 to 100 percent, or guarantee-ceiling. */
+int share_parse(const char *text, uint32_t *guarantee);
 bool hz_valid(const char *text); /* 0.1 to 100, at most three decimals */
 
 /* --- fields.c: the codec of fabricctl/fields.py --------------------------------------------- */
@@ -46,7 +50,7 @@ void fields_harmless(char *to, size_t size, const char *from, size_t length); /*
 
 /* --- envelope.c ----------------------------------------------------------------------------- */
 
-#define ENVELOPE_SIZE 512 /* the longest that we make has 137 bytes */
+#define ENVELOPE_SIZE 512 /* the longest that we make has 151 bytes */
 #define ENVELOPE_KEY_BYTES 32
 
 struct envelope {
@@ -55,6 +59,7 @@ struct envelope {
 	uint32_t spares;
 	bool refuse;
 	char sample_hz[HZ_SIZE]; /* "": the site's */
+	char share[SHARE_SIZE]; /* "": none was asked for */
 };
 
 int envelope_new_key(struct envelope *envelope);
@@ -70,7 +75,7 @@ int envelope_parse(struct envelope *envelope, char *text, size_t length, char se
 struct args {
 	enum mode default_mode;
 	bool allowed[MODE_COUNT];
-	uint32_t max_spares;
+	uint32_t max_spares, max_share;
 	bool refuse;
 	char run_dir[RUN_DIR_SIZE];
 	char sample_hz[HZ_SIZE];

@@ -10,12 +10,13 @@
 #define ENVELOPE_NAME "FABRIC_ENVELOPE"
 #define ENVELOPE_VARIABLE "SLURM_SPANK_FABRIC_ENVELOPE"
 
-/* --- options.c: --fabric-resilience and --fabric-spares ------------------------------------- */
+/* --- options.c: --fabric-resilience and what goes with it---------------------------------- */
 
 struct options {
-	bool mode_set, spares_set;
+	bool mode_set, spares_set, share_set;
 	enum mode mode;
 	uint32_t spares;
+	char share[SHARE_SIZE];
 };
 extern struct options options_given;
 
@@ -23,6 +24,7 @@ void options_register(spank_t spank, const struct args *args);
 /* Check one value against the site's limits; `source` names where the user wrote it. */
 int options_mode(const char *source, const char *text, enum mode *mode);
 int options_spares(const char *source, const char *text, uint32_t *spares);
+int options_share(const char *source, const char *text, char share[SHARE_SIZE]);
 
 /* --- local.c: sbatch, salloc, srun ---------------------------------------------------------- */
 

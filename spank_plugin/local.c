@@ -12,6 +12,7 @@
 static const char *const handed_down[] = {
 	"_SLURM_SPANK_OPTION_fabric_fabric_resilience",
 	"_SLURM_SPANK_OPTION_fabric_fabric_spares",
+	"_SLURM_SPANK_OPTION_fabric_fabric_share",
 };
 static const char *const of_the_job[] = {ENVELOPE_VARIABLE, "FABRIC_MODE", "FABRIC_JOB_DIR"};
 
@@ -112,6 +113,17 @@ static uint32_t decide_spares(void)
 	return spares;
 }
 
+static void decide_share(char share[SHARE_SIZE])
+{
+	const char *text = getenv("FABRIC_SHARE");
+
+	share[0] = '\0';
+	if (options_given.share_set)
+		memcpy(share, options_given.share, SHARE_SIZE);
+	else if (text && *text && options_share("FABRIC_SHARE", text, share))
+		refuse_submission();
+}
+
 static int hand_over(spank_t spank, const char *text)
 {
 	/* sbatch and salloc make the variable of the job control environment themselves; a job
@@ -142,10 +154,16 @@ static void submit_job(spank_t spank, const struct args *args)
 				    options_given.spares);
 			refuse_submission();
 		}
+		if (options_given.share_set) {
+			slurm_error("fabric: submit: --fabric-share=%s: needs --fabric-resilience",
+				    options_given.share);
+			refuse_submission();
+		}
 		goto out;
 	}
 	envelope.mode = mode;
 	envelope.spares = decide_spares();
+	decide_share(envelope.share);
 	envelope.refuse = args->refuse;
 	memcpy(envelope.sample_hz, args->sample_hz, sizeof envelope.sample_hz);
 	if (!later_component && envelope_new_key(&envelope))
@@ -158,9 +176,10 @@ static void submit_job(spank_t spank, const struct args *args)
 	}
 out:
 	explicit_bzero(text, sizeof text);
-	/* Spares are those of the component they were given to, the mode is the whole job's. */
+	/* Spares and share are those of the component they were given to, the mode is the whole job's. */
 	options_given.spares_set = false;
 	options_given.spares = 0;
+	options_given.share_set = false;
 	later_component = true;
 }
 
@@ -198,6 +217,12 @@ static void submit_step(spank_t spank, const char *job)
 		slurm_error("fabric: step: --fabric-spares=%u: spares are the whole job's: give it "
 			    "to sbatch or salloc",
 			    options_given.spares);
+		refuse_submission();
+	}
+	if (options_given.share_set) {
+		slurm_error("fabric: step: --fabric-share=%s: the share is the whole job's: give it "
+			    "to sbatch or salloc",
+			    options_given.share);
 		refuse_submission();
 	}
 	if (!options_given.mode_set || !known || options_given.mode <= mode)

@@ -31,6 +31,34 @@ int spares_parse(const char *text, uint32_t *spares)
 	return 0;
 }
 
+static bool percent(const char *text, size_t digits, uint32_t *value)
+{
+	unsigned long found;
+
+	if (digits < 1 || digits > 3)
+		return false;
+	found = strtoul(text, NULL, 10);
+	if (found > 100)
+		return false;
+	*value = (uint32_t)found;
+	return true;
+}
+
+int share_parse(const char *text, uint32_t *guarantee)
+{
+	size_t digits = strspn(text, "0123456789"), more = 0;
+	uint32_t ceiling = 100;
+
+	if (!percent(text, digits, guarantee))
+		return -1;
+	if (text[digits] == '-') {
+		more = 1 + strspn(text + digits + 1, "0123456789");
+		if (!percent(text + digits + 1, more - 1, &ceiling))
+			return -1;
+	}
+	return text[digits + more] || !ceiling || *guarantee > ceiling ? -1 : 0;
+}
+
 bool hz_valid(const char *text)
 {
 	size_t whole = strspn(text, "0123456789"), length = whole;

@@ -50,6 +50,25 @@ int options_spares(const char *source, const char *text, uint32_t *spares)
 	return 0;
 }
 
+int options_share(const char *source, const char *text, char share[SHARE_SIZE])
+{
+	uint32_t guarantee;
+
+	if (share_parse(text ? text : "", &guarantee)) {
+		slurm_error("fabric: submit: %s=%.60s: not a share: say 60 or 60-80, in percent of "
+			    "each rail",
+			    source, text ? text : "");
+		return -1;
+	}
+	if (guarantee > site->max_share) {
+		slurm_error("fabric: submit: %s=%s: this site guarantees at most %u %%", source, text,
+			    site->max_share);
+		return -1;
+	}
+	snprintf(share, SHARE_SIZE, "%s", text);
+	return 0;
+}
+
 /* On a node the value was checked already; one that is not ours must not hurt the step. */
 static int on_resilience(int val, const char *text, int remote)
 {
@@ -78,6 +97,17 @@ static int on_spares(int val, const char *text, int remote)
 	return 0;
 }
 
+static int on_share(int val, const char *text, int remote)
+{
+	(void)val;
+	if (remote)
+		return 0;
+	if (options_share("--fabric-share", text, options_given.share))
+		return -1;
+	options_given.share_set = true;
+	return 0;
+}
+
 static struct spank_option resilience = {
 	.name = "fabric-resilience",
 	.arginfo = "off|observe|on",
@@ -94,10 +124,19 @@ static struct spank_option spares = {
 	.cb = on_spares,
 };
 
+static struct spank_option share = {
+	.name = "fabric-share",
+	.arginfo = "PERCENT[-CEILING]",
+	.usage = "part of every rail that is guaranteed to the job, and the most that it gets",
+	.has_arg = 1,
+	.cb = on_share,
+};
+
 void options_register(spank_t spank, const struct args *args)
 {
 	site = args;
 	if (spank_option_register(spank, &resilience) != ESPANK_SUCCESS ||
-	    spank_option_register(spank, &spares) != ESPANK_SUCCESS)
+	    spank_option_register(spank, &spares) != ESPANK_SUCCESS ||
+	    spank_option_register(spank, &share) != ESPANK_SUCCESS)
 		slurm_error("fabric: init: options: Slurm did not take them");
 }

@@ -10,6 +10,7 @@ from fabricctl import config, layout
 from fabricctl.errors import FabricError, NotFoundError, SystemRefusedError, UsageError
 from fabricctl.paths import control
 from fabricctl.paths.files import PathsFiles, read_state
+from fabricctl.sharing import CLASSES
 from fabricctl.units import format_duration
 
 JSON_VERSION = 1
@@ -178,7 +179,9 @@ def _one(files: PathsFiles, job: int, peer: str | None) -> dict[str, object]:
     request = {"do": "show", **({"peer": peer} if peer else {})}
     if state["state"] in ("ready", "starting"):
         try:
-            entry["summary"], *entry["paths"] = control.ask(files.control(job), request)
+            entry["summary"], *lines = control.ask(files.control(job), request)
+            entry["shares"] = [line for line in lines if "share_rail" in line]
+            entry["paths"] = [line for line in lines if "peer" in line]
         except NotFoundError:
             entry["problem"] = "its fabric-pathd does not run; routes are as it left them"
     return entry
@@ -192,23 +195,37 @@ def _as_text(entry: Mapping[str, object]) -> str:
     head += f", {entry['problem']}" if entry.get("problem") else ""
     lines = [head]
     lines += [f"  rail {key[4:]}  {text}" for key, text in state.items() if key.startswith("rail")]
+    shares = entry.get("shares")
+    lines += [_share_text(line) for line in shares] if isinstance(shares, list) else []
     paths = entry.get("paths")
     if isinstance(paths, list) and paths:
         lines.append(
             f"  {'peer':16} {'rail':4} {'level':5} {'reason':8} {'carried by':10} "
-            f"{'round trip':>10} {'jitter':>8} {'lost':>5} traffic"
+            f"{'round trip':>10} {'jitter':>8} {'waits':>8} {'lost':>5} traffic"
         )
         lines += [_path_text(path) for path in paths]
     return "\n".join(lines) + "\n"
 
 
+def _share_text(line: Mapping[str, str]) -> str:
+    guarantee, ceiling, now = (int(line[key]) / 10 for key in ("guarantee", "ceiling", "now"))
+    slowed = f", slowed to {now:g} %" if now < ceiling else ""
+    name = CLASSES[int(line["class"])]
+    return (
+        f"  rail {line['share_rail']}: {guarantee:g} % guaranteed, at most {ceiling:g} %, "
+        f"class {name}{slowed}"
+    )
+
+
 def _path_text(path: Mapping[str, str]) -> str:
-    trip, jitter = (format_duration(int(path[key]) / 1e9) for key in ("round_trip_ns", "jitter_ns"))
+    times = ("round_trip_ns", "jitter_ns", "queue_ns")
+    trip, jitter, waits = (format_duration(int(path[key]) / 1e9) for key in times)
     pinned = " (moved by hand)" if path["pinned"] == "1" else ""
+    pinned += " (round a queue)" if path["away"] == "1" else ""
     traffic = "yes" if path["active"] == "1" else "no"
     return (
         f"  {path['peer']:16} {path['rail']:4} {path['level']:5} {path['reason']:8} "
-        f"{'rail ' + path['carried_by']:10} {trip:>10} {jitter:>8} {path['lost']:>5} "
+        f"{'rail ' + path['carried_by']:10} {trip:>10} {jitter:>8} {waits:>8} {path['lost']:>5} "
         f"{traffic}{pinned}"
     )
 

@@ -93,6 +93,15 @@ def is_port(name: str) -> bool:
     return (interface / "device").exists() or (interface / "bonding").exists()
 
 
+def rate_mbit(name: str) -> int:
+    """What the driver says a port carries each way; 0: it does not say."""
+    try:
+        speed = int((SYS_NET / name / "speed").read_text())
+    except (OSError, ValueError):  # EINVAL while the port is down
+        return 0
+    return max(speed, 0)
+
+
 def find(config: Config, node: str) -> list[Rail]:
     """This node's rails; raises :class:`SystemRefusedError` when that cannot be told."""
     try:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fabricctl.config import PathsConfig
+from fabricctl import sharing
+from fabricctl.config import PathsConfig, ShareConfig
 from fabricctl.errors import ConfigError
 from fabricctl.paths.addresses import Rail
 from fabricctl.records import JobStart
@@ -75,6 +76,28 @@ def check_pools(given: PathsConfig) -> None:
         raise ConfigError("paths.pool4 and paths.pool6 are both empty: give one of them")
 
 
+def share_lines(
+    start: JobStart, given: ShareConfig, rails: Sequence[Rail], rates_mbit: Mapping[str, int]
+) -> list[str]:
+    """The job's share, if it has one, and what slows or reroutes it."""
+    share = sharing.decide(
+        start.envelope.share,
+        map(sharing.parse_rule, given.rules),
+        given.max_percent,
+        partition=start.partition,
+        qos=start.qos,
+        account=start.account,
+    )
+    lines = [f"pace_us {given.pace_us}", f"reroute_us {given.reroute_us}"]
+    for rail in rails:
+        rate = rates_mbit.get(rail.name, 0)
+        lines += [f"rate {rail.name} {rate * 1000}"] if rate else []
+    if share:
+        number = sharing.CLASSES.index(share.priority)
+        lines.append(f"share {start.uid} {share.guarantee * 10} {share.ceiling * 10} {number}")
+    return lines
+
+
 def text(
     start: JobStart,
     given: PathsConfig,
@@ -82,11 +105,12 @@ def text(
     addresses: Mapping[str, str | None],
     places: Places,
     *,
+    shares: Sequence[str] = (),
     off: str = "",
 ) -> str:
     """The whole configuration. ``addresses``: of every node of the job on the management
-    network, None where its name could not be resolved. ``off``: why this node cannot take part;
-    it then only tells the others."""
+    network, None where its name could not be resolved. ``shares``: of :func:`share_lines`.
+    ``off``: why this node cannot take part; it then only tells the others."""
     manage = addresses.get(start.node)
     lines = [
         f"job {start.job}",
@@ -113,6 +137,7 @@ def text(
         f"rail {rail.name} {name} {rail.ip4 or '-'} {rail.ip6 or '-'}"
         for rail, name in zip(rails, names, strict=True)
     ]
+    lines += shares
     lines += [f"node {node} {addresses.get(node) or '-'}" for node in start.nodes]
     lines += [f"off {off[:60].replace(' ', '_')}"] if off else []
     return "\n".join([*lines, "end", ""])

@@ -1,12 +1,15 @@
 """What lies in ``run_dir/paths`` (fabricctl/layout.py): making, reading and removing it."""
 
 import contextlib
+import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from fabricctl import fields, layout
 from fabricctl.errors import DataError, NotFoundError
+from fabricctl.paths import verbs
 
 MAX_BYTES = 65_536
 
@@ -79,6 +82,32 @@ class PathsFiles:
         fresh.write_text("".join(f"{name} {said}\n" for name, said in rails.items()))
         fresh.chmod(0o644)
         fresh.replace(self.leases / "drained")
+
+    def change_env(self, job: int, variables: Mapping[str, str]) -> None:
+        """What later steps of a job are told of InfiniBand and RoCE ports. Never raises."""
+        for path in (self.env(job), self.env(job).with_name(".env")):
+            with contextlib.suppress(OSError):
+                text = verbs.changed_text(path.read_text(), variables)
+                fresh = path.with_name(".env.new")
+                fresh.write_text(text)
+                fresh.chmod(0o644)
+                fresh.replace(path)
+
+    def add_event(self, job: int, event: str, what: str) -> None:
+        """One that the node service saw, among fabric-pathd's. Never raises."""
+        line = {
+            "event": event,
+            "time_mono_ns": str(time.clock_gettime_ns(time.CLOCK_MONOTONIC)),
+            "time_real_ns": str(time.clock_gettime_ns(time.CLOCK_REALTIME)),
+            "what": what,
+        }
+        with contextlib.suppress(OSError):
+            flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(self.events(job), flags)
+            try:
+                os.write(fd, (fields.encode(line, ";") + "\n").encode())
+            finally:
+                os.close(fd)
 
     def jobs(self) -> list[int]:
         """Jobs that have a directory, lowest first."""

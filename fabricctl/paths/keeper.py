@@ -19,12 +19,14 @@ from typing import Protocol
 
 from fabricctl.config import Config
 from fabricctl.errors import FabricError
+from fabricctl.paths import verbs
 from fabricctl.paths.files import PathsFiles, read_state
 from fabricctl.records import JobStart
 from fabricctl.store.schema import Severity
 
 RESTART_S = (0.2, 1.0, 5.0, 30.0)  # between attempts; fabric-pathd's own guardian comes first
 STOP_WAIT_S = 3.0  # it needs some ms to remove its routes
+PORTS_S = 0.2  # between looks at InfiniBand and RoCE ports, where there are any
 SWEEP_S = 2.0  # what was killed with its guardian is cleaned after that
 
 
@@ -55,6 +57,8 @@ class PathsKeeper:
         self._running: dict[int, _Running] = {}
         self._sweeper = 0  # pid
         self._sweep_s: float | None = None
+        self._ports = verbs.Watch()
+        self._ports_s = 0.0
 
     def begin(self, live: Iterable[JobStart], now_s: float) -> None:
         """When the service starts: clean up after the dead, take over what lives, start what
@@ -107,6 +111,7 @@ class PathsKeeper:
         """When :meth:`turn` wants to be called at the latest; it is cheap, call it often."""
         dues = [item for r in self._running.values() for item in (r.restart_s, r.kill_s) if item]
         dues += [self._sweep_s] if self._sweep_s is not None else []
+        dues += [self._ports_s] if self._ports.ports and self._running else []
         return min(dues, default=None)
 
     def turn(self, now_s: float) -> None:
@@ -126,6 +131,29 @@ class PathsKeeper:
                 if running.forgotten:
                     self._files.remove(job)
         self._turn_sweep(now_s)
+        self._turn_ports(now_s)
+
+    def _turn_ports(self, now_s: float) -> None:
+        """What is started from here on keeps off a port that was lost."""
+        if not self._ports.ports or not self._running or now_s < self._ports_s:
+            return
+        self._ports_s = now_s + PORTS_S
+        changes = self._ports.turn()
+        if not changes:
+            return
+        for running in self._running.values():
+            state = {}
+            with contextlib.suppress(FabricError):
+                state = read_state(self._files.state(running.start.job))
+            rails = [text.split()[0] for key, text in state.items() if key.startswith("rail")]
+            variables = verbs.environment(self._ports.ports, rails)
+            self._files.change_env(running.start.job, variables)
+            for change in changes:
+                words = "active again" if change.active else "lost: what uses it must start again"
+                text = f"InfiniBand or RoCE port {change.port} is {words}"
+                self._files.add_event(running.start.job, "port", text)
+                severity = Severity.WARNING if not change.active else Severity.INFO
+                self._say(running, text, severity)
 
     def alive(self, job: int) -> bool:
         """Whether a fabric-pathd of the job holds its lease."""

@@ -7,11 +7,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 from fabricctl.config import Config
 from fabricctl.errors import FabricError
-from fabricctl.paths import addresses, binary, configure, steering
+from fabricctl.paths import addresses, binary, configure, steering, verbs
 from fabricctl.paths.addresses import Rail
 from fabricctl.paths.files import PathsFiles, write_off
 from fabricctl.records import JobStart
@@ -21,7 +20,6 @@ RESOLVERS = 16
 RESOLVE_WAIT_S = 20.0  # for all names; a node that cannot be resolved is heard of otherwise
 CLEAN_WAIT_S = 20.0
 ONE_NODE = "the job has one node"
-RDMA_DEVICES = Path("/sys/class/infiniband")
 
 
 def resolve(nodes: Sequence[str], node: str) -> dict[str, str | None]:
@@ -39,14 +37,6 @@ def resolve(nodes: Sequence[str], node: str) -> dict[str, str | None]:
     if own:
         found[node] = own[0]
     return found
-
-
-def has_rdma() -> bool:
-    """Whether this node has InfiniBand or RoCE devices, whose traffic is left alone."""
-    try:
-        return any(RDMA_DEVICES.iterdir())
-    except OSError:
-        return False
 
 
 def clean(files: PathsFiles, keep: Collection[int]) -> str:
@@ -73,13 +63,14 @@ def find_rails(config: Config, node: str) -> tuple[list[Rail], str]:
     return rails, ""
 
 
-def steered(config: Config, rails: Sequence[Rail], rdma: bool) -> dict[str, str]:
+def steered(config: Config, rails: Sequence[Rail], ports: Sequence[verbs.Port]) -> dict[str, str]:
     """What leads libraries onto the rails. Nothing onto rails that were only found: what is sent
     there is moved all the same, and variables would come before the site's own choice in a
-    library's configuration file."""
+    library's configuration file. Off InfiniBand and RoCE ports that are down, in any case."""
+    off = verbs.environment(ports, [rail.name for rail in rails])
     if not config.rails.interfaces and config.paths.addresses == "own":
-        return {}
-    return steering.environment(configure.devices(config.paths, rails), rdma)
+        return off
+    return steering.environment(configure.devices(config.paths, rails), bool(ports)) | off
 
 
 def become_pathd(start: JobStart, config: Config, keep: Collection[int]) -> None:
@@ -108,7 +99,7 @@ def _become(start: JobStart, config: Config, files: PathsFiles, keep: Collection
     if not found[start.node]:
         raise OSError(0, f"{start.node}: this node's own name cannot be resolved")
     if rails:
-        variables = steered(config, rails, has_rdma())
+        variables = steered(config, rails, verbs.look())
         if not files.env(start.job).exists():
             prepared = files.job_dir(start.job) / ".env"
             prepared.write_text(steering.text(variables))
@@ -116,7 +107,13 @@ def _become(start: JobStart, config: Config, files: PathsFiles, keep: Collection
     places = configure.Places(
         files.job_dir(start.job), files.leases, config.node.run_dir / "jobs" / str(start.job)
     )
-    text = configure.text(start, config.paths, rails, found, places, off=off)
+    shares = configure.share_lines(
+        start,
+        config.share,
+        rails,
+        {rail.name: config.share.rail_mbit or addresses.rate_mbit(rail.name) for rail in rails},
+    )
+    text = configure.text(start, config.paths, rails, found, places, shares=shares, off=off)
     memory = os.memfd_create("fabric-pathd", 0)
     os.write(memory, text.encode())
     os.lseek(memory, 0, os.SEEK_SET)

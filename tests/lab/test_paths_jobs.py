@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,12 @@ TRACES = (
     ["ip", "route", "show", "table", "all"],
     ["ip", "-6", "route", "show", "table", "all"],
     ["sh", "-c", "grep . /proc/sys/net/ipv4/conf/r*/rp_filter"],
+    # Handles that the kernel deals out differ from time to time.
+    [
+        "sh",
+        "-c",
+        "tc qdisc show | sed 's/ 8[0-9a-f]*:/ :/'; tc class show dev r0; tc filter show dev r0",
+    ],
     ["sh", "-c", "ps -eo args | grep '[f]abric-pathd' || true"],
 )
 
@@ -61,9 +68,9 @@ def events(lab: Lab, node: str, job: int, kind: str = "") -> list[dict[str, str]
     return [item for item in found if kind in ("", item["event"])]
 
 
-def submit(lab: Lab, nodes: int = 4) -> int:
+def submit(lab: Lab, nodes: int = 4, *flags: str, user: str = "alice") -> int:
     argv = ["sbatch", "--parsable", "--fabric-resilience", "-s", f"-N{nodes}", "-o", "/dev/null"]
-    done = lab.exec("ctl", argv, user="alice", input="#!/bin/bash\nsleep 600\n")
+    done = lab.exec("ctl", [*argv, *flags], user=user, input="#!/bin/bash\nsleep 600\n")
     job = int(done.stdout)
     for node in NODES[:nodes]:
         wait_until(f"{node} ready", lambda at=node: state(lab, at, job).get("state") == "ready")
@@ -360,9 +367,9 @@ def test_only_root_may_move(lab: Lab, job: int) -> None:
 
 def victims(lab: Lab, node: str, job: int) -> dict[str, int]:
     """Guardian and worker of the job's fabric-pathd, as pids inside the node."""
-    lease = lab.exec(node, ["sh", "-c", "cat /run/fabricctl/paths/*.lease"]).stdout.split()
-    pairs = list(zip(lease[::2], lease[1::2], strict=True))
-    guardian = next(int(pid[4:]) for number, pid in pairs if number == f"job={job}")
+    lease = lab.exec(node, ["sh", "-c", "cat /run/fabricctl/paths/*.lease"]).stdout
+    ours = lease.partition(f"job={job}\n")[2].partition("\n")[0]
+    guardian = int(ours.removeprefix("pid="))
     return {"guardian": guardian, "worker": int(state(lab, node, job)["pid"])}
 
 
@@ -390,8 +397,8 @@ def test_traffic_goes_on_when_pathd_is_killed_and_it_comes_back(
 
 def test_kills_at_random_points_leave_nothing(lab: Lab, clean: dict[str, list[str]]) -> None:
     rng = random.Random(4)
-    for _ in range(KILLS // len(NODES)):
-        job = submit(lab)
+    for turn in range(KILLS // len(NODES)):
+        job = submit(lab, 4, *(["--fabric-share=30"] if turn % 2 == 0 else []))
         time.sleep(rng.random() * 0.3)
         for node in NODES:
             found = victims(lab, node, job)
@@ -402,3 +409,44 @@ def test_kills_at_random_points_leave_nothing(lab: Lab, clean: dict[str, list[st
         cancel(lab, job)
         for node in NODES:
             as_before(lab, node, clean[node])
+
+
+def classes(lab: Lab, node: str) -> dict[str, int]:
+    """HTB's classes on rail 0, by their rate and ceiling, and what was sent in each."""
+    shown = lab.exec(node, ["tc", "-s", "class", "show", "dev", "r0"]).stdout
+    pattern = r"class htb .* rate (\S+) overhead 24 ceil (\S+) .*\n Sent (\d+) bytes"
+    return {f"{rate} {ceil}": int(sent) for rate, ceil, sent in re.findall(pattern, shown)}
+
+
+def test_a_share_of_the_rails_is_kept_and_leaves_nothing(
+    lab: Lab, clean: dict[str, list[str]]
+) -> None:
+    lab.exec("n1", ["tc", "qdisc", "replace", "dev", "r1", "root", "pfifo_fast"])
+    lab.exec("n3", ["tc", "qdisc", "replace", "dev", "r1", "root", "handle", "7:", "htb"])
+    try:
+        first = submit(lab, 4, "--fabric-share=40-80")
+        second = submit(lab, 4, "--fabric-share=0-50", user="bob")
+        # The driver of the lab's ports says 10 Gbit/s.
+        alices, bobs = "4Gbit 8Gbit", "10Mbit 5Gbit"
+        assert {alices, bobs} < classes(lab, "n1").keys()
+        assert exchange(lab, 0.5)["blocks"] > 10
+        sent = classes(lab, "n1")
+        assert sent[alices] > 10 * 65536
+        assert sent[bobs] < sent[alices] / 10
+        shown = lab.exec("n1", ["fabricctl", "path", "show"]).stdout
+        assert "40 % guaranteed, at most 80 %" in shown
+        refused = events(lab, "n3", first, "trouble")
+        assert [item["why"] for item in refused] == ["the site configured a queue there"]
+        found = victims(lab, "n1", first)
+        lab.exec("n1", ["kill", "-9", *map(str, found.values())])
+        wait_until("it has its share again", lambda: len(events(lab, "n1", first, "share")) == 2)
+        cancel(lab, second)
+        assert alices in classes(lab, "n1")
+        assert bobs not in classes(lab, "n1")
+        cancel(lab, first)
+        for device, kind in (("r0", "noqueue"), ("r1", "pfifo_fast")):
+            shown = lab.exec("n1", ["tc", "-j", "qdisc", "show", "dev", device]).stdout
+            assert [one["kind"] for one in json.loads(shown)] == [kind]
+    finally:
+        for node in ("n1", "n3"):
+            lab.exec(node, ["tc", "qdisc", "del", "dev", "r1", "root"], check=False)

@@ -145,7 +145,8 @@ def test_append_refuses_what_decode_would(
 def test_python_reads_the_envelope_that_the_plugin_makes(
     runner: Runner, mode: str, spares: int, missing: str, rate: str
 ) -> None:
-    made = Envelope.parse(runner("make", mode, str(spares), missing, rate).strip())
+    made = Envelope.parse(runner("make", mode, str(spares), missing, rate, "60-80").strip())
+    assert made.share == "60-80"
     assert (made.mode, made.spares, made.on_missing) == (mode, spares, missing)
     assert made.sample_hz == (float(rate) if rate else None)
     assert made.key != bytes(32)
@@ -162,11 +163,13 @@ GOOD = f"v=1;mode=on;key={KEY};spares=2;on_missing=refuse;sample_hz=0.5"
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        (GOOD, f"ok on {KEY} 2 refuse 0.5"),
-        (f"v=1;mode=observe;key={KEY}", f"ok observe {KEY} 0 warn -"),
-        (f"{GOOD};later=x;another=y", f"ok on {KEY} 2 refuse 0.5"),
-        (GOOD.replace("0.5", "0.1"), f"ok on {KEY} 2 refuse 0.1"),
-        (GOOD.replace("0.5", "100.000"), f"ok on {KEY} 2 refuse 100.000"),
+        (GOOD, f"ok on {KEY} 2 refuse 0.5 -"),
+        (f"{GOOD};share=60-80", f"ok on {KEY} 2 refuse 0.5 60-80"),
+        (f"{GOOD};share=0", f"ok on {KEY} 2 refuse 0.5 0"),
+        (f"v=1;mode=observe;key={KEY}", f"ok observe {KEY} 0 warn - -"),
+        (f"{GOOD};later=x;another=y", f"ok on {KEY} 2 refuse 0.5 -"),
+        (GOOD.replace("0.5", "0.1"), f"ok on {KEY} 2 refuse 0.1 -"),
+        (GOOD.replace("0.5", "100.000"), f"ok on {KEY} 2 refuse 100.000 -"),
         ("", "version"),
         (GOOD.replace("v=1", "v=2"), "version"),
         (GOOD.replace("mode=on", "mode=off"), "mode"),
@@ -184,6 +187,7 @@ GOOD = f"v=1;mode=on;key={KEY};spares=2;on_missing=refuse;sample_hz=0.5"
         (GOOD.replace("0.5", "1e1"), "sample_hz"),
         (GOOD.replace("0.5", "nan"), "sample_hz"),
         (GOOD.replace("0.5", ""), "sample_hz"),
+        *((f"{GOOD};share={text}", "share") for text in ("", "80-60", "101", "60-", "0-0", "6.5")),
         (GOOD + ";mode=on", "given twice"),
         (GOOD + "\nmode=on", "control character"),
     ],
@@ -202,11 +206,12 @@ def test_both_sides_agree_on_what_an_envelope_is(runner: Runner, text: str, answ
 
 # plugstack.conf -------------------------------------------------------------------------------
 
-KNOWN = "known are default, allow, max_spares, on_missing, run_dir, sample_hz"
+KNOWN = "known are default, allow, max_spares, max_share, on_missing, run_dir, sample_hz"
 AS_DEFAULT = {
     "default": "off",
     "allow": "(off, observe, on)",
     "max_spares": "99999",
+    "max_share": "50",
     "on_missing": "warn",
     "run_dir": "/run/fabricctl",
     "sample_hz": "",
@@ -231,6 +236,7 @@ def plugstack(runner: Runner, *arguments: str) -> tuple[list[str], dict[str, str
         (("allow=off,on,observe,on",), {}),
         (("allow=",), {"allow": "(off)"}),
         (("max_spares=0",), {"max_spares": "0"}),
+        (("max_share=100",), {"max_share": "100"}),
         (("on_missing=refuse",), {"on_missing": "refuse"}),
         (("run_dir=/run/x", "sample_hz=0.25"), {"run_dir": "/run/x", "sample_hz": "0.25"}),
     ],
@@ -266,6 +272,8 @@ def test_plugstack_arguments_set_what_they_name(
         ("max_spares=many", "max_spares=many: not a number of nodes, 0 to 99999; ignored"),
         ("max_spares=-1", "max_spares=-1: not a number of nodes, 0 to 99999; ignored"),
         ("max_spares=100000", "max_spares=100000: not a number of nodes, 0 to 99999; ignored"),
+        ("max_share=10-20", "max_share=10-20: not a number of percent, 0 to 100; ignored"),
+        ("max_share=101", "max_share=101: not a number of percent, 0 to 100; ignored"),
         ("on_missing=fail", "on_missing=fail: not warn or refuse; ignored"),
         ("run_dir=run", "run_dir=run: not an absolute path; ignored"),
         ("sample_hz=0", "sample_hz=0: not a number, 0.1 to 100; ignored"),

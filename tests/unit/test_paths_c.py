@@ -25,7 +25,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_c_tests_pass(built: Path) -> None:
     ran = sorted(path.name for path in built.glob("test_*"))
-    assert ran == ["test_cause", "test_pair", "test_wire"]
+    assert ran == ["test_cause", "test_pace", "test_pair", "test_reroute", "test_wire"]
 
 
 CONFIGURATION = """job 7

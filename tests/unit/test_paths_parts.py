@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from fabricctl.config import Config, PathsConfig, RailsConfig
+from fabricctl.config import Config, NodeConfig, PathsConfig, RailsConfig, ShareConfig
 from fabricctl.errors import ConfigError, DataError, NotFoundError, UsageError
-from fabricctl.paths import addresses, configure, control, launch, steering
+from fabricctl.paths import addresses, configure, control, launch, steering, verbs
 from fabricctl.paths.addresses import Address, Rail
 from fabricctl.paths.events import Follower, row
 from fabricctl.paths.files import PathsFiles, read_state, write_off
+from fabricctl.paths.keeper import PathsKeeper
 from fabricctl.records import Envelope, JobStart
 from fabricctl.store import schema
 from fabricctl.store.journal import JournalWriter
+from fabricctl.store.schema import Severity
 
 KEY = bytes(range(32))
 START = JobStart(
@@ -76,6 +78,14 @@ def test_the_jobs_key_itself_is_not_in_the_configuration() -> None:
 def test_different_jobs_keys_give_different_probe_keys() -> None:
     assert configure.probe_key(KEY) != configure.probe_key(KEY[:-1] + b"\0")
     assert len(configure.probe_key(KEY)) == 16
+
+
+def test_a_share_comes_with_the_rates_of_the_rails() -> None:
+    asked = replace(START, qos="debug", envelope=replace(START.envelope, share="30-80"))
+    given = ShareConfig(rules=("qos=debug class=first",), pace_us=100)
+    text = configure.share_lines(asked, given, RAILS, {"r0": 1000, "r1": 0})
+    assert text == ["pace_us 100", "reroute_us 2000", "rate r0 1000000", "share 1000 300 800 0"]
+    assert not [line for line in configure.share_lines(START, given, RAILS, {}) if "share" in line]
 
 
 def test_a_node_that_cannot_take_part_says_why_in_one_word() -> None:
@@ -210,6 +220,7 @@ def test_every_event_and_reason_of_the_c_side_is_in_the_schema() -> None:
     text = "".join(path.read_text() for path in sorted(source.glob("*.c")))
     events = set(re.findall(r'event_write\(\s*&?\w+(?:->\w+)*(?:\.\w+)?,\s*"(\w+)"', text))
     events |= {"stalled", "back", "met", "met_again"}  # chosen by a condition there
+    events |= {"port"}  # the node service writes it (keeper.py)
     assert events == {item.name.lower() for item in schema.PathEvent}
     names = re.search(r"REASON_NAMES\[REASONS\] = \{(.*?)\};", text, re.DOTALL)
     assert names is not None
@@ -276,10 +287,76 @@ def test_an_answer_is_read_line_by_line(tmp_path: Path) -> None:
 def test_libraries_are_led_onto_named_rails_only() -> None:
     named = Config(rails=RailsConfig(interfaces=("r*",)))
     found = Config()
-    assert launch.steered(named, RAILS, rdma=False)["OMPI_MCA_btl_tcp_if_include"] == "r0,r1"
-    assert launch.steered(found, RAILS, rdma=False) == {}
+    assert launch.steered(named, RAILS, ())["OMPI_MCA_btl_tcp_if_include"] == "r0,r1"
+    assert launch.steered(found, RAILS, ()) == {}
     fabric = Config(paths=PathsConfig(addresses="fabric"))
-    assert launch.steered(fabric, RAILS, rdma=False)["FI_TCP_IFACE"] == "fab0"
+    assert launch.steered(fabric, RAILS, ())["FI_TCP_IFACE"] == "fab0"
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def write(self, who: str, text: str, severity: Severity = Severity.INFO) -> None:
+        self.words.append(text)
+
+
+def ib_port(root: Path, device: str, state: str) -> None:
+    folder = root / device / "ports" / "1"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "state").write_text(state)
+
+
+def test_libraries_are_kept_off_ports_that_are_down(tmp_path: Path) -> None:
+    for number in range(3):
+        ib_port(tmp_path, f"mlx5_{number}", "4: ACTIVE\n")
+    assert verbs.environment(verbs.look(tmp_path)) == {}
+    ib_port(tmp_path, "mlx5_1", "1: DOWN\n")
+    ports = verbs.look(tmp_path)
+    named = Config(rails=RailsConfig(interfaces=("r*",)))
+    for config in (named, Config()):  # wherever the rails' names come from
+        env = launch.steered(config, RAILS, ports)
+        assert env["NCCL_IB_HCA"] == "=mlx5_0:1,mlx5_2:1"
+        assert env["UCX_NET_DEVICES"] == "mlx5_0:1,mlx5_2:1,r0,r1"
+    for number in (0, 2):
+        ib_port(tmp_path, f"mlx5_{number}", "2: INIT\n")
+    assert verbs.environment(verbs.look(tmp_path)) == {}  # nothing to choose from
+    assert verbs.look(tmp_path / "nowhere") == ()
+
+
+def test_a_port_that_is_lost_is_told_and_later_steps_keep_off_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sys_folder = tmp_path / "infiniband"
+    for number in range(2):
+        ib_port(sys_folder, f"mlx5_{number}", "4: ACTIVE\n")
+    config = Config(node=NodeConfig(run_dir=tmp_path))
+    log = Heard()
+    keeper = PathsKeeper(config, log)
+    monkeypatch.setattr(keeper, "_ports", verbs.Watch(sys_folder))
+    monkeypatch.setattr(keeper, "_launch", lambda running, now_s: None)
+    files = PathsFiles(tmp_path)
+    files.make(7)
+    keeper.start(START, 0.0)
+    files.state(7).write_text("v=1\nstate=ready\nrail0=r0 fab0\nrail1=r1 fab1\n")
+    files.env(7).write_text("FI_TCP_IFACE=r0\n")
+    files.events(7).touch()
+    keeper.turn(1.0)
+    assert log.words == []
+    ib_port(sys_folder, "mlx5_1", "1: DOWN\n")
+    keeper.turn(2.0)
+    assert files.env(7).read_text() == (
+        "FI_TCP_IFACE=r0\nNCCL_IB_HCA==mlx5_0:1\nUCX_NET_DEVICES=mlx5_0:1,r0,r1\n"
+    )
+    ib_port(sys_folder, "mlx5_1", "4: ACTIVE\n")
+    keeper.turn(3.0)
+    assert files.env(7).read_text() == "FI_TCP_IFACE=r0\n"
+    told = [row(line) for line in files.events(7).read_text().splitlines()]
+    assert [one[2] for one in told] == [schema.PathEvent.PORT] * 2
+    assert [one[-1] for one in told] == log.words
+    assert log.words[0] == (
+        "InfiniBand or RoCE port mlx5_1:1 is lost: what uses it must start again"
+    )
 
 
 def test_bridges_and_virtual_devices_are_no_rails_unless_named(

@@ -115,7 +115,7 @@ def test_without_an_envelope_nothing_happens(script: Path, requests: Path) -> No
 def test_a_hostile_envelope_is_no_more_than_a_bad_value(requests: Path, envelope: str) -> None:
     run(PROLOG, requests, SPANK_FABRIC_ENVELOPE=envelope)
     text = (requests / "17.start").read_text()
-    assert text.count("\n") == 8
+    assert text.count("\n") == 10
     with pytest.raises((EnvelopeError, DataError)):
         JobStart.parse(text)
     assert not Path("/tmp/fabric-prolog-ran").exists()

@@ -140,6 +140,34 @@ static bool read_node(struct reader *reader)
 	return true;
 }
 
+/* rate NAME KILOBITS   of a rail that was named before */
+static bool read_rate(struct reader *reader)
+{
+	unsigned long kilobits;
+
+	if (reader->words != 3 || !number(reader, 2, 1, 10000000000ul, &kilobits))
+		return wrong(reader, "needs a rail and kilobits a second");
+	for (unsigned i = 0; i < reader->conf->rails; i++)
+		if (!strcmp(reader->conf->rail[i].name, reader->word[1]))
+			reader->conf->rail[i].bytes_per_s = (uint64_t)kilobits * 125;
+	return true;
+}
+
+/* share UID GUARANTEE CEILING CLASS   in permille */
+static bool read_share(struct reader *reader)
+{
+	unsigned long uid, guarantee, ceiling, class;
+
+	if (reader->words != 5 || !number(reader, 1, 0, 4294967294ul, &uid) ||
+	    !number(reader, 2, 0, SHARE_WHOLE, &guarantee) ||
+	    !number(reader, 3, 1, SHARE_WHOLE, &ceiling) ||
+	    !number(reader, 4, 0, SHARE_CLASSES - 1, &class))
+		return wrong(reader, "needs uid, guarantee, ceiling and class");
+	reader->conf->share = (struct share){(unsigned)uid, (uint16_t)guarantee, (uint16_t)ceiling,
+					     (uint8_t)class};
+	return true;
+}
+
 static bool read_job(struct reader *reader)
 {
 	return number(reader, 1, 1, 4294967295ul, &reader->conf->job);
@@ -173,6 +201,10 @@ static bool read_line(struct reader *reader)
 		return read_rail(reader);
 	if (!strcmp(word, "node"))
 		return read_node(reader);
+	if (!strcmp(word, "rate"))
+		return read_rate(reader);
+	if (!strcmp(word, "share"))
+		return read_share(reader);
 	if (!strcmp(word, "self"))
 		return number_into(reader, 0, MAX_PEERS, &conf->self);
 	if (!strcmp(word, "own"))
@@ -183,6 +215,10 @@ static bool read_line(struct reader *reader)
 		return number_into(reader, 500, 1000000, &conf->interval_us);
 	if (!strcmp(word, "budget_pps"))
 		return number_into(reader, 100, 1000000, &conf->budget_pps);
+	if (!strcmp(word, "pace_us"))
+		return number_into(reader, 0, 1000000, &conf->pace_us);
+	if (!strcmp(word, "reroute_us"))
+		return number_into(reader, 0, 1000000, &conf->reroute_us);
 	if (!strcmp(word, "ready_wait_s"))
 		return number_into(reader, 1, 600, &conf->ready_wait_s);
 	if (!strcmp(word, "hold_ms"))

@@ -4,6 +4,7 @@
 #define FABRIC_CONF_H
 
 #include "address.h"
+#include "share.h"
 #include "siphash.h"
 
 #include <net/if.h>
@@ -18,6 +19,7 @@ struct conf_rail {
 	char fabric[IFNAMSIZ]; /* the device that holds its fabric addresses */
 	struct net net4; /* the rail's own address; family 0: none */
 	struct ip ip6;
+	uint64_t bytes_per_s; /* 0: not known */
 };
 
 struct conf_node {
@@ -33,7 +35,9 @@ struct conf {
 	struct ip manage;
 	struct net pool4, pool6; /* family 0: no fabric addresses of it */
 	bool fabric, own; /* what is moved: fabric addresses, the rails' own addresses of `uid` */
-	unsigned uid;
+	unsigned uid; /* of `own` */
+	struct share share; /* ceiling 0: none */
+	unsigned pace_us, reroute_us; /* queueing that slows the job, or moves it; 0: never */
 	struct conf_rail rail[MAX_RAILS];
 	struct conf_node *node;
 	unsigned rto_min_ms, interval_us, budget_pps, ready_wait_s, hold_ms, hold_max_ms;

@@ -86,13 +86,14 @@ static void show_path(struct request *request, const struct peer *peer, unsigned
 	say(request,
 	    "peer=%s;rail=%u;level=%s;reason=%s;listening=%s;carried_by=%s;active=%d"
 	    ";heard_age_ns=%" PRIu64 ";round_trip_ns=%" PRIu64 ";round_trip_floor_ns=%" PRIu64
-	    ";jitter_ns=%" PRIu64 ";lost=%" PRIu64 ";seen=%" PRIu64 ";flaps=%.2f;pinned=%d\n",
+	    ";jitter_ns=%" PRIu64 ";lost=%" PRIu64 ";seen=%" PRIu64 ";flaps=%.2f;pinned=%d;queue_ns=%" PRIu64 ";away=%d\n",
 	    peer->node->name, rail, LEVELS_TEXT[pair_level(&peer->pair, rail)],
 	    reason_name(pair_reason(&peer->pair, rail)), LISTENING_TEXT[path->listening],
 	    members_text(request->d, peer->route.members[rail], members),
 	    peer->active_until_ns > now, now > path->heard_ns ? now - path->heard_ns : 0,
 	    path->round_trip_ns, path->round_trip_floor_ns, path_jitter_ns(path), path->loss.lost,
-	    path->loss.seen, path->flaps, peer->pair.pin == (int)rail);
+	    path->loss.seen, path->flaps, peer->pair.pin == (int)rail,
+	    path->peer_queue_ns, peer->pair.away >> rail & 1);
 }
 
 static bool chosen(const struct request *request, const struct peer *peer)
@@ -109,6 +110,11 @@ static void show(struct request *request)
 	    ";probes_received=%" PRIu64 ";moves=%" PRIu64 ";events_dropped=%" PRIu64 "\n",
 	    d->conf.job, d->mover.slot, d->conf.rails, d->conf.nodes - 1, d->active, d->probes_sent,
 	    d->probes_received, d->moves, d->events.dropped);
+	for (unsigned rail = 0; rail < d->conf.rails; rail++)
+		if (d->sliced >> rail & 1)
+			say(request, "share_rail=%u;guarantee=%u;ceiling=%u;class=%u;now=%u\n", rail,
+			    d->grant.guarantee, d->grant.ceiling, d->grant.class,
+			    (unsigned)d->pace[rail].rate);
 	for (unsigned i = 0; i < d->conf.nodes; i++)
 		for (unsigned rail = 0; rail < d->conf.rails; rail++)
 			if (chosen(request, &d->peer[i]))

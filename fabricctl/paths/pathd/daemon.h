@@ -6,7 +6,9 @@
 #include "conf.h"
 #include "event.h"
 #include "mover.h"
+#include "pace.h"
 #include "pair.h"
+#include "reroute.h"
 #include "wire.h"
 
 #include <netinet/in.h>
@@ -55,6 +57,7 @@ struct peer {
 	uint64_t received_ns; /* newest trusted message of any kind, hellos too */
 	uint8_t told_level[MAX_RAILS]; /* what the last event said */
 	struct recovery recovery[MAX_RAILS];
+	struct reroute reroute;
 };
 
 struct rail {
@@ -63,6 +66,8 @@ struct rail {
 	int socket;
 	bool carrier, drained;
 	struct cause cause;
+	double load; /* part of its rate that this node sends, lately */
+	uint64_t sent_bytes, say_paced_ns;
 	uint8_t hears; /* percent of the peers that are heard here; 255: no peers */
 };
 
@@ -87,6 +92,7 @@ struct daemon {
 	uint64_t session, started_ns, now_ns;
 	enum phase phase;
 	char why[160]; /* of PHASE_OFF */
+	unsigned off_origin; /* the node that could not take part in the first place */
 	unsigned active; /* peers with traffic */
 	unsigned watched; /* recoveries that are waited for */
 	unsigned turn;
@@ -94,6 +100,11 @@ struct daemon {
 	uint64_t next_diag_ns, next_second_ns, next_census_ns, probes_sent, probes_received, moves;
 	bool state_changed, rules_gone;
 	uint64_t next_rules_ns;
+	int program[2], program_error; /* filters of a share: by uid, and for probes; -1: none */
+	uint8_t sliced; /* rails where the job has its share */
+	struct grant grant;
+	struct pace pace[MAX_RAILS];
+	uint64_t next_reroute_ns, load_ns;
 };
 
 /* sockets.c */
@@ -103,13 +114,16 @@ struct target sockets_target(const struct ip *ip, uint16_t port, unsigned ifinde
 /* The kernel's time of arrival, on CLOCK_MONOTONIC. -1 when nothing is left. */
 ssize_t sockets_receive(int fd, void *data, size_t size, uint64_t *received_ns,
 			struct sockaddr_storage *from);
+/* Packets to come are data to the network, and yet no part of the job's share here: they measure
+ * what waits on the way, not what we hold back ourselves. */
+void sockets_class(int fd, const struct target *to, bool data);
 bool sockets_send(int fd, const struct target *to, const void *data, size_t size, bool as_data,
 		  bool confirm);
 
 /* hello.c */
 void hello_received(struct daemon *d, const struct wire *wire, const struct sockaddr_storage *from);
 void hello_turn(struct daemon *d);
-void hello_off(struct daemon *d, const char *why);
+void hello_off(struct daemon *d, unsigned origin, const char *why);
 
 /* probing.c */
 void probing_receive(struct daemon *d);
@@ -136,6 +150,11 @@ void traffic_watch(struct daemon *d, struct peer *peer, unsigned rail, uint64_t 
 void traffic_turn(struct daemon *d);
 void traffic_index(struct daemon *d); /* after a peer's addresses became known */
 
+/* pacing.c: the job's share, its pace, another way round a queue */
+void pacing_load(struct daemon *d); /* while root */
+void pacing_setup(struct daemon *d); /* with the node's lock held */
+void pacing_turn(struct daemon *d);
+
 /* links.c */
 bool links_open(struct daemon *d, char *problem, size_t size);
 void links_read(struct daemon *d);
@@ -148,7 +167,6 @@ void control_serve(struct daemon *d);
 void state_write(struct daemon *d);
 
 /* shared.c: leases, devices and sysctls, shared by the jobs of a node */
-int lease_take(const struct conf *conf, unsigned *slot, bool *adopted);
 bool shared_setup(struct daemon *d, char *problem, size_t size);
 int shared_rules(struct daemon *d);
 int lease_release(const char *leases, unsigned slot, unsigned long job);

@@ -27,7 +27,7 @@ static void send_hello(struct daemon *d, struct peer *peer, const struct sockadd
 		.to_session = peer->session,
 		.sequence = ++peer->hello_sequence,
 		.sent_ns = mono_ns(),
-		.hello = {.phase = (uint8_t)d->phase, .port = d->port},
+		.hello = {.phase = (uint8_t)d->phase, .port = d->port, .origin = d->off_origin},
 	};
 	size_t size;
 
@@ -71,11 +71,12 @@ static void set_phase(struct daemon *d, enum phase phase)
 		say_again_soon(d, &d->peer[i]);
 }
 
-void hello_off(struct daemon *d, const char *why)
+void hello_off(struct daemon *d, unsigned origin, const char *why)
 {
 	if (d->phase == PHASE_OFF)
 		return;
 	snprintf(d->why, sizeof(d->why), "%s", why);
+	d->off_origin = origin;
 	event_write(&d->events, "off", ";why=%s", d->why);
 	set_phase(d, PHASE_OFF);
 	/* Devices that lead nowhere would mislead the ranks: nothing of ours stays a moment longer. */
@@ -136,9 +137,9 @@ static void take_addresses(struct daemon *d, struct peer *peer, const struct wir
 
 		snprintf(why, sizeof(why), "%.60s shares no subnet with this node on any rail",
 			 peer->node->name);
-		hello_off(d, why);
+		hello_off(d, d->conf.self, why);
 	} else if (collides(d, peer)) {
-		hello_off(d, "two nodes get the same fabric address: choose a larger pool");
+		hello_off(d, d->conf.self, "two nodes get the same fabric address: choose a larger pool");
 	}
 }
 
@@ -171,10 +172,13 @@ static void believe(struct daemon *d, struct peer *peer, const struct wire *wire
 	if (d->phase >= PHASE_READY)
 		return;
 	if (peer->phase == PHASE_OFF) {
+		/* The one that spread the word is not the one that it is about. */
+		bool passed_on = wire->hello.origin < d->conf.nodes && wire->hello.origin != d->conf.self;
+		unsigned origin = passed_on ? wire->hello.origin : peer->number;
 		char why[160];
 
-		snprintf(why, sizeof(why), "%.60s cannot take part", peer->node->name);
-		hello_off(d, why);
+		snprintf(why, sizeof(why), "%.60s cannot take part", d->conf.node[origin].name);
+		hello_off(d, origin, why);
 	} else if (peer->number == 0 && peer->phase == PHASE_READY && d->phase == PHASE_HAVE) {
 		set_phase(d, PHASE_READY);
 	} else if (changed) {
@@ -206,6 +210,7 @@ void hello_received(struct daemon *d, const struct wire *wire, const struct sock
 static void decide(struct daemon *d)
 {
 	bool all_known = true, all_have = true;
+	unsigned origin = d->conf.self;
 	char why[160] = "";
 
 	for (unsigned i = 0; i < d->conf.nodes; i++) {
@@ -213,9 +218,11 @@ static void decide(struct daemon *d)
 
 		if (i == d->conf.self)
 			continue;
-		if (!peer->known && !why[0])
+		if (!peer->known && !why[0]) {
+			origin = i;
 			snprintf(why, sizeof(why), "%.60s was not heard in %u s", peer->node->name,
 				 d->conf.ready_wait_s);
+		}
 		all_known &= peer->known && peer->routed;
 		all_have &= peer->phase >= PHASE_HAVE;
 	}
@@ -226,7 +233,7 @@ static void decide(struct daemon *d)
 	/* The others wait longer than the one who decides: silence of its is not its word. */
 	if (d->phase < PHASE_READY &&
 	    d->now_ns - d->started_ns > (d->conf.self ? 2 : 1) * d->conf.ready_wait_s * S)
-		hello_off(d, why[0] ? why : "some node did not get ready in time");
+		hello_off(d, origin, why[0] ? why : "some node did not get ready in time");
 }
 
 void hello_turn(struct daemon *d)

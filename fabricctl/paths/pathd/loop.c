@@ -153,9 +153,9 @@ static void start(struct daemon *d, bool adopted)
 	event_write(&d->events, "begin", ";adopted=%d;port=%u;scheduler=%s", adopted, d->port,
 		    d->realtime ? "fifo" : "other");
 	if (d->conf.off[0])
-		hello_off(d, d->conf.off);
+		hello_off(d, d->conf.self, d->conf.off);
 	else if (!links_open(d, why, sizeof(why)) || !shared_setup(d, why, sizeof(why)))
-		hello_off(d, why);
+		hello_off(d, d->conf.self, why);
 	if (!d->conf.fabric && d->phase != PHASE_OFF) {
 		/* The rails' own addresses work with or without us: nothing to agree on. */
 		d->phase = PHASE_READY;
@@ -210,6 +210,7 @@ static void turn(struct daemon *d)
 		probing_turn(d);
 		moving_rules(d);
 		cause_find(d);
+		pacing_turn(d);
 		traffic_poll(d);
 		traffic_turn(d);
 	}

@@ -7,6 +7,7 @@
  * `run` is two processes: the worker, and a guardian that starts it again when it dies. Routes
  * stay as they are meanwhile, so the job goes on. Both hold the job's lease. */
 #include "daemon.h"
+#include "lease.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -150,6 +151,7 @@ static int run(void)
 			strerror(errno));
 		return errno == EALREADY ? 0 : EXIT_REFUSED;
 	}
+	pacing_load(&daemon_state);
 	drop_capabilities();
 	status = guard(adopted);
 	if (lease_release(conf->leases, daemon_state.mover.slot, conf->job) < 0)

@@ -49,6 +49,8 @@ static void path_reset(struct path *path, uint64_t now_ns)
 	path->excess_ns[0] = path->excess_ns[1] = 0;
 	path->slow_since_ns = 0;
 	path->round_trip_ns = path->round_trip_floor_ns = 0;
+	path->queue = (struct queue){0};
+	path->peer_queue_ns = 0;
 }
 
 void pair_init(struct pair *pair, unsigned rails, uint64_t now_ns)
@@ -164,6 +166,9 @@ bool pair_arrived(struct pair *pair, const struct arrival *arrival)
 	if (!take_sequence(path, arrival->sequence))
 		return false;
 	take_delay(path, arrival);
+	if (arrival->sequence % LARGE_EVERY == 0)
+		queue_take(&path->queue, (int64_t)(arrival->received_ns - arrival->sent_ns),
+			   arrival->received_ns);
 	if (arrival->received_ns > path->heard_ns)
 		path->heard_ns = arrival->received_ns;
 	path->due_ns = path->heard_ns + arrival->next_ns;
@@ -456,6 +461,8 @@ uint8_t pair_members(const struct pair *pair, unsigned rail)
 	}
 	if (pin >= 0 && pair_level(pair, (unsigned)pin) < LEVEL_DEAD)
 		return (uint8_t)(1u << pin);
+	if (members & ~pair->away)
+		members &= (uint8_t)~pair->away;
 	return members >> rail & 1 ? (uint8_t)(1u << rail) : members;
 }
 

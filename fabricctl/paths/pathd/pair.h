@@ -8,6 +8,7 @@
 #define FABRIC_PAIR_H
 
 #include "address.h"
+#include "queue.h"
 
 #define MS 1000000ull
 #define S 1000000000ull
@@ -63,6 +64,8 @@ struct path {
 	/* What the peer says of this rail, from its newest probe on any rail. */
 	uint8_t peer_level, peer_reason, peer_hears;
 	bool peer_pinned;
+	struct queue queue; /* of what the peer sends: large packets, in the class of the job's own */
+	uint64_t peer_queue_ns; /* of what we send, as the peer measures it */
 };
 
 struct pair {
@@ -74,6 +77,7 @@ struct pair {
 	uint64_t stalled_ns; /* since when the peer is silent on every rail; 0: it is not */
 	bool said_stalled;
 	int pin; /* rail chosen by hand, -1: none */
+	uint8_t away; /* rails in order that are left alone while another has room (reroute.h) */
 	uint64_t hold_ns, hold_max_ns; /* health before failback; the most that flaps make of it */
 };
 

@@ -31,6 +31,13 @@ uint64_t probing_interval_ns(const struct daemon *d, const struct peer *peer)
 	return wanted > least ? wanted : least;
 }
 
+static uint16_t queue_units(const struct path *path)
+{
+	uint64_t units = queue_ns(&path->queue) / WIRE_QUEUE_NS;
+
+	return units < UINT16_MAX ? (uint16_t)units : UINT16_MAX;
+}
+
 static void fill_view(const struct daemon *d, const struct peer *peer, struct wire *wire)
 {
 	for (unsigned i = 0; i < d->conf.rails; i++) {
@@ -41,6 +48,7 @@ static void fill_view(const struct daemon *d, const struct peer *peer, struct wi
 			(uint8_t)(own == LEVEL_GOOD ? REASON_NONE : pair_reason(&peer->pair, i));
 		wire->probe.view[i].hears = d->rail[i].hears;
 		wire->probe.view[i].pinned = peer->pair.pin == (int)i;
+		wire->probe.view[i].queue = queue_units(&peer->pair.path[i]);
 	}
 }
 
@@ -57,6 +65,7 @@ static void send_one(struct daemon *d, struct peer *peer, unsigned rail, uint8_t
 	uint8_t data[LARGE_MAX];
 	const struct target *to = &peer->probe[rail];
 	bool large = (peer->sequence[rail] + 1) % LARGE_EVERY == 0;
+	bool past_share = large && d->sliced >> rail & 1;
 	size_t size, whole = large ? large_size(&d->rail[rail], to) : 0;
 	uint64_t now = mono_ns();
 	struct wire wire = {
@@ -82,12 +91,16 @@ static void send_one(struct daemon *d, struct peer *peer, unsigned rail, uint8_t
 		memcpy(data + size, padding, whole - size);
 		size = whole;
 	}
+	if (past_share)
+		sockets_class(d->rail[rail].socket, to, true);
 	/* A number is spent only on what really left: a gap means loss on the way. */
-	if (sockets_send(d->rail[rail].socket, to, data, size, large,
+	if (sockets_send(d->rail[rail].socket, to, data, size, large && !past_share,
 			 peer->pair.path[rail].listening == HEARD)) {
 		peer->sequence[rail]++;
 		d->probes_sent++;
 	}
+	if (past_share)
+		sockets_class(d->rail[rail].socket, to, false);
 }
 
 void probing_send(struct daemon *d, struct peer *peer)
@@ -124,6 +137,7 @@ static void take_views(struct daemon *d, struct peer *peer, const struct wire *w
 		path->peer_reason = view->reason;
 		path->peer_hears = view->hears;
 		path->peer_pinned = view->pinned == 1;
+		path->peer_queue_ns = (uint64_t)view->queue * WIRE_QUEUE_NS;
 	}
 }
 

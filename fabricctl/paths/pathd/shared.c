@@ -1,10 +1,7 @@
-/* What the jobs of a node share: slots, kept by leases; the fabric devices; sysctls.
- *
- * A lease is the file <slot>.lease, locked (flock) while a fabric-pathd of the job lives. A lease
- * that nobody holds belongs to one that died: the next fabric-pathd of the same job adopts it with
- * the routes as they are; `fabric-pathd clean` removes it with all that is behind it. The file
- * `lock` is held while anything of this is changed. */
+/* What the jobs of a node share: the fabric devices, sysctls, shares; setting up and removing it. */
 #include "daemon.h"
+#include "lease.h"
+#include "slicing.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -17,116 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define LOCK_WAIT_MS 5000
 #define SINK_RTO_MIN_MS 0 /* nothing is ever acknowledged there */
-
-static int node_lock(const char *leases)
-{
-	char path[CONF_PATH + 16];
-	int fd;
-
-	snprintf(path, sizeof(path), "%s/lock", leases);
-	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	for (int waited = 0; fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) != 0; waited += 10) {
-		struct timespec pause = {.tv_nsec = 10 * (long)MS};
-
-		if (waited > LOCK_WAIT_MS) {
-			close(fd);
-			errno = ETIMEDOUT;
-			return -1;
-		}
-		nanosleep(&pause, NULL);
-	}
-	return fd;
-}
-
-static void lease_path(const char *leases, unsigned slot, char *path, size_t size)
-{
-	snprintf(path, size, "%s/%u.lease", leases, slot);
-}
-
-/* The lease's job, 0 when it holds none. */
-static unsigned long lease_job(int fd)
-{
-	char text[64] = "";
-	unsigned long job = 0;
-
-	if (pread(fd, text, sizeof(text) - 1, 0) <= 0 || sscanf(text, "job=%lu", &job) != 1)
-		return 0;
-	return job;
-}
-
-static int lease_write(int fd, unsigned long job)
-{
-	char text[64];
-	int size = snprintf(text, sizeof(text), "job=%lu\npid=%d\n", job, (int)getpid());
-
-	if (ftruncate(fd, 0) != 0 || pwrite(fd, text, (size_t)size, 0) != size)
-		return -1;
-	return 0;
-}
-
-/* One that exists: of our job adopt it; 0: not ours; -2: held by a living one of our job. */
-static int lease_try(const char *path, unsigned long job)
-{
-	int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-	bool ours = fd >= 0 && lease_job(fd) == job;
-
-	if (ours && flock(fd, LOCK_EX | LOCK_NB) == 0)
-		return fd;
-	if (fd >= 0)
-		close(fd);
-	return ours ? -2 : 0;
-}
-
-static int lease_new(const char *leases, unsigned *slot)
-{
-	char path[CONF_PATH + 32];
-
-	for (*slot = 0; *slot < FABRIC_SLOTS; (*slot)++) {
-		int fd;
-
-		lease_path(leases, *slot, path, sizeof(path));
-		fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0644);
-		if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0)
-			return fd;
-		if (fd >= 0)
-			close(fd);
-		else if (errno != EEXIST)
-			return -1;
-	}
-	errno = EUSERS; /* 64 jobs with failover on one node, or leases that nobody cleaned */
-	return -1;
-}
-
-int lease_take(const struct conf *conf, unsigned *slot, bool *adopted)
-{
-	char path[CONF_PATH + 32];
-	int lock = node_lock(conf->leases), fd = 0;
-
-	if (lock < 0)
-		return -1;
-	*adopted = false;
-	for (*slot = 0; !fd && *slot < FABRIC_SLOTS; (*slot)++) {
-		lease_path(conf->leases, *slot, path, sizeof(path));
-		fd = lease_try(path, conf->job);
-	}
-	if (fd > 0) {
-		(*slot)--;
-		*adopted = true;
-	} else if (fd == -2) {
-		errno = EALREADY;
-		fd = -1;
-	} else {
-		fd = lease_new(conf->leases, slot);
-	}
-	if (fd >= 0 && lease_write(fd, conf->job) != 0) {
-		close(fd);
-		fd = -1;
-	}
-	close(lock);
-	return fd;
-}
 
 static bool write_text(const char *path, const char *text)
 {
@@ -283,7 +171,7 @@ int shared_rules(struct daemon *d)
 
 bool shared_setup(struct daemon *d, char *problem, size_t size)
 {
-	int lock = node_lock(d->conf.leases), error;
+	int lock = lease_lock(d->conf.leases), error;
 	bool good = lock >= 0;
 
 	if (!good)
@@ -297,6 +185,8 @@ bool shared_setup(struct daemon *d, char *problem, size_t size)
 		snprintf(problem, size, "routing rules: %s", strerror(-error));
 		good = false;
 	}
+	if (good)
+		pacing_setup(d);
 	if (lock >= 0)
 		close(lock);
 	return good;
@@ -322,7 +212,7 @@ int lease_release(const char *leases, unsigned slot, unsigned long job)
 {
 	char path[CONF_PATH + 32];
 	struct rtnl rtnl;
-	int lock = node_lock(leases), removed = rtnl_open(&rtnl, NETLINK_ROUTE, 0), rest, fd;
+	int lock = lease_lock(leases), removed = rtnl_open(&rtnl, NETLINK_ROUTE, 0), rest, fd;
 
 	if (lock < 0 || removed)
 		return -1;
@@ -338,7 +228,9 @@ int lease_release(const char *leases, unsigned slot, unsigned long job)
 	close(fd);
 	removed = mover_clean(&rtnl, slot);
 	unlink(path);
-	rest = clean_all_if_last(&rtnl, leases);
+	rest = slicing_apply(&rtnl, leases, slot, NULL);
+	if (rest >= 0)
+		rest = clean_all_if_last(&rtnl, leases);
 	rtnl_close(&rtnl);
 	close(lock);
 	return removed < 0 || rest < 0 ? -1 : removed + rest;
@@ -356,7 +248,7 @@ int shared_clean(const char *leases, const unsigned long *keep, size_t keeps)
 {
 	char path[CONF_PATH + 32];
 	struct rtnl rtnl;
-	int lock = node_lock(leases), removed = 0, part;
+	int lock = lease_lock(leases), removed = 0, part;
 
 	if (lock < 0 || rtnl_open(&rtnl, NETLINK_ROUTE, 0))
 		return -1;
@@ -377,7 +269,11 @@ int shared_clean(const char *leases, const unsigned long *keep, size_t keeps)
 			goto out;
 		removed += part;
 	}
-	part = clean_all_if_last(&rtnl, leases);
+	part = slicing_apply(&rtnl, leases, 0, NULL);
+	if (part >= 0) {
+		removed += part;
+		part = clean_all_if_last(&rtnl, leases);
+	}
 out:
 	rtnl_close(&rtnl);
 	close(lock);

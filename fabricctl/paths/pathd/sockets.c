@@ -148,6 +148,15 @@ static uint64_t stamp_of(struct msghdr *msg)
 	return mono;
 }
 
+void sockets_class(int fd, const struct target *to, bool data)
+{
+	if (to->address.ss_family == AF_INET6)
+		set(fd, IPPROTO_IPV6, IPV6_TCLASS, data ? 0 : CLASS_CS6);
+	else
+		set(fd, IPPROTO_IP, IP_TOS, data ? 0 : CLASS_CS6); /* resets the priority */
+	set(fd, SOL_SOCKET, SO_PRIORITY, PRIORITY);
+}
+
 ssize_t sockets_receive(int fd, void *data, size_t size, uint64_t *received_ns,
 			struct sockaddr_storage *from)
 {

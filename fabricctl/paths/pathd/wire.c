@@ -4,10 +4,10 @@
 #include <endian.h>
 #include <string.h>
 
-#define MAGIC "FpP1"
+#define MAGIC "FpP2"
 #define HEAD_BYTES 48
 #define PROBE_BYTES 16
-#define VIEW_BYTES 4
+#define VIEW_BYTES 6
 #define HELLO_BYTES 8
 #define RAIL_BYTES 24
 #define TAG_BYTES 8
@@ -73,6 +73,7 @@ static void put_probe(const struct wire *wire, uint8_t *at)
 		view[1] = wire->probe.view[i].reason;
 		view[2] = wire->probe.view[i].hears;
 		view[3] = wire->probe.view[i].pinned;
+		put16(view + 4, wire->probe.view[i].queue);
 	}
 }
 
@@ -84,7 +85,8 @@ static void get_probe(struct wire *wire, const uint8_t *at)
 	for (unsigned i = 0; i < wire->rails; i++) {
 		const uint8_t *view = at + PROBE_BYTES + (size_t)i * VIEW_BYTES;
 
-		wire->probe.view[i] = (struct wire_view){view[0], view[1], view[2], view[3]};
+		wire->probe.view[i] = (struct wire_view){view[0], view[1], view[2], view[3],
+								get16(view + 4)};
 	}
 }
 
@@ -93,6 +95,7 @@ static void put_hello(const struct wire *wire, uint8_t *at)
 	memset(at, 0, body_bytes(WIRE_HELLO, wire->rails));
 	at[0] = wire->hello.phase;
 	put16(at + 2, wire->hello.port);
+	put32(at + 4, wire->hello.origin);
 	for (unsigned i = 0; i < wire->rails; i++) {
 		const struct wire_rail *rail = &wire->hello.rail[i];
 		uint8_t *to = at + HELLO_BYTES + (size_t)i * RAIL_BYTES;
@@ -111,6 +114,7 @@ static void get_hello(struct wire *wire, const uint8_t *at)
 
 	wire->hello.phase = at[0];
 	wire->hello.port = get16(at + 2);
+	wire->hello.origin = get32(at + 4);
 	for (unsigned i = 0; i < wire->rails; i++) {
 		struct wire_rail *rail = &wire->hello.rail[i];
 		const uint8_t *from = at + HELLO_BYTES + (size_t)i * RAIL_BYTES;

@@ -22,6 +22,10 @@ class PathEvent(IntEnum):
     TROUBLE = 11
     MET = 12  # a node's fabric-pathd is known
     MET_AGAIN = 13  # it was started anew
+    SHARE = 14  # the job has its share of the rails; `text` says how much
+    PACED = 15  # it slows down: packets wait on the way
+    REROUTED = 16  # its streams go round a queue, or back
+    PORT = 17  # an InfiniBand or RoCE port was lost, or is active again
 
 
 class PathLevel(IntEnum):

@@ -39,8 +39,8 @@ static struct wire a_probe(void)
 	wire.probe.echo_sent_ns = 15;
 	wire.probe.echo_hold_ns = 16;
 	wire.probe.next_us = 17;
-	wire.probe.view[0] = (struct wire_view){2, 1, 100, 1};
-	wire.probe.view[1] = (struct wire_view){1, 4, 255, 0};
+	wire.probe.view[0] = (struct wire_view){2, 1, 100, 1, 2500};
+	wire.probe.view[1] = (struct wire_view){1, 4, 255, 0, 0};
 	return wire;
 }
 
@@ -65,11 +65,12 @@ static void a_hello_arrives_as_it_was_sent(void)
 
 	sent.hello.phase = PHASE_HAVE;
 	sent.hello.port = 20501;
+	sent.hello.origin = 4;
 	CHECK(net_parse("10.78.0.11/16", &sent.hello.rail[0].net4));
 	CHECK(ip_parse("fe80::1", &sent.hello.rail[1].ip6));
 	size = wire_encode(&sent, KEY, data);
 	CHECK(wire_decode(&got, KEY, data, size));
-	CHECK(got.hello.phase == PHASE_HAVE && got.hello.port == 20501);
+	CHECK(got.hello.phase == PHASE_HAVE && got.hello.port == 20501 && got.hello.origin == 4);
 	CHECK(ip_equal(&got.hello.rail[0].net4.ip, &sent.hello.rail[0].net4.ip));
 	CHECK(got.hello.rail[0].net4.bits == 16 && !got.hello.rail[0].ip6.family);
 	CHECK(ip_equal(&got.hello.rail[1].ip6, &sent.hello.rail[1].ip6));
