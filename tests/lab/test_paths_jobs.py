@@ -14,7 +14,7 @@ import pytest
 from fabricctl.lab.cluster import Lab
 
 ROOT = Path(__file__).parents[2]
-# 200 of them take some minutes: FABRICCTL_KILLS=200.
+# 200 of them take some minutes: FABRICCTL_KILLS=200. FABRICCTL_SEED chooses other points.
 KILLS = int(os.environ.get("FABRICCTL_KILLS", "12"))
 NODES = ("n1", "n2", "n3", "n4")
 STREAM = ["/usr/bin/python3", str(ROOT / "bench" / "failover_stream.py")]
@@ -396,7 +396,7 @@ def test_traffic_goes_on_when_pathd_is_killed_and_it_comes_back(
 
 
 def test_kills_at_random_points_leave_nothing(lab: Lab, clean: dict[str, list[str]]) -> None:
-    rng = random.Random(4)
+    rng = random.Random(int(os.environ.get("FABRICCTL_SEED", "4")))
     for turn in range(KILLS // len(NODES)):
         job = submit(lab, 4, *(["--fabric-share=30"] if turn % 2 == 0 else []))
         time.sleep(rng.random() * 0.3)

@@ -105,6 +105,7 @@ struct daemon {
 	struct grant grant;
 	struct pace pace[MAX_RAILS];
 	uint64_t next_reroute_ns, load_ns;
+	uint64_t hurry_until_ns; /* a peer is in doubt and waits for our answers */
 };
 
 /* sockets.c */

@@ -12,6 +12,7 @@
 
 #define TICK_IDLE_NS (20 * MS) /* probes to peers without traffic go five times as rarely */
 #define TICK_DOUBT_NS (MS / 4)
+#define TICK_HURRY_NS (MS / 2)
 #define LATE_NS (3 * MS)
 #define OFF_LINGER_NS (30 * S) /* time for every other node to hear that we cannot */
 
@@ -177,6 +178,8 @@ static uint64_t tick_ns(const struct daemon *d)
 		    (!peer->pair.stalled_ns || d->now_ns - peer->pair.stalled_ns < 100 * MS))
 			tick = TICK_DOUBT_NS;
 	}
+	if (d->now_ns < d->hurry_until_ns && tick > TICK_HURRY_NS)
+		tick = TICK_HURRY_NS;
 	return tick < TICK_IDLE_NS ? tick : TICK_IDLE_NS;
 }
 

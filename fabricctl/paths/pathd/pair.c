@@ -4,13 +4,14 @@
 #include <string.h>
 
 /* Grace beyond the promise before a rail is in doubt, and after the evidence before the verdict.
- * Both grow by the rail's own jitter. Doubt costs a few packets, so it comes early: TCP's tail
+ * Both grow by how much later than the others the rail brings its probes at times. Doubt costs a few packets, so it comes early: TCP's tail
  * loss probe leaves 4 to 8 ms after a loss, and finds the new way only if that is ready by then. */
 #define GRACE_NS (MS / 2)
 #define VERDICT_NS (MS / 3)
-#define EVIDENCE 2 /* arrivals elsewhere: the sender of the second had sent here before it */
+#define EVIDENCE 3 /* turns in which the peer sent here and elsewhere, and only that came */
 #define POSTPONE 3
 #define JITTER_MAX_NS (200 * MS)
+#define SAME_MOMENT_NS (MS / 4) /* between the probes of one turn on all rails */
 #define EXCESS_TURN_NS S
 #define FLOOR_TURN_NS (10 * S) /* two clocks drift 50 ppm apart at most: 0.5 ms in that time */
 #define FIRST_PROMISE_NS (1 * S) /* to a peer of which nothing was heard yet */
@@ -47,6 +48,7 @@ static void path_reset(struct path *path, uint64_t now_ns)
 	path->delay_floor_ns = path->delay_floor_next_ns = INT64_MAX;
 	path->floor_turn_ns = path->excess_turn_ns = now_ns;
 	path->excess_ns[0] = path->excess_ns[1] = 0;
+	path->lag_ns[0] = path->lag_ns[1] = path->newest_sent_ns = 0;
 	path->slow_since_ns = 0;
 	path->round_trip_ns = path->round_trip_floor_ns = 0;
 	path->queue = (struct queue){0};
@@ -82,6 +84,13 @@ uint64_t path_jitter_ns(const struct path *path)
 {
 	uint64_t most = path->excess_ns[0] > path->excess_ns[1] ? path->excess_ns[0]
 								: path->excess_ns[1];
+
+	return most < JITTER_MAX_NS ? most : JITTER_MAX_NS;
+}
+
+uint64_t path_lag_ns(const struct path *path)
+{
+	uint64_t most = path->lag_ns[0] > path->lag_ns[1] ? path->lag_ns[0] : path->lag_ns[1];
 
 	return most < JITTER_MAX_NS ? most : JITTER_MAX_NS;
 }
@@ -147,16 +156,56 @@ static void take_delay(struct path *path, const struct arrival *arrival)
 		path->delay_floor_next_ns = delay;
 	if (now - path->excess_turn_ns > EXCESS_TURN_NS) {
 		path->excess_ns[1] = now - path->excess_turn_ns < 2 * EXCESS_TURN_NS ? path->excess_ns[0] : 0;
-		path->excess_ns[0] = 0;
+		path->lag_ns[1] = now - path->excess_turn_ns < 2 * EXCESS_TURN_NS ? path->lag_ns[0] : 0;
+		path->excess_ns[0] = path->lag_ns[0] = 0;
 		path->excess_turn_ns = now;
 	}
 	excess = (uint64_t)(delay - path->delay_floor_ns);
 	if (excess > path->excess_ns[0])
 		path->excess_ns[0] = excess;
+	path->newest_sent_ns = arrival->sent_ns;
+	path->newest_excess_ns = excess;
 	if (excess < SLOW_NS)
 		path->slow_since_ns = 0;
 	else if (!path->slow_since_ns)
 		path->slow_since_ns = now;
+}
+
+static void widen(uint64_t *lag_ns, uint64_t late_ns, uint64_t soon_ns)
+{
+	if (late_ns > soon_ns && late_ns - soon_ns > *lag_ns)
+		*lag_ns = late_ns - soon_ns;
+}
+
+/* Against what the other rails brought of the same turn, whichever was read first. */
+static void take_lag(struct pair *pair, unsigned rail)
+{
+	struct path *path = &pair->path[rail];
+
+	for (unsigned i = 0; i < pair->rails; i++) {
+		struct path *other = &pair->path[i];
+		uint64_t apart = path->newest_sent_ns > other->newest_sent_ns
+					 ? path->newest_sent_ns - other->newest_sent_ns
+					 : other->newest_sent_ns - path->newest_sent_ns;
+
+		if (i == rail || apart >= SAME_MOMENT_NS)
+			continue;
+		widen(&path->lag_ns[0], path->newest_excess_ns, other->newest_excess_ns);
+		widen(&other->lag_ns[0], other->newest_excess_ns, path->newest_excess_ns);
+	}
+}
+
+/* The peer sends on all rails in one turn: what it sent elsewhere in a later turn than the newest
+ * that came here is a turn missing here. */
+static void take_evidence(struct path *path, const struct arrival *arrival)
+{
+	uint64_t turn = path->evidence ? path->evidence_sent_ns : path->newest_sent_ns;
+
+	if (arrival->sent_ns < turn + SAME_MOMENT_NS)
+		return;
+	path->evidence_sent_ns = arrival->sent_ns;
+	if (++path->evidence == EVIDENCE)
+		path->evidence_ns = arrival->received_ns;
 }
 
 bool pair_arrived(struct pair *pair, const struct arrival *arrival)
@@ -166,21 +215,17 @@ bool pair_arrived(struct pair *pair, const struct arrival *arrival)
 	if (!take_sequence(path, arrival->sequence))
 		return false;
 	take_delay(path, arrival);
+	take_lag(pair, arrival->rail);
 	if (arrival->sequence % LARGE_EVERY == 0)
 		queue_take(&path->queue, (int64_t)(arrival->received_ns - arrival->sent_ns),
 			   arrival->received_ns);
 	if (arrival->received_ns > path->heard_ns)
 		path->heard_ns = arrival->received_ns;
 	path->due_ns = path->heard_ns + arrival->next_ns;
-	for (unsigned rail = 0; rail < pair->rails; rail++) {
-		struct path *other = &pair->path[rail];
-
-		if (rail == arrival->rail || other->listening != SUSPECT ||
-		    arrival->received_ns <= other->suspect_ns)
-			continue;
-		if (++other->evidence == EVIDENCE)
-			other->evidence_ns = arrival->received_ns;
-	}
+	path->evidence = 0;
+	for (unsigned rail = 0; rail < pair->rails; rail++)
+		if (rail != arrival->rail)
+			take_evidence(&pair->path[rail], arrival);
 	return true;
 }
 
@@ -263,12 +308,12 @@ static enum reason judge_quality(const struct pair *pair, unsigned rail, uint64_
 /* Overdue: in doubt, which asks for quick probes, and nothing more. */
 static void doubt_if_overdue(struct path *path, uint64_t now_ns)
 {
-	if (now_ns <= path->due_ns + GRACE_NS + path_jitter_ns(path))
+	if (now_ns <= path->due_ns + GRACE_NS + path_lag_ns(path))
 		return;
 	path->unproven = path->listening == PROVING;
 	path->listening = SUSPECT;
 	path->suspect_ns = now_ns;
-	path->evidence = path->postponed = 0;
+	path->postponed = 0;
 }
 
 static bool evaluate_heard(struct pair *pair, unsigned rail, uint64_t now_ns,
@@ -301,7 +346,7 @@ static bool evaluate_suspect(struct path *path, unsigned rail, uint64_t now_ns, 
 		return false;
 	}
 	if (path->evidence < EVIDENCE ||
-	    now_ns < path->evidence_ns + VERDICT_NS + path_jitter_ns(path))
+	    now_ns < path->evidence_ns + VERDICT_NS + path_lag_ns(path))
 		return false;
 	if (late && path->postponed++ < POSTPONE) {
 		/* We run before the kernel's own threads: what should have arrived may still

@@ -1,8 +1,8 @@
 /* One peer as seen over every rail, and the verdicts on it: pure computation, no clock of its own,
  * no sockets. All times are this node's CLOCK_MONOTONIC in ns unless named `sent` (the peer's).
  *
- * The comparative rule: a rail is called silent only when the peer was heard on another rail after
- * the moment that the first one went quiet, twice, so that whoever sent there had also sent here.
+ * The comparative rule: a rail is called silent only when of three turns in a row, in each of
+ * which the peer sends on all rails, nothing came here and something did elsewhere.
  * A peer that is silent everywhere is a stalled host (or ours is): no verdict. */
 #ifndef FABRIC_PAIR_H
 #define FABRIC_PAIR_H
@@ -49,7 +49,8 @@ struct path {
 	uint64_t heard_ns; /* newest arrival */
 	uint64_t due_ns; /* when the next probe was promised at the latest */
 	uint64_t suspect_ns, evidence_ns, gone_ns, proving_ns;
-	unsigned evidence; /* arrivals on other rails since suspect_ns */
+	unsigned evidence; /* turns of the peer that came on other rails and not here */
+	uint64_t evidence_sent_ns; /* the newest of them; the peer's clock */
 	unsigned postponed; /* verdicts put off because we ran late */
 	uint64_t sequence, window; /* newest of the peer's, and a bit for each of the 64 before */
 	struct loss loss;
@@ -58,6 +59,10 @@ struct path {
 	uint64_t floor_turn_ns;
 	uint64_t excess_ns[2]; /* largest delay above the floor, this second and the last */
 	uint64_t excess_turn_ns, slow_since_ns;
+	/* How much later than another rail's probe of the same moment it came, at most: what makes
+	 * both late (a busy host, at either end) is no jitter of this rail. */
+	uint64_t lag_ns[2];
+	uint64_t newest_sent_ns, newest_excess_ns;
 	uint64_t round_trip_ns, round_trip_floor_ns;
 	double flaps; /* recent failures; halves every FLAP_HALF_LIFE */
 	uint64_t flap_ns;
@@ -119,6 +124,7 @@ uint8_t pair_members(const struct pair *pair, unsigned rail);
 bool pair_in_doubt(const struct pair *pair, uint64_t now_ns);
 
 uint64_t path_jitter_ns(const struct path *path);
+uint64_t path_lag_ns(const struct path *path);
 const char *reason_name(enum reason reason);
 
 #endif

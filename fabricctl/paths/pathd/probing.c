@@ -6,6 +6,7 @@
 #define IDLE_NS (100 * MS) /* to peers without traffic, at least */
 #define IDLE_BUDGET_PPS 400
 #define DOUBT_NS (MS / 2)
+#define HURRY_NS (4 * MS)
 #define STALLED_NS (20 * MS) /* to a peer that is silent everywhere */
 #define ANSWER_GAP_NS (MS / 4)
 #define HEADERS4 28 /* IP and UDP */
@@ -173,6 +174,8 @@ static void take_probe(struct daemon *d, unsigned rail, const struct wire *wire,
 	peer->echo_received_ns[rail] = received_ns;
 	take_round_trip(&peer->pair.path[rail], wire, received_ns);
 	take_views(d, peer, wire);
+	if (wire->flags & WIRE_QUERY)
+		d->hurry_until_ns = d->now_ns + HURRY_NS;
 	if (wire->flags & WIRE_QUERY && d->now_ns - peer->last_send_ns > ANSWER_GAP_NS)
 		peer->next_send_ns = d->now_ns;
 }

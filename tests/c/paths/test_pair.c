@@ -220,6 +220,36 @@ static void queueing_widens_what_is_waited_for(void)
 	CHECK(sim.count[CHANGE_GONE] == 0 && path_jitter_ns(&sim.pair.path[0]) > 10 * MS);
 }
 
+/* Both rails bring their probes late at times: that is a host, and no reason to wait for a rail. */
+static void a_busy_host_does_not_put_off_the_verdict(void)
+{
+	struct sim sim = start();
+	uint64_t fault;
+
+	for (int i = 0; i < 1500; i++) {
+		sim.delay[0] = sim.delay[1] = DELAY + (i % 20 == 0) * 8 * MS;
+		run(&sim, 2 * MS);
+	}
+	CHECK(sim.count[CHANGE_GONE] == 0 && path_jitter_ns(&sim.pair.path[0]) > 7 * MS);
+	CHECK(path_lag_ns(&sim.pair.path[0]) < MS / 10);
+	fault = sim.now;
+	sim.loss_percent[0] = 100;
+	run(&sim, 100 * MS);
+	CHECK(sim.count[CHANGE_GONE] == 1 && sim.last_ns - fault <= 5 * MS);
+}
+
+static void one_rail_that_is_late_at_times_is_given_the_time(void)
+{
+	struct sim sim = start();
+
+	for (int i = 0; i < 1500; i++) {
+		sim.delay[0] = DELAY + (uint64_t)(i % 20) * 300 * 1000;
+		run(&sim, 2 * MS);
+	}
+	CHECK(sim.count[CHANGE_GONE] == 0 && path_lag_ns(&sim.pair.path[0]) > 5 * MS);
+	CHECK(path_lag_ns(&sim.pair.path[1]) < MS / 10);
+}
+
 static void loss_of_5_percent_is_left_within_250_ms(void)
 {
 	unsigned slow = 0;
@@ -378,6 +408,8 @@ int main(void)
 	a_rail_heals_although_its_peer_is_often_late();
 	our_own_absence_blames_nobody();
 	queueing_widens_what_is_waited_for();
+	a_busy_host_does_not_put_off_the_verdict();
+	one_rail_that_is_late_at_times_is_given_the_time();
 	loss_of_5_percent_is_left_within_250_ms();
 	a_lossy_rail_does_not_come_back();
 	loss_of_one_in_a_thousand_is_lived_with();
