@@ -1,13 +1,14 @@
 """Stall of running traffic when a link fails: ours, kernel MPTCP, MPI libraries as they come, TCP.
 
     bench/failover.py [--faults cut,blackhole] [--systems ours,mptcp] [--repeat 3]
-                      [--healthy SECONDS] [--json FILE]
+                      [--healthy SECONDS] [--json FILE] [--show]
 
 Each run is a fresh job in the lab: traffic for some seconds, the fault, its heal. The stall is the
 longest exchange (or MPI iteration) that was under way between fault and heal; all payload is
 checked, so a byte lost, doubled or changed ends the run as `broken`. `--healthy` runs traffic with
-every core and rail busy and counts moves, which must be none. Numbers of the lab compare systems
-with each other on one noisy machine; they predict no real network.
+every core and rail busy and counts moves, which must be none. With --json what was measured is
+added to what the file has, so that many runs fit into short ones; --show only prints it. Numbers of
+the lab compare systems with each other on one noisy machine; they predict no real network.
 """
 
 import argparse
@@ -84,6 +85,8 @@ class Outcome:
     quiet_ms: list[float] = field(default_factory=list)  # the longest gap before the fault
     moved_ms: list[float] = field(default_factory=list)
     broken: int = 0
+    healthy_s: float = 0.0  # of runs without a fault
+    false_moves: int = 0  # in these
 
 
 def job_script(system: System, seconds: float) -> str:
@@ -279,6 +282,32 @@ def table(results: dict[tuple[str, str], Outcome]) -> Iterator[str]:
         )
 
 
+def load(file: Path | None) -> dict[tuple[str, str], Outcome]:
+    """What earlier runs measured."""
+    if not file or not file.exists():
+        return {}
+    found = json.loads(file.read_text())
+    return {tuple(key.split("/")): Outcome(**value) for key, value in found.items()}
+
+
+def save(file: Path | None, results: dict[tuple[str, str], Outcome]) -> None:
+    if file:
+        plain = {f"{fault}/{name}": vars(item) for (fault, name), item in results.items()}
+        file.write_text(json.dumps(plain, indent=1))
+
+
+def show(results: dict[tuple[str, str], Outcome]) -> None:
+    healthy = results.pop(("none", "healthy"), None)
+    if healthy:
+        print(f"healthy for {healthy.healthy_s:g} s under full load: {healthy.false_moves} moves")
+    if results:
+        print(
+            "stall in ms; quiet: median of the longest gap before the fault;\n"
+            "moved: median from the fault to the first end that had moved"
+        )
+        print("\n".join(table(results)))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--faults", default="cut,blackhole")
@@ -287,37 +316,37 @@ def main() -> int:
     parser.add_argument("--healthy", type=float, default=0, metavar="SECONDS")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--name", default=os.environ.get("FABRICCTL_LAB", "bench-failover"))
+    parser.add_argument("--show", action="store_true", help="print what the file has, run nothing")
     args = parser.parse_args()
+    if args.show:
+        show(load(args.json))
+        return 0
     subprocess.run(["make", "-s", "-C", str(ROOT / "fabricctl" / "paths")], check=True)
     lab = Lab(LabSpec(name=args.name))
     lab.up()
     bench = Bench(lab)
-    results: dict[tuple[str, str], Outcome] = {}
+    results = load(args.json)
     try:
         bench.like_real_ports()
         bench.mptcp_endpoints()
         if args.healthy:
             moves = bench.healthy(args.healthy)
-            print(f"healthy for {args.healthy:g} s under full load: {len(moves)} false moves")
+            outcome = results.setdefault(("none", "healthy"), Outcome())
+            outcome.healthy_s += args.healthy
+            outcome.false_moves += len(moves)
             print("\n".join(moves))
         for fault in filter(None, args.faults.split(",")):
             for turn in range(args.repeat):
                 for name in filter(None, args.systems.split(",")):
                     outcome = results.setdefault((fault, name), Outcome())
                     bench.run(name, fault, outcome)
+                    save(args.json, results)
                     last = outcome.stalls_ms[-1:] or ["broken"]
                     sys.stderr.write(f"{fault} {name} {turn + 1}/{args.repeat}: {last[0]}\n")
     finally:
         lab.down()
-    if results:
-        print(
-            "stall in ms; quiet: median of the longest gap before the fault;\n"
-            "moved: median from the fault to the first end that had moved"
-        )
-        print("\n".join(table(results)))
-    if args.json:
-        plain = {f"{fault}/{name}": vars(item) for (fault, name), item in results.items()}
-        args.json.write_text(json.dumps(plain, indent=1))
+        save(args.json, results)
+    show(results)
     return 1 if any(item.broken for (_, name), item in results.items() if "ours" in name) else 0
 
 
