@@ -126,6 +126,8 @@ class Bench:
 
     @contextlib.contextmanager
     def job(self, system: System, seconds: float) -> Iterator[int]:
+        if system.python and not Path(system.python).exists():
+            raise SystemExit(f"bench: {system.python} is missing: run tools/bench-mpi")
         flag = ["--fabric-resilience"] if system.ours else []
         argv = ["sbatch", "--parsable", *flag, "-N4", "--ntasks-per-node=1", "-o", "bench-%j.out"]
         done = self.lab.exec("ctl", argv, user="alice", input=job_script(system, seconds))
