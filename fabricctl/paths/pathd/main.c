@@ -106,21 +106,32 @@ static int guard(bool adopted)
 {
 	struct sigaction action = {.sa_handler = pass_on};
 	unsigned wait_ms = RESTART_FIRST_MS;
+	sigset_t asking, before;
 	int status = 0;
 
+	sigemptyset(&asking);
+	sigaddset(&asking, SIGTERM);
+	sigaddset(&asking, SIGINT);
+	sigprocmask(SIG_BLOCK, &asking, &before);
 	sigaction(SIGTERM, &action, NULL);
 	sigaction(SIGINT, &action, NULL);
 	while (!asked_to_stop) {
 		uint64_t begin = mono_ns();
 
+		/* Blocked until the worker's pid is known: else nobody would tell it to stop. */
+		sigprocmask(SIG_BLOCK, &asking, NULL);
+		if (asked_to_stop)
+			break;
 		worker = fork();
 		if (worker < 0)
 			return EXIT_REFUSED;
 		if (worker == 0) {
 			signal(SIGTERM, SIG_DFL);
 			signal(SIGINT, SIG_DFL);
+			sigprocmask(SIG_SETMASK, &before, NULL);
 			_exit(run_worker(adopted));
 		}
+		sigprocmask(SIG_SETMASK, &before, NULL);
 		while (waitpid(worker, &status, 0) < 0 && errno == EINTR)
 			;
 		worker = 0;

@@ -11,7 +11,7 @@
 #define EVIDENCE 3 /* turns in which the peer sent here and elsewhere, and only that came */
 #define POSTPONE 3
 #define JITTER_MAX_NS (200 * MS)
-#define SAME_MOMENT_NS (MS / 4) /* between the probes of one turn on all rails */
+#define SAME_MOMENT_US 250 /* between the probes of one turn on all rails */
 #define EXCESS_TURN_NS S
 #define FLOOR_TURN_NS (10 * S) /* two clocks drift 50 ppm apart at most: 0.5 ms in that time */
 #define FIRST_PROMISE_NS (1 * S) /* to a peer of which nothing was heard yet */
@@ -49,6 +49,7 @@ static void path_reset(struct path *path, uint64_t now_ns)
 	path->floor_turn_ns = path->excess_turn_ns = now_ns;
 	path->excess_ns[0] = path->excess_ns[1] = 0;
 	path->lag_ns[0] = path->lag_ns[1] = path->newest_sent_ns = 0;
+	path->turns = 0;
 	path->slow_since_ns = 0;
 	path->round_trip_ns = path->round_trip_floor_ns = 0;
 	path->queue = (struct queue){0};
@@ -163,35 +164,46 @@ static void take_delay(struct path *path, const struct arrival *arrival)
 	excess = (uint64_t)(delay - path->delay_floor_ns);
 	if (excess > path->excess_ns[0])
 		path->excess_ns[0] = excess;
-	path->newest_sent_ns = arrival->sent_ns;
-	path->newest_excess_ns = excess;
+	path->turn[path->turns % PATH_TURNS].sent_us = (uint32_t)(arrival->sent_ns / 1000);
+	path->turn[path->turns++ % PATH_TURNS].excess_us =
+		(uint32_t)((excess < JITTER_MAX_NS ? excess : JITTER_MAX_NS) / 1000);
+	if (arrival->sent_ns > path->newest_sent_ns)
+		path->newest_sent_ns = arrival->sent_ns;
 	if (excess < SLOW_NS)
 		path->slow_since_ns = 0;
 	else if (!path->slow_since_ns)
 		path->slow_since_ns = now;
 }
 
-static void widen(uint64_t *lag_ns, uint64_t late_ns, uint64_t soon_ns)
+static void widen(uint64_t *lag_ns, uint32_t late_us, uint32_t soon_us)
 {
-	if (late_ns > soon_ns && late_ns - soon_ns > *lag_ns)
-		*lag_ns = late_ns - soon_ns;
+	if (late_us > soon_us && (late_us - soon_us) * 1000ull > *lag_ns)
+		*lag_ns = (late_us - soon_us) * 1000ull;
 }
 
-/* Against what the other rails brought of the same turn, whichever was read first. */
+/* Against what the other rails brought of the same turn, whichever came first. */
 static void take_lag(struct pair *pair, unsigned rail)
 {
 	struct path *path = &pair->path[rail];
+	unsigned newest = (path->turns - 1) % PATH_TURNS;
+	uint32_t sent = path->turn[newest].sent_us, excess = path->turn[newest].excess_us;
 
 	for (unsigned i = 0; i < pair->rails; i++) {
 		struct path *other = &pair->path[i];
-		uint64_t apart = path->newest_sent_ns > other->newest_sent_ns
-					 ? path->newest_sent_ns - other->newest_sent_ns
-					 : other->newest_sent_ns - path->newest_sent_ns;
+		unsigned kept = other->turns < PATH_TURNS ? other->turns : PATH_TURNS;
 
-		if (i == rail || apart >= SAME_MOMENT_NS)
-			continue;
-		widen(&path->lag_ns[0], path->newest_excess_ns, other->newest_excess_ns);
-		widen(&other->lag_ns[0], other->newest_excess_ns, path->newest_excess_ns);
+		for (unsigned k = 1; i != rail && k <= kept; k++) {
+			unsigned at = (other->turns - k) % PATH_TURNS;
+			int32_t later = (int32_t)(other->turn[at].sent_us - sent);
+
+			if (later > SAME_MOMENT_US)
+				continue;
+			if (later > -SAME_MOMENT_US) {
+				widen(&path->lag_ns[0], excess, other->turn[at].excess_us);
+				widen(&other->lag_ns[0], other->turn[at].excess_us, excess);
+			}
+			break;
+		}
 	}
 }
 
@@ -201,7 +213,7 @@ static void take_evidence(struct path *path, const struct arrival *arrival)
 {
 	uint64_t turn = path->evidence ? path->evidence_sent_ns : path->newest_sent_ns;
 
-	if (arrival->sent_ns < turn + SAME_MOMENT_NS)
+	if (arrival->sent_ns < turn + SAME_MOMENT_US * 1000ull)
 		return;
 	path->evidence_sent_ns = arrival->sent_ns;
 	if (++path->evidence == EVIDENCE)

@@ -36,6 +36,9 @@ enum listening { HEARD, SUSPECT, GONE, PROVING };
 
 #define LARGE_EVERY 4 /* of the probes of a rail, those with seq % 4 == 0 have the MTU's size */
 
+/* Of the last turns of the peer the delays are kept: longer than a queue holds a probe. */
+#define PATH_TURNS 32
+
 struct loss {
 	double small, large; /* sequential probability ratio, log; 0 is its floor */
 	uint64_t lost, seen;
@@ -62,7 +65,11 @@ struct path {
 	/* How much later than another rail's probe of the same moment it came, at most: what makes
 	 * both late (a busy host, at either end) is no jitter of this rail. */
 	uint64_t lag_ns[2];
-	uint64_t newest_sent_ns, newest_excess_ns;
+	struct {
+		uint32_t sent_us, excess_us; /* the first comes round after 71 minutes */
+	} turn[PATH_TURNS];
+	unsigned turns;
+	uint64_t newest_sent_ns;
 	uint64_t round_trip_ns, round_trip_floor_ns;
 	double flaps; /* recent failures; halves every FLAP_HALF_LIFE */
 	uint64_t flap_ns;

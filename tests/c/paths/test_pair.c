@@ -250,6 +250,31 @@ static void one_rail_that_is_late_at_times_is_given_the_time(void)
 	CHECK(path_lag_ns(&sim.pair.path[1]) < MS / 10);
 }
 
+/* Probes that wait in a queue of one rail come turns after those of the other: what they were late
+ * by must be learned all the same. */
+static void a_queue_longer_than_a_turn_is_learned(void)
+{
+	struct sim sim = start();
+	uint64_t late[8] = {0};
+	unsigned from = 0, to = 0;
+
+	sim.frozen = true; /* delivered by hand, in the order of arrival */
+	for (unsigned turns = 0; turns < 2000; turns++) {
+		struct arrival arrival = {1, ++sim.sequence[1], sim.now + PEERS_CLOCK, sim.now + DELAY, INTERVAL};
+		uint64_t queue = turns < 500 ? 0 : (turns % 100) * 100000ull; /* up to 10 ms */
+
+		pair_arrived(&sim.pair, &arrival);
+		late[to++ % 8] = sim.now + queue;
+		while (from < to && late[from % 8] <= sim.now) {
+			arrival = (struct arrival){0, ++sim.sequence[0], 0, sim.now + DELAY, INTERVAL};
+			arrival.sent_ns = PEERS_CLOCK + 100 * S + from++ * INTERVAL;
+			pair_arrived(&sim.pair, &arrival);
+		}
+		run(&sim, INTERVAL);
+	}
+	CHECK(sim.count[CHANGE_GONE] <= 1 && path_lag_ns(&sim.pair.path[0]) > 8 * MS);
+}
+
 static void loss_of_5_percent_is_left_within_250_ms(void)
 {
 	unsigned slow = 0;
@@ -410,6 +435,7 @@ int main(void)
 	queueing_widens_what_is_waited_for();
 	a_busy_host_does_not_put_off_the_verdict();
 	one_rail_that_is_late_at_times_is_given_the_time();
+	a_queue_longer_than_a_turn_is_learned();
 	loss_of_5_percent_is_left_within_250_ms();
 	a_lossy_rail_does_not_come_back();
 	loss_of_one_in_a_thousand_is_lived_with();
