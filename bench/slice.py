@@ -1,7 +1,7 @@
 """Shares of a rail: does a job keep what it was promised while another floods, and what do the
 small messages of one job wait beside the bulk of another?
 
-    bench/slice.py [--repeat 3] [--seconds 6] [--only NAME] [--json FILE]
+    bench/slice.py [--repeat 3] [--seconds 10] [--only NAME] [--json FILE]
 
 Two users' jobs in the lab, on one rail of 200 Mbit/s. Each case is run with and without shares, in
 turn. What counts is what the receiver sees in the second half of the time that both ran. Numbers of
@@ -53,6 +53,10 @@ CASES = {
     "latency": Case("alice's 64 bytes beside bob's bulk from n1", "20", "0-100", "n1", True),
     "latency-other": Case("the same, bob on n3 and n4", "20", "0-100", "n3,n4", True),
 }
+
+
+class Apart(Exception):
+    """What was to be compared did not run side by side."""
 
 
 class Bench:
@@ -161,7 +165,7 @@ def window(counted: list[dict[str, Any]]) -> tuple[float, float]:
     begin = max(one["begin_mono_s"] for one in counted)
     end = min(one["begin_mono_s"] + len(one["bytes"]) / 10 for one in counted)
     if min(one["begin_mono_s"] for one in counted) == 0 or end - begin < 2:
-        raise SystemExit("bench: they did not run at the same time: give more --seconds")
+        raise Apart("they did not run at the same time: give more --seconds")
     return (begin + end) / 2, end
 
 
@@ -179,7 +183,7 @@ def latency(her: dict[str, Any], his: list[dict[str, Any]]) -> dict[str, float]:
     begin, end = window(his)
     inside = sorted(ns for at, ns in her["exchanges_ns"] if begin * 1e9 < at < end * 1e9)
     if len(inside) < 50:
-        raise SystemExit("bench: too few exchanges beside the bulk: give more --seconds")
+        raise Apart("too few exchanges beside the bulk: give more --seconds")
     return {
         "alice_p50_ms": inside[len(inside) // 2] / 1e6,
         "alice_p99_ms": inside[int(0.99 * (len(inside) - 1))] / 1e6,
@@ -189,7 +193,7 @@ def latency(her: dict[str, Any], his: list[dict[str, Any]]) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=6)
+    parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--only", default=",".join(CASES))
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--name", default=os.environ.get("FABRICCTL_LAB", "bench-slice"))
@@ -204,13 +208,17 @@ def main() -> int:
         for name in args.only.split(","):
             for _ in range(args.repeat):
                 for shares in (False, True):
-                    one = {"case": name, "shares": shares} | bench.run(CASES[name], shares)
+                    try:
+                        one = {"case": name, "shares": shares} | bench.run(CASES[name], shares)
+                    except Apart as error:
+                        print(f"{name}: {error}", flush=True)
+                        continue
                     results.append(one)
                     print(as_text(one), flush=True)
+                    if args.json:
+                        args.json.write_text(json.dumps(results, indent=1))
     finally:
         lab.down()
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1))
     return 0
 
 
