@@ -55,7 +55,7 @@ CASES = {
 }
 
 
-class Apart(Exception):
+class ApartError(Exception):
     """What was to be compared did not run side by side."""
 
 
@@ -165,7 +165,7 @@ def window(counted: list[dict[str, Any]]) -> tuple[float, float]:
     begin = max(one["begin_mono_s"] for one in counted)
     end = min(one["begin_mono_s"] + len(one["bytes"]) / 10 for one in counted)
     if min(one["begin_mono_s"] for one in counted) == 0 or end - begin < 2:
-        raise Apart("they did not run at the same time: give more --seconds")
+        raise ApartError("they did not run at the same time: give more --seconds")
     return (begin + end) / 2, end
 
 
@@ -183,7 +183,7 @@ def latency(her: dict[str, Any], his: list[dict[str, Any]]) -> dict[str, float]:
     begin, end = window(his)
     inside = sorted(ns for at, ns in her["exchanges_ns"] if begin * 1e9 < at < end * 1e9)
     if len(inside) < 50:
-        raise Apart("too few exchanges beside the bulk: give more --seconds")
+        raise ApartError("too few exchanges beside the bulk: give more --seconds")
     return {
         "alice_p50_ms": inside[len(inside) // 2] / 1e6,
         "alice_p99_ms": inside[int(0.99 * (len(inside) - 1))] / 1e6,
@@ -210,7 +210,7 @@ def main() -> int:
                 for shares in (False, True):
                     try:
                         one = {"case": name, "shares": shares} | bench.run(CASES[name], shares)
-                    except Apart as error:
+                    except ApartError as error:
                         print(f"{name}: {error}", flush=True)
                         continue
                     results.append(one)
