@@ -28,6 +28,14 @@ setup(
             optional=True,
         ),
         Extension(
+            "fabricctl.clock._fit",
+            sources=sorted(map(str, Path("fabricctl/clock/cfit").glob("*.c"))),
+            depends=sorted(map(str, Path("fabricctl/clock/cfit").glob("*.h"))),
+            extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
+            libraries=["m"],
+            optional=True,
+        ),
+        Extension(
             "fabricctl.clock._page",
             sources=["fabricctl/clock/cpage/module.c"],
             depends=sorted(map(str, Path("fabricctl/clock/cpage").glob("*.h"))),

@@ -20,11 +20,29 @@ HOLDOVER_WINDOWS = 4  # without an answer for a second the clock is said to hold
 
 @dataclass(frozen=True)
 class HardBound:
-    """theta lies within [least, most] around the filter's at ``at_job_ns``; grows with drift."""
+    """theta lies within [least, most] around a line, at the instant where that begins.
 
-    at_job_ns: int
+    What it says later grows with what the drift may have been off by then, five times
+    ``drift_sigma_ppb``, and with its walk since.
+    """
+
+    line: Model
     least_ns: float
     most_ns: float
+    drift_sigma_ppb: float
+
+    def around(self, model: Model) -> tuple[float, float, float]:
+        """``(least, most, drift_ppb)`` around another line at the instant where that one
+        begins, and how fast they grow: the drift's part, as the page's readers count it."""
+        since_s = (model.at_job_ns - self.line.at_job_ns) * 1e-9
+        off = self.line.theta_ns + self.line.drift_ppb * since_s - model.theta_ns
+        apart_ppb = abs(self.line.drift_ppb - model.drift_ppb)
+        return self.least_ns + off, self.most_ns + off, 5 * self.drift_sigma_ppb + apart_ppb
+
+    def half_width_ns(self, job_ns: int, wander_ppb: float) -> float:
+        age_s = abs(job_ns - self.line.at_job_ns) * 1e-9
+        grown = age_s * 5 * (self.drift_sigma_ppb + wander_ppb * np.sqrt(age_s))
+        return float((self.most_ns - self.least_ns) / 2 + grown)
 
 
 class NodeClock:
@@ -110,11 +128,11 @@ class NodeClock:
         assert hard is not None
         passed_s = (job_ns - self.model.at_job_ns) * 1e-9
         then = kalman.predicted(self._clocks, passed_s, self.wander_ppb)
-        age_s = abs(job_ns - hard.at_job_ns) * 1e-9
-        drift_ppb = 5 * float(self._clocks.drift_sigma_ppb[0])
+        age_s = abs(job_ns - hard.line.at_job_ns) * 1e-9
+        least_ns, most_ns, drift_ppb = hard.around(self.model)
         grown = age_s * (drift_ppb + 5 * self.wander_ppb * np.sqrt(age_s))
         likely = SIGMAS * float(then.sigma_ns[0])
-        return likely, hard.most_ns + grown, grown - hard.least_ns
+        return likely, most_ns + grown, grown - least_ns
 
     def follow(self, answer: Answer) -> bool:
         """Takes an answer; False when it is old or says nothing."""
@@ -142,12 +160,21 @@ class NodeClock:
         self.centre = Model(centre_ns, float(then.theta_ns[0]), float(then.drift_ppb[0]))
         self.centre_likely_ns = SIGMAS * float(then.sigma_ns[0])
         moved = float(then.theta_ns[0]) - float(seen[0])
-        self.hard = HardBound(
-            centre_ns,
+        fresh = HardBound(
+            self.centre,
             answer.least_ns - moved,
             answer.most_ns - moved,
+            float(then.drift_sigma_ppb[0]),
         )
+        self.hard = self._surer(fresh) if taken else fresh
         return taken
+
+    def _surer(self, fresh: HardBound) -> HardBound:
+        """The bound that is narrower now. Behind a full port no round trip is short any more; how
+        far a clock can have drifted since the last short one says more. Not when it stepped."""
+        now_ns = self._end_ns(self._window)
+        known = [bound for bound in (fresh, self.hard) if bound is not None]
+        return min(known, key=lambda bound: bound.half_width_ns(now_ns, self.wander_ppb))
 
     def _learn_wander(self, surprise: float) -> None:
         """Surprises larger than the filter expects mean a clock that wanders more, and back."""

@@ -351,6 +351,7 @@ class JobClock:
         line = Line(now.raw_ns, job_ns, (1 + own_rate) / (1 + model.drift_ppb * 1e-9) - 1)
         hard = self.clock.hard
         assert hard is not None
+        least_ns, most_ns, drift_ppb = hard.around(model)
         self._page.write(
             line,
             Body(
@@ -362,10 +363,10 @@ class JobClock:
                 wander2=self.clock.wander_ppb**2,
                 sigmas=bounds.SIGMAS,
                 asymmetry_ns=ASYMMETRY_NS,
-                hard_raw_ns=now.raw_ns - (job_ns - hard.at_job_ns),
-                hard_least_ns=hard.least_ns,
-                hard_most_ns=hard.most_ns,
-                hard_drift_ppb=5 * float(clocks.drift_sigma_ppb[0]),
+                hard_raw_ns=now.raw_ns - (job_ns - hard.line.at_job_ns),
+                hard_least_ns=least_ns,
+                hard_most_ns=most_ns,
+                hard_drift_ppb=drift_ppb,
                 holdover_raw_ns=now.raw_ns + round(HOLDOVER_WINDOWS * HOP_S * 1e9),
             ),
         )

@@ -112,7 +112,8 @@ class Solver:
         if not solution.solved.any():
             return []  # and tried again when one more has reported
         self._solved = window
-        least, most = _hard(edges, table, solution)
+        hard = _hard(edges, table, solution)
+        theta = solution.theta_ns - float(hard.gauge @ np.nan_to_num(solution.theta_ns))
         ends = np.cumsum([len(r.edges) for r in reports])[:-1]  # as _table puts them
         own = dict(
             zip((r.node for r in reports), np.split(solution.residual_ns, ends), strict=True)
@@ -122,10 +123,10 @@ class Solver:
             Answer(
                 r.node,
                 window,
-                float(solution.theta_ns[r.node]),
+                float(theta[r.node]),
                 float(solution.sigma_ns[r.node]),
-                float(least[r.node]),
-                float(most[r.node]),
+                float(hard.least_ns[r.node]),
+                float(hard.most_ns[r.node]),
                 self.rate,
                 own[r.node],
             )
@@ -183,11 +184,14 @@ def _edges(table: NDArray[np.void], theta: Floats, nodes: int) -> Edges:
     )
 
 
-def _hard(edges: Edges, table: NDArray[np.void], solution: Solution) -> tuple[Floats, Floats]:
+def _hard(edges: Edges, table: NDArray[np.void], solution: Solution) -> bounds.Hard:
     """Hard bounds around the solution. Edges that contradict it beyond their own bounds lie."""
     theta = np.nan_to_num(solution.theta_ns)
     beyond = edges.offset_ns - (theta[edges.b] - theta[edges.a])
-    above, below = beyond + table["hard_above_ns"], beyond + table["hard_below_ns"]
+    # Where an owner's clock was wrong so were the instants that its edges speak of.
+    slip = np.abs(theta[edges.a] * table["slope_ppb"]) * 1e-9
+    above = beyond + table["hard_above_ns"] + slip
+    below = beyond + table["hard_below_ns"] - slip
     possible = (above >= 0) & (below <= 0) & solution.solved[edges.a] & solution.solved[edges.b]
     above, below = np.where(possible, above, np.nan), np.where(possible, below, np.nan)
     return bounds.hard(edges, above, below, solution.gauge)

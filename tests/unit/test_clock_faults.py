@@ -216,6 +216,20 @@ def test_one_way_queueing_for_long_is_seen_through(tmp_path: Path) -> None:
     assert max(seen.apart_ns) < 1_000
 
 
+def test_a_full_port_widens_nobodys_certain_interval_but_by_drift(tmp_path: Path) -> None:
+    mesh = Mesh(6, tmp_path)
+    mesh.skip(8)
+    for other in range(6):  # no packet to node 3 comes through undelayed
+        mesh.link[0, other, 3] = Link(extra_ns=5_000_000.0, busy=1.0, queue_ns=2_000_000.0)
+    begun = mesh.readings()
+    seen = watch(mesh.run(20))
+    assert seen.honest
+    half_width = {n: (r.latest_ns - r.earliest_ns) / 2 for n, r in seen.last.items()}
+    assert max(half_width[n] for n in half_width if n != 3) <= 1.1 * Link().floor_ns
+    assert half_width[3] < (begun[3].latest_ns - begun[3].earliest_ns) / 2 + 20 * 2_000
+    assert seen.status == {SYNCHRONISED}
+
+
 def test_the_solver_may_die_ten_times_in_a_row(tmp_path: Path) -> None:
     mesh = Mesh(13, tmp_path)
     mesh.skip(5)

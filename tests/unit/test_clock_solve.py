@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from fabricctl.clock import bounds, peers
+from fabricctl.clock.edges import REPORT
 from fabricctl.clock.solve import Edges, largest_part, solve
+from fabricctl.clock.solver import NodeReport, Solver
 
 NODES = [f"n{i:03}" for i in range(64)]
 
@@ -123,7 +125,8 @@ def test_a_clock_that_job_time_is_not_made_of_does_not_move_the_bounds() -> None
     above = np.where(lost, np.where(b == 3, 5e6, 1e5), 1_000.0)
     below = np.where(lost, np.where(b == 3, -1e5, -5e6), -1_000.0)
     gauge = np.where(np.arange(8) == 3, 0, 1 / 7)
-    least, most = bounds.hard(edges, above, below, gauge)
+    found = bounds.hard(edges, above, below, gauge)
+    least, most = found.least_ns, found.most_ns
     others = np.arange(8) != 3
     assert most[others] == pytest.approx(np.full(7, 6_000 / 7))
     assert least[others] == pytest.approx(np.full(7, -6_000 / 7))
@@ -131,9 +134,10 @@ def test_a_clock_that_job_time_is_not_made_of_does_not_move_the_bounds() -> None
 
 def test_hard_bounds_add_up_along_paths_and_hold() -> None:
     edges = graph(np.zeros(64), noise=0.001)
-    least, most = bounds.hard(
+    found = bounds.hard(
         edges, np.full(len(edges.a), 3_000.0), np.full(len(edges.a), -2_000.0), all_alike(64)
     )
+    least, most = found.least_ns, found.most_ns
     assert (most > 2_000).all()
     assert (most < 9_000).all()
     assert (least < 0).all()
@@ -144,14 +148,48 @@ def test_all_pairs_are_bounded_by_half_a_round_trip() -> None:
     a = np.array([NODES.index(a) for a, _ in pairs])
     b = np.array([NODES.index(b) for _, b in pairs])
     edges = Edges(8, a, b, np.zeros(28), np.ones(28), np.zeros(28))
-    least, most = bounds.hard(edges, np.full(28, 4_000.0), np.full(28, -4_000.0), all_alike(8))
+    found = bounds.hard(edges, np.full(28, 4_000.0), np.full(28, -4_000.0), all_alike(8))
+    least, most = found.least_ns, found.most_ns
     assert most == pytest.approx(np.full(8, 3_500.0))  # 7 of the 8 clocks of the mean are others
     assert least == pytest.approx(np.full(8, -3_500.0))
 
 
+def test_a_clock_behind_a_full_port_does_not_make_the_others_unsure() -> None:
+    pairs = peers.edges(1, 0, NODES[:8])
+    a = np.array([NODES.index(a) for a, _ in pairs])
+    b = np.array([NODES.index(b) for _, b in pairs])
+    edges = Edges(8, a, b, np.zeros(28), np.ones(28), np.zeros(28))
+    wide = np.where((a == 3) | (b == 3), 8e6, 1_000.0)
+    found = bounds.hard(edges, wide, -wide, all_alike(8))
+    others = np.arange(8) != 3
+    assert found.gauge[3] == 0
+    assert found.gauge.sum() == pytest.approx(1)
+    assert found.most_ns[others] == pytest.approx(np.full(7, 6_000 / 7))
+    assert found.most_ns[3] == pytest.approx(8e6)
+
+
+def test_edges_of_an_owner_whose_clock_was_wrong_bound_with_room_for_that() -> None:
+    # Node 0 does not know yet that it is 10 ms off: what it says of "the window's centre" is of
+    # 10 ms later, and its clock runs 100 ppm faster than the others by then: 1 us.
+    ahead_ns, drift_ppb = 1e7, 1e5
+    slipped_ns = ahead_ns * drift_ppb * 1e-9
+    solver = Solver(3, 0.25, 50.0)
+    for node, peers_of, theta in ((0, (1, 2), 0.0), (1, (2,), 0.0), (2, (), 0.0)):
+        table = np.zeros(len(peers_of), REPORT)
+        table["a"], table["b"], table["usable"], table["sigma_ns"] = node, peers_of, 1, 10.0
+        table["offset_ns"] = -ahead_ns - slipped_ns if node == 0 else 0.0
+        table["slope_ppb"] = -drift_ppb if node == 0 else 0.0
+        table["hard_above_ns"], table["hard_below_ns"] = 300.0, -300.0
+        solver.add(NodeReport(node, 8, theta, 1.0 if node else 1e18, node > 0, table), 8)
+    answer = solver.solve()[0]
+    assert answer.theta_ns + answer.least_ns <= ahead_ns <= answer.theta_ns + answer.most_ns
+    assert answer.most_ns - answer.least_ns < 5_000
+
+
 def test_a_node_that_nothing_reaches_is_not_bounded() -> None:
     edges = Edges(3, np.array([0]), np.array([1]), np.zeros(1), np.ones(1), np.zeros(1))
-    least, most = bounds.hard(edges, np.array([10.0]), np.array([-10.0]), np.array([0.5, 0.5, 0]))
+    found = bounds.hard(edges, np.array([10.0]), np.array([-10.0]), np.array([0.5, 0.5, 0]))
+    least, most = found.least_ns, found.most_ns
     assert np.isinf(most[2])
     assert np.isinf(least[2])
     assert np.isfinite(most[:2]).all()
@@ -165,9 +203,18 @@ def test_large_graphs_are_bounded_by_way_of_a_centre() -> None:
     count = len(pairs)
     edges = Edges(300, a, b, np.zeros(count), np.ones(count), np.zeros(count))
     above, below = np.full(count, 1_000.0), np.full(count, -1_000.0)
-    least, most = bounds.hard(edges, above, below, all_alike(300))
-    assert (most <= 8_000).all()
-    assert (least >= -8_000).all()
+    found = bounds.hard(edges, above, below, all_alike(300))
+    assert (found.most_ns <= 8_000).all()
+    assert (found.least_ns >= -8_000).all()
+    # One behind a full port: the others are as sure as before.
+    lost = (a == 7) | (b == 7)
+    wide = bounds.hard(
+        edges, np.where(lost, 5e6, above), np.where(lost, -5e6, below), all_alike(300)
+    )
+    others = np.arange(300) != 7
+    assert wide.gauge[7] == 0
+    assert (wide.most_ns[others] <= 8_000).all()
+    assert wide.most_ns[7] > 4e6
 
 
 def test_the_probe_graph_is_sparse_connected_and_the_same_everywhere() -> None:
