@@ -191,7 +191,7 @@ def clock_node(run: Run, node: int) -> None:
     )
     end, seen = time.monotonic() + run.seconds, None
     begun = time.monotonic()
-    steady, started, first = end - run.seconds + SETTLE_S, 0.0, 0.0
+    steady, started, first = end - 0.4 * run.seconds, (0.0, 0.0, 0), 0.0
     with Path(run.dir, f"node{node}").open("w") as log:
         while time.monotonic() < end:
             wait = clock.next_due_s() - time.monotonic()
@@ -199,23 +199,26 @@ def clock_node(run: Run, node: int) -> None:
             if ready:
                 clock.receive()
             clock.run_due()
-            if not started and time.monotonic() > steady:
-                started = time.process_time()
+            if not started[0] and time.monotonic() > steady:
+                started = spent(clock)
             if not first and clock.clock.settled:
                 first = time.monotonic() - begun
             centre = clock.clock.centre
-            if centre is not None and centre != seen:
+            if clock.clock.settled and centre is not None and centre != seen:
                 seen = centre
                 raw_ns = centre.at_job_ns + round(centre.theta_ns) + clock.base_ns
                 fraction = centre.theta_ns - round(centre.theta_ns)
                 log.write(f"{centre.at_job_ns} {raw_ns} {fraction}\n")
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    share = (time.process_time() - started) / (run.seconds - SETTLE_S)
-    sent = int(clock.prober.counters()["sent"].sum())
+    total, own, sent = (
+        (now - before) / (0.4 * run.seconds)
+        for now, before in zip(spent(clock), started, strict=True)
+    )
     summary = {
-        "cpu": share,
+        "cpu": total,
+        "python": own,
         "rss_mb": usage.ru_maxrss / 1024,
-        "packets_per_s": sent / run.seconds,
+        "packets_per_s": sent,
         "rate": clock._rate,
         "wander": clock.clock.wander_ppb,
         "settled": clock.clock.settled,
@@ -223,6 +226,11 @@ def clock_node(run: Run, node: int) -> None:
     }
     Path(run.dir, f"summary{node}").write_text(json.dumps(summary))
     clock.close()
+
+
+def spent(clock: JobClock) -> tuple[float, float, int]:
+    """Seconds of CPU of this process and of its Python part alone, and probes sent."""
+    return time.process_time(), time.thread_time(), int(clock.prober.counters()["sent"].sum())
 
 
 def traffic(run: Run, node: int) -> None:
@@ -470,9 +478,11 @@ def report(run: Run, seen: Seen, pairs: list[tuple[int, int]]) -> None:
             f"(median {np.median(likely):,.0f}), hard half-width {np.median(width):,.0f}, "
             f"false {seen.false} of {seen.queries:,}, held over {held:.3f}"
         )
-    cpu = [s["cpu"] * 100 for s in summaries]
+    cpu = sorted(s["cpu"] * 100 for s in summaries)
+    python = np.median([s["python"] * 100 for s in summaries])
     print(
-        f"{'':16} {'':14}   cpu {min(cpu):.2f}-{max(cpu):.2f} % of a core, "
+        f"{'':16} {'':14}   cpu of a core {cpu[0]:.2f}-{cpu[-1]:.2f} %, median {np.median(cpu):.2f} "
+        f"(Python {python:.2f}), load {os.getloadavg()[0]:.1f}, "
         f"{max(s['rss_mb'] for s in summaries):.0f} MB, "
         f"{np.mean([s['packets_per_s'] for s in summaries]):.0f} probes/s a node, "
         f"rate {summaries[0]['rate']:.0f}, wander {summaries[0]['wander']:.0f}, "

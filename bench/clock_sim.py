@@ -262,7 +262,7 @@ def window_of(
         received = corrected(received, clocks, target, now_s * 1e9)
         sides.append(((sent - centre_ns) * 1e-9, received - sent))
     (above_s, above), (below_s, below) = sides
-    return Window(above_s, above, below_s, -below, s.window_s)
+    return Window(above_s, above, below_s, -below)
 
 
 def mean_fit(window: Window) -> Fit:

@@ -25,7 +25,7 @@ Ints = NDArray[np.int64]
 NEAR_NS = 200.0
 SETTLED_DRIFT_PPB = 500.0  # an error of 125 ns at the ends of a window: less than NEAR_NS
 
-# What an edge says about a window. ``offset_ns``: theta_b - theta_a at the window's centre;
+# What an edge says about a window. ``offset_ns``: theta_b - theta_a at the window's reference;
 # ``hard_*``: bounds of it beyond offset_ns, whatever the network does.
 REPORT = np.dtype(
     [
@@ -63,6 +63,24 @@ class Model:
         return np.asarray(passed / (1 + self.drift_ppb * 1e-9))
 
 
+@dataclass(frozen=True)
+class Span:
+    """A window: the ``length_s`` before ``end_ns`` of job time. What is said of it is said of the
+    instant ``reference_s`` before its end, the same for windows of all lengths."""
+
+    end_ns: int
+    length_s: float
+    reference_s: float
+
+    @property
+    def begin_ns(self) -> int:
+        return self.end_ns - round(self.length_s * 1e9)
+
+    @property
+    def reference_ns(self) -> int:
+        return self.end_ns - round(self.reference_s * 1e9)
+
+
 class OwnedEdges:
     """All edges that one node owns."""
 
@@ -75,7 +93,7 @@ class OwnedEdges:
         self._floors = gates.Floors.unknown(0)
         self._samples = np.empty(0, SAMPLE)
         self._last_end_ns = 0
-        self._centre_ns = 0
+        self._reference_ns = 0
         self._residual = np.empty(0)  # of each edge, beyond the mesh's solution
         self._reported: dict[int, Ints] = {}  # edges of the last reports, by the window's end
 
@@ -105,7 +123,7 @@ class OwnedEdges:
         edge = self._edge_of(samples)
         inbound = samples["inbound"] == 1
         mine = np.where(inbound, samples["received_ns"], samples["sent_ns"])
-        at_s = (own.since_ns(mine) - (self._centre_ns - own.at_job_ns)) * 1e-9
+        at_s = (own.since_ns(mine) - (self._reference_ns - own.at_job_ns)) * 1e-9
         if not self._keys:
             return np.full(len(samples), np.nan)
         offset = self._clocks.theta_ns[edge] + self._clocks.drift_ppb[edge] * at_s
@@ -120,23 +138,22 @@ class OwnedEdges:
         # As bytes: numpy takes ten times as long to join records field by field.
         self._samples = np.frombuffer(self._samples.tobytes() + good.tobytes(), SAMPLE)
 
-    def fit(self, end_ns: int, window_s: float, own: Model, wander_ppb: float) -> NDArray[np.void]:
-        """Reports (:data:`REPORT`) on the window that ends at ``end_ns`` of job time."""
-        begin_ns = end_ns - round(window_s * 1e9)
+    def fit(self, span: Span, own: Model, wander_ppb: float) -> NDArray[np.void]:
+        """Reports (:data:`REPORT`) on a window."""
+        end_ns = span.end_ns
         passed_s = min((end_ns - self._last_end_ns) * 1e-9, 60.0)
-        centre_ns = (begin_ns + end_ns) // 2
-        self._last_end_ns, self._centre_ns = end_ns, centre_ns
-        self._forget_before(begin_ns, own)
-        # The edges' filters stand at the window's centre.
+        self._last_end_ns, self._reference_ns = end_ns, span.reference_ns
+        self._forget_before(span.begin_ns, own)
+        # The edges' filters stand at the window's reference.
         self._clocks = kalman.predicted(self._clocks, passed_s, wander_ppb * np.sqrt(2))
-        window = self._window(centre_ns, window_s, own)
+        window = self._window(span, own)
         sigma = np.clip(3 * self._clocks.drift_sigma_ppb, 100.0, 1e5)
         fit = fit_edges(window, self._near_ns, sigma)
         gated = gates.gated(fit, self._floors, self._rules)
         before = self._clocks
         settled = before.drift_sigma_ppb < SETTLED_DRIFT_PPB
         self._floors = gates.learned(self._floors, fit, self._rules, passed_s, settled)
-        overlap = np.sqrt(max(window_s / max(passed_s, 1e-3), 1.0))
+        overlap = np.sqrt(max(span.length_s / max(passed_s, 1e-3), 1.0))
         seen = np.where(gated.usable, before.theta_ns + gated.offset_ns, np.nan)
         self._clocks = kalman.measured(before, seen, gated.sigma_ns * overlap)
         said = np.isfinite(fit.offset_ns)
@@ -148,24 +165,23 @@ class OwnedEdges:
         mine = np.where(inbound, self._samples["received_ns"], self._samples["sent_ns"])
         self._samples = self._samples[own.since_ns(mine) >= begin_ns - own.at_job_ns]
 
-    def _window(self, centre_ns: int, window_s: float, own: Model) -> Window:
+    def _window(self, span: Span, own: Model) -> Window:
         """Samples of both directions, padded, in corrected time."""
         samples = self._samples
         edge = self._edge_of(samples)
         inbound = samples["inbound"] == 1
         mine = np.where(inbound, samples["received_ns"], samples["sent_ns"])
         theirs = np.where(inbound, samples["sent_ns"], samples["received_ns"])
-        centre = (centre_ns - own.at_job_ns) * 1.0
-        at_s = (own.since_ns(mine) - centre) * 1e-9
+        at_s = (own.since_ns(mine) - (span.reference_ns - own.at_job_ns)) * 1e-9
         known = edge >= 0
         offset = self._clocks.theta_ns[edge] + self._clocks.drift_ppb[edge] * at_s
         # received - sent outbound, sent - received inbound: both are theirs - mine.
         beyond = (theirs - mine).astype(float) - offset
-        known &= at_s <= window_s / 2
+        known &= at_s <= span.reference_s
         edges = len(self._keys)
         above = _padded(edge, at_s, beyond, known & ~inbound, (edges, np.inf))
         below = _padded(edge, at_s, beyond, known & inbound, (edges, -np.inf))
-        return Window(*above, *below, window_s)
+        return Window(*above, *below)
 
     def _edge_of(self, samples: NDArray[np.void]) -> Ints:
         """Place of each sample's edge, -1 where we own none such (any more)."""

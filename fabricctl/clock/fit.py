@@ -3,7 +3,7 @@
 All samples a to b lie above the line ``offset + slope * t``, all samples b to a below it. The
 line sought is the middle of the widest band that separates them (the hard-margin SVM of Huygens,
 section 4.2), refined by least squares on the samples near its edges. Times are seconds from the
-window's centre, in already-corrected time, so that what remains to be found is small.
+window's reference, in already-corrected time, so that what remains to be found is small.
 
 The steps, for each edge (cfit/fit.c; in numpy they took most of what the whole clock costs):
 
@@ -13,7 +13,7 @@ The steps, for each edge (cfit/fit.c; in numpy they took most of what the whole 
    They are peeled off, at most three times, and put back where no crowd comes out.
 3. Two parallel lines by least squares through the samples near the edges; what is known of the
    slope is one more observation.
-4. Apart from all that, the highest line below all samples of a direction, at the centre, whatever
+4. Apart from all that, the highest line below all samples of a direction, at time 0, whatever
    the drift: what the hard bounds are made of.
 """
 
@@ -55,30 +55,29 @@ class Window:
     """Samples of E edges, padded: ``inf`` above and ``-inf`` below where there is none.
 
     ``above_ns[e, i]`` at ``above_s[e, i]``: received - sent of a packet a to b;
-    ``below_ns``: sent - received of a packet b to a. ``length_s`` is the window's.
+    ``below_ns``: sent - received of a packet b to a.
     """
 
     above_s: Floats
     above_ns: Floats
     below_s: Floats
     below_ns: Floats
-    length_s: float
 
     def mirrored(self) -> "Window":
         """The same samples with the clocks exchanged."""
-        return Window(self.below_s, -self.below_ns, self.above_s, -self.above_ns, self.length_s)
+        return Window(self.below_s, -self.below_ns, self.above_s, -self.above_ns)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a window says about each edge, at its centre; NaN where it says nothing.
+    """What a window says about each edge at time 0; NaN where it says nothing.
 
     ``ceiling_ns`` and ``floor_ns`` are the lines through the samples near the band's two edges,
     ``offset_ns`` their middle. ``sigma_ns`` is the offset's standard error from the scatter of
     those samples and from how freely they let the slope turn. ``near_above`` and ``near_below``
     count the samples near each edge, ``used_above`` and ``used_below`` all of them.
     ``hard_above_ns`` and ``hard_below_ns`` hold without any assumption on the network or on the
-    slope: what the samples of one direction allow at the centre, whatever the drift.
+    slope: what the samples of one direction allow at time 0, whatever the drift.
     """
 
     offset_ns: Floats

@@ -15,7 +15,8 @@ WANDER_LIMITS_PPB = (5.0, 1_000.0)
 _LEARN = 0.02  # weight of one window: the wander of the last minute counts
 SETTLED_MEASUREMENTS = 4  # in a row, before anybody may rely on the clock
 SETTLED_SIGMA_NS = 1_000.0
-HOLDOVER_WINDOWS = 4  # without an answer for a second the clock is said to hold over
+OVERLAP = 2  # windows that each sample is in; it counts once
+HOLDOVER_WINDOWS = 6  # without an answer for 1.5 s the clock is said to hold over
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,21 @@ class HardBound:
 
 
 class NodeClock:
-    """One node's filter on the grid of windows; ``hop_s`` apart, each ``window_s`` long."""
+    """One node's filter on the grid of windows, ``hop_s`` apart. What is said of a window is said
+    of the instant ``reference_s`` before its end; as each sample counts in two windows, whatever
+    their length, half as much is believed of each."""
 
-    def __init__(self, hop_s: float, window_s: float) -> None:
-        self._hop_s, self._window_s = hop_s, window_s
+    def __init__(self, hop_s: float, reference_s: float) -> None:
+        self._hop_s, self.reference_s = hop_s, reference_s
         self._clocks = kalman.first(1)
         self._window = 0
+        self._measured = -(1 << 40)  # the window that ended when an answer was last believed
         self.answered = 0  # the last window that an answer came for
         self._said: dict[int, float] = {}  # predictions that answers refer to, by window
         self._accepted = 0
         self._began = False
         self.settled = False
+        self._settled_at = 0
         self.wander_ppb = FIRST_WANDER_PPB
         self.hard: HardBound | None = None
         self.centre_likely_ns = float("inf")
@@ -79,7 +84,12 @@ class NodeClock:
 
     @property
     def holding(self) -> bool:
-        return bool(self._clocks.missed[0] >= HOLDOVER_WINDOWS)
+        return self._window - self._measured >= HOLDOVER_WINDOWS
+
+    @property
+    def settled_windows(self) -> int:
+        """For how many windows it has been settled."""
+        return self._window - self._settled_at if self.settled else 0
 
     def _end_ns(self, window: int) -> int:
         return round(window * self._hop_s * 1e9)
@@ -107,20 +117,19 @@ class NodeClock:
         if passed_s <= 0:
             return
         if self._began:
-            clocks = kalman.predicted(self._clocks, passed_s, self.wander_ppb)
-            self._clocks = replace(clocks, missed=clocks.missed + 1)
+            self._clocks = kalman.predicted(self._clocks, passed_s, self.wander_ppb)
         self._began = True
         self._window = window
         self._said = {w: theta for w, theta in self._said.items() if w > window - 8}
-        self._said[window] = self._at_centre()
+        self._said[window] = self._at_reference()
 
-    def _at_centre(self) -> float:
+    def _at_reference(self) -> float:
         clocks = self._clocks
-        return float(clocks.theta_ns[0] - clocks.drift_ppb[0] * self._window_s / 2)
+        return float(clocks.theta_ns[0] - clocks.drift_ppb[0] * self.reference_s)
 
     def prediction(self) -> tuple[float, float]:
-        """``theta`` and its variance at the current window's centre, for the report."""
-        return self._at_centre(), float(self._clocks.p_theta[0])
+        """``theta`` and its variance at the current window's reference, for the report."""
+        return self._at_reference(), float(self._clocks.p_theta[0])
 
     def bounds(self, job_ns: int) -> tuple[float, float, float]:
         """``(likely, early, late)`` in ns at an instant, as the page's readers compute them."""
@@ -140,23 +149,23 @@ class NodeClock:
         if said is None or answer.window <= self.answered or not np.isfinite(answer.theta_ns):
             return False
         self.answered = answer.window
-        back_s = (self._window - answer.window) * self._hop_s + self._window_s / 2
+        back_s = (self._window - answer.window) * self._hop_s + self.reference_s
         seen = np.array([said + answer.theta_ns])
-        # Windows overlap: each sample is in several, and counts once.
-        sigma = np.array([answer.sigma_ns * np.sqrt(self._window_s / self._hop_s)])
-        missed = self._clocks.missed
+        sigma = np.array([answer.sigma_ns * np.sqrt(OVERLAP)])
         back = kalman.predicted(self._clocks, -back_s, 0.0)
         expected = max(float(back.p_theta[0]), 1.0) + answer.sigma_ns**2
         self._learn_wander((float(seen[0]) - float(back.theta_ns[0])) ** 2 / expected)
         then, now = kalman.measured_before(self._clocks, back_s, seen, sigma, self.wander_ppb)
         taken = bool(then.missed[0] == 0)
-        if not taken:
-            now = replace(now, missed=missed)
+        if taken:
+            self._measured = self._window
         self._clocks = now
         self._accepted = self._accepted + 1 if taken else 0
         sigma_ns = float(now.sigma_ns[0])
+        if not self.settled:
+            self._settled_at = self._window
         self.settled |= self._accepted >= SETTLED_MEASUREMENTS and sigma_ns < SETTLED_SIGMA_NS
-        centre_ns = self._end_ns(answer.window) - round(self._window_s / 2 * 1e9)
+        centre_ns = self._end_ns(answer.window) - round(self.reference_s * 1e9)
         self.centre = Model(centre_ns, float(then.theta_ns[0]), float(then.drift_ppb[0]))
         self.centre_likely_ns = SIGMAS * float(then.sigma_ns[0])
         moved = float(then.theta_ns[0]) - float(seen[0])

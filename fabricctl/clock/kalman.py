@@ -92,12 +92,16 @@ def measured(clocks: Clocks, theta_ns: Floats, sigma_ns: Floats) -> Clocks:
     taken = seen & (~strange | reopened)
     gain_theta = np.where(taken, clocks.p_theta / total, 0.0)
     gain_drift = np.where(taken, clocks.p_cross / total, 0.0)
+    # Not 1 - gain_theta: of a first offset that is known to 1 s nothing would be left of 10 ns.
+    rest = np.where(taken, noise / total, 1.0)
+    p_theta, p_cross = clocks.p_theta * rest, clocks.p_cross * rest
     return Clocks(
         theta_ns=clocks.theta_ns + gain_theta * error,
         drift_ppb=clocks.drift_ppb + gain_drift * error,
-        p_theta=clocks.p_theta * (1 - gain_theta),
-        p_cross=clocks.p_cross * (1 - gain_theta),
-        p_drift=clocks.p_drift - gain_drift * clocks.p_cross,
+        p_theta=p_theta,
+        p_cross=p_cross,
+        # Rounding must not leave less than what the two are correlated by.
+        p_drift=np.maximum(clocks.p_drift - gain_drift * clocks.p_cross, p_cross**2 / p_theta),
         missed=np.where(taken, 0, clocks.missed + 1),
         doubted=np.where(reopened, 0, doubted),
     )
@@ -111,11 +115,13 @@ def measured_before(
     Returns the clocks then, measured, and the clocks now.
     """
     p_theta = clocks.p_theta - 2 * clocks.p_cross * back_s + clocks.p_drift * back_s**2
+    p_cross = clocks.p_cross - clocks.p_drift * back_s
+    least = np.maximum(p_cross**2 / np.maximum(clocks.p_drift, 1e-9), 1.0)  # rounding may leave less
     then = replace(
         clocks,
         theta_ns=clocks.theta_ns - clocks.drift_ppb * back_s,
-        p_theta=np.maximum(p_theta, 1.0),  # rounding may leave less than nothing
-        p_cross=clocks.p_cross - clocks.p_drift * back_s,
+        p_theta=np.maximum(p_theta, least),
+        p_cross=p_cross,
     )
     then = measured(then, theta_ns, sigma_ns)
     return then, predicted(then, back_s, wander_ppb)

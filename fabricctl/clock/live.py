@@ -18,7 +18,7 @@ import numpy as np
 from fabricctl.clock import bounds, exchange, peers, probing
 from fabricctl.clock.choice import ASKED, SolverChoice
 from fabricctl.clock.delays import DelayMeter, DelayRow
-from fabricctl.clock.edges import OwnedEdges
+from fabricctl.clock.edges import OwnedEdges, Span
 from fabricctl.clock.follow import HOLDOVER_WINDOWS, NodeClock
 from fabricctl.clock.gates import GateRules
 from fabricctl.clock.page import (
@@ -33,8 +33,10 @@ from fabricctl.clock.probing import Flow, Prober, Rail, Virtual
 from fabricctl.clock.solver import Answer, NodeReport, Solver
 from fabricctl.errors import DataError, SystemRefusedError
 
-HOP_S = 0.25  # a page is as wrong as its clock wanders in a hop; each costs 5 ms of a core
+HOP_S = 0.25  # the grid of windows while nothing is known: first job time within 2 s
 WINDOW_S = 0.5
+STRIDE = 2  # a settled clock takes every other window, twice as long: half the probes and the work
+SETTLED_WINDOWS = 16  # not at once: those that began later still measure on the finer grid
 FIRST_RATE = 100.0  # pairs a second, so that the first windows know something
 SOLVE_WAIT_S = 0.05  # for reports that are late
 HELLO_S = (0.1, 5.0)  # to a node not yet heard, and to all others
@@ -111,7 +113,7 @@ class JobClock:
         if virtual is not None:
             self.prober.set_virtual(virtual)
         self._socket = _bind(self._candidates)
-        self.clock = NodeClock(HOP_S, WINDOW_S)
+        self.clock = NodeClock(HOP_S, WINDOW_S / 2)
         self._edges = OwnedEdges(self._me, GateRules())
         self._solver = Solver(len(member.nodes), HOP_S, FIRST_RATE)
         self._delays = DelayMeter()
@@ -187,23 +189,31 @@ class JobClock:
             self._solve()
         self._say_hellos(now_s)
 
+    def _stride(self) -> int:
+        """Windows of the grid from one report to the next."""
+        steady = self.clock.settled_windows > SETTLED_WINDOWS and not self.clock.holding
+        return STRIDE if steady else 1
+
     def _next_fit_s(self) -> float:
         """When the samples of the next window are complete: its end, and the time that a stamp
         takes to come back, which is two ticks of the slower engine and a bit."""
         now = self.prober.anchor()
-        hop_ns = round(HOP_S * 1e9)
+        hop_s = HOP_S * self._stride()
+        hop_ns = round(hop_s * 1e9)
         model = self.clock.model
         since_ns = float(model.since_ns(np.array([now.node_ns]))[0])
         left_ns = hop_ns - (model.at_job_ns + since_ns) % hop_ns
         grace_s = 2.5 * 1.25 / self._rate + 0.003
         wait_s = left_ns * 1e-9 + grace_s
-        return time.monotonic() + (wait_s - HOP_S if wait_s - HOP_S > 0.5 * HOP_S else wait_s)
+        return time.monotonic() + (wait_s - hop_s if wait_s - hop_s > 0.5 * hop_s else wait_s)
 
     def _run_window(self) -> None:
         samples = self.prober.take()
         self._edges.add(samples)
         self._delays.add(samples, self._edges.offsets_of(samples, self.clock.model))
+        stride = self._stride()
         window = self.clock.window_at(self.prober.anchor().node_ns)
+        window -= window % stride
         before = self.clock.model
         self.clock.advance(window)
         if self.clock.holding:
@@ -211,7 +221,8 @@ class JobClock:
         model = self.clock.model
         if model.at_job_ns == before.at_job_ns:
             return
-        edges = self._edges.fit(model.at_job_ns, WINDOW_S, model, self.clock.wander_ppb)
+        span = Span(model.at_job_ns, WINDOW_S * stride, self.clock.reference_s)
+        edges = self._edges.fit(span, model, self.clock.wander_ppb)
         theta_ns, p_theta = self.clock.prediction()
         report = NodeReport(self._me, window, theta_ns, p_theta, self.clock.settled, edges)
         self._solvers = self._choice.choose(window, self._dead)

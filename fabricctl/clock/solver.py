@@ -17,7 +17,9 @@ from fabricctl.clock.solve import Edges, Solution, solve
 Floats = NDArray[np.float64]
 
 NEAR_WANTED = (6, 20)  # samples near the band's edge: probe more below, less above
-RATE_LIMITS = (50.0, 200.0)  # pairs a second: at 25 idle nodes err by 52 ns, at 50 by 12 (p99)
+RATE_LIMITS = (25.0, 200.0)  # pairs a second; windows of 1 s with fewer err four times as far
+SETTLED_WINDOWS = 4  # so long after a settled node's report beginners do not solve on their own
+FASTER, SLOWER = 1.2, 1 / 1.05  # from one window to the next
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Solver:
         self._heard = np.full(nodes, -(1 << 40))  # the last window each node reported
         self._reports: dict[int, NodeReport] = {}
         self._solved = self._newest = -1
+        self._settled = -(1 << 40)  # the last window that a settled node reported
         self._awaited: set[int] = set()  # who has not reported the newest window yet
         self.last: Solution | None = None
 
@@ -75,6 +78,8 @@ class Solver:
         if abs(report.window - now_window) > 2 or (report.edges["b"] >= self._nodes).any():
             return False
         self._heard[report.node] = report.window
+        if report.settled:
+            self._settled = max(self._settled, report.window)
         if report.window <= self._solved:
             return False  # too late for this one; the next is waited for
         self._reports[report.node] = report
@@ -93,8 +98,8 @@ class Solver:
     def solve(self) -> list[Answer]:
         """Answers to all who reported the newest window; none when no majority is tied together."""
         window = self.waiting()
-        if window is None:
-            return []
+        if window is None or window - SETTLED_WINDOWS < self._settled < window:
+            return []  # beginners between two windows of those who know job time
         reports = [r for r in self._reports.values() if r.window >= window - 1]
         theta = np.full(self._nodes, np.nan)
         for report in reports:
@@ -152,7 +157,7 @@ class Solver:
             return
         typical = float(np.quantile(table["near"], 0.25))
         low, high = NEAR_WANTED
-        factor = 1.1 if typical < low else 1 / 1.02 if typical > high else 1.0
+        factor = FASTER if typical < low else SLOWER if typical > high else 1.0
         self.rate = float(np.clip(self.rate * factor, *RATE_LIMITS))
 
 

@@ -143,7 +143,7 @@ def test_a_node_that_lies_about_its_own_clock_moves_nobody_else(
     mesh.skip(6)
     before = mesh.readings()
     liar = mesh.clock[3].clock
-    monkeypatch.setattr(liar, "prediction", lambda: (liar._at_centre() + 80_000.0, 1.0))
+    monkeypatch.setattr(liar, "prediction", lambda: (liar._at_reference() + 80_000.0, 1.0))
     seen = watch(mesh.run(5), {0, 1, 2, 4, 5})
     assert seen.honest
     assert max(seen.apart_ns) < ROOM_NS

@@ -22,7 +22,7 @@ def window(offset: float, slope: float, free: float, edges: int = 50, count: int
 
     above = offset + slope * at[0] + delay()
     below = offset + slope * at[1] - delay()
-    return Window(at[0], above, at[1], below, 1.0)
+    return Window(at[0], above, at[1], below)
 
 
 @pytest.mark.parametrize("free", [0.1, 0.3, 1.0])
@@ -49,7 +49,7 @@ def test_exchanging_the_clocks_changes_the_sign_and_nothing_else() -> None:
 
 def test_the_hard_bounds_hold_the_truth_whatever_the_network_does() -> None:
     seen = window(0.0, 0.0, 0.02)
-    one_way = Window(seen.above_s, seen.above_ns + 30_000, seen.below_s, seen.below_ns, 1.0)
+    one_way = Window(seen.above_s, seen.above_ns + 30_000, seen.below_s, seen.below_ns)
     fit = fit_edges(one_way, NEAR_NS, slope_sigma_ppb=1.0)
     assert (fit.hard_above_ns > 0).all()
     assert (fit.hard_below_ns < 0).all()
@@ -59,7 +59,7 @@ def test_a_few_early_stamps_do_not_hold_the_band() -> None:
     seen = window(0.0, 0.0, 0.3)
     early = seen.above_ns.copy()
     early[:, :2] = 4_500.0
-    fit = fit_edges(Window(seen.above_s, early, seen.below_s, seen.below_ns, 1.0), NEAR_NS, 100.0)
+    fit = fit_edges(Window(seen.above_s, early, seen.below_s, seen.below_ns), NEAR_NS, 100.0)
     assert np.abs(fit.offset_ns).mean() < 20
 
 
@@ -74,7 +74,7 @@ def test_an_edge_heard_in_one_direction_only_says_nothing() -> None:
     seen = window(0.0, 0.0, 1.0, edges=2)
     below = seen.below_ns.copy()
     below[1] = -np.inf
-    fit = fit_edges(Window(seen.above_s, seen.above_ns, seen.below_s, below, 1.0), NEAR_NS)
+    fit = fit_edges(Window(seen.above_s, seen.above_ns, seen.below_s, below), NEAR_NS)
     assert np.isfinite(fit.offset_ns[0])
     assert np.isnan([fit.offset_ns[1], fit.slope_ppb[1], fit.hard_above_ns[1]]).all()
     assert fit.used_below[1] == 0
@@ -92,6 +92,6 @@ def test_the_hard_bounds_hold_whatever_drift_was_believed() -> None:
 def test_the_hard_bounds_are_the_hull_of_the_samples_at_the_centre() -> None:
     at = np.array([[-0.5, -0.2, 0.1, 0.5]])
     above = np.array([[100.0, 500.0, 900.0, 300.0]])  # the hull passes from -0.5 to 0.5
-    fit = fit_edges(Window(at, above, at, -above, 1.0), NEAR_NS)
+    fit = fit_edges(Window(at, above, at, -above), NEAR_NS)
     assert fit.hard_above_ns[0] == pytest.approx(200.0, abs=1)
     assert fit.hard_below_ns[0] == pytest.approx(-200.0, abs=1)

@@ -54,6 +54,21 @@ def test_a_clock_that_stepped_is_followed_after_two() -> None:
     assert clocks.theta_ns[0] == pytest.approx(5e6, abs=10)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_rounding_leaves_no_uncertainty_that_is_less_than_nothing(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    clocks = kalman.first(50)
+    for _ in range(12):
+        clocks = kalman.predicted(clocks, float(rng.choice([0.25, 0.5, 3.0])), 5.0)
+        seen, sigma = rng.normal(0, 100, 50), 10 ** rng.uniform(-1, 5, 50)
+        back_s = float(rng.uniform(0.25, 3.0))
+        then, clocks = kalman.measured_before(clocks, back_s, seen, sigma, 5.0)
+        for known in (then, clocks):
+            assert (known.p_theta > 0).all()
+            assert (known.p_drift > 0).all()
+            assert (known.p_cross**2 <= known.p_theta * known.p_drift * (1 + 1e-6)).all()
+
+
 def test_a_measurement_of_the_past_is_carried_to_now() -> None:
     clocks = followed(0.0, 1_000.0, 20)
     then, now = kalman.measured_before(

@@ -27,6 +27,9 @@ int engine_init(struct engine *engine)
 	engine->samples = calloc(ENGINE_SAMPLES, sizeof(*engine->samples));
 	if (!engine->samples)
 		return -ENOMEM;
+	engine->out = calloc(RAIL_BATCH, sizeof(*engine->out));
+	if (!engine->out)
+		return -ENOMEM;
 	engine->period_ns = FIRST_PERIOD_NS;
 	engine->now = anchor_read();
 	for (int i = 0; i < FIRST_ANCHORS; i++) {
@@ -191,25 +194,50 @@ static void take_arrived(struct engine *engine, unsigned rail)
 	} while (count == RAIL_BATCH);
 }
 
-static void send_pair(struct engine *engine, struct flow *flow)
+static void
+make_pair(struct engine *engine, struct flow *flow, int64_t user, struct rail_out out[2])
 {
 	struct rail *rail = &engine->rail[flow->rail];
-	struct probe pair[2];
-	unsigned bytes[2];
+
+	for (int i = 0; i < 2; i++) {
+		struct probe *probe = &out[i].probe;
+		unsigned size_class;
+
+		flow_next_probe(flow, engine->me, engine->session, user, probe);
+		probe->tag = htole64(clock_siphash(
+			engine->key, (const uint8_t *)probe, PROBE_BYTES - sizeof(probe->tag)
+		));
+		size_class = probe_size_class(le32toh(probe->seq));
+		out[i].bytes = rail_probe_bytes(rail, size_class);
+		/* The first of a small pair only warms the way for the second. */
+		out[i].stamped = i == 1 || size_class > 0;
+		out[i].to = (struct sockaddr *)&flow->address;
+		out[i].to_size = flow->address_size;
+		if (rail->transmit == STAMP_USER)
+			flow_sent_stamp(flow, le32toh(probe->seq), user, STAMP_USER);
+	}
+}
+
+/* All pairs of a rail, in as few system calls as hold them. */
+static void send_rail(struct engine *engine, unsigned rail)
+{
+	struct rail_out *out = engine->out;
 	int64_t user = raw_now_ns() - engine->base_ns;
+	unsigned count = 0;
 
 	if (engine->virtual.used)
 		user += virtual_error_ns(&engine->virtual, mono_now_ns());
-	for (int i = 0; i < 2; i++) {
-		flow_next_probe(flow, engine->me, engine->session, user, &pair[i]);
-		pair[i].tag = htole64(clock_siphash(
-			engine->key, (const uint8_t *)&pair[i], PROBE_BYTES - sizeof(pair[i].tag)
-		));
-		bytes[i] = rail_probe_bytes(rail, probe_size_class(le32toh(pair[i].seq)));
-		if (rail->transmit == STAMP_USER)
-			flow_sent_stamp(flow, le32toh(pair[i].seq), user, STAMP_USER);
+	for (unsigned i = 0; i < engine->flows; i++) {
+		if (engine->flow[i]->rail != rail)
+			continue;
+		make_pair(engine, engine->flow[i], user, out + count);
+		count += 2;
+		if (count == RAIL_BATCH) {
+			rail_send(&engine->rail[rail], out, count);
+			count = 0;
+		}
 	}
-	rail_send_pair(rail, pair, bytes, (struct sockaddr *)&flow->address, flow->address_size);
+	rail_send(&engine->rail[rail], out, count);
 }
 
 static void send_all(struct engine *engine)
@@ -222,8 +250,8 @@ static void send_all(struct engine *engine)
 		engine->flow[j] = engine->flow[i - 1];
 		engine->flow[i - 1] = flow;
 	}
-	for (unsigned i = 0; i < engine->flows; i++)
-		send_pair(engine, engine->flow[i]);
+	for (unsigned i = 0; i < engine->rails; i++)
+		send_rail(engine, i);
 }
 
 /* A new anchor, if it is narrow. One that was read while the thread was pushed aside is off by as
@@ -332,6 +360,8 @@ void engine_free(struct engine *engine)
 	if (engine->wake >= 0)
 		close(engine->wake);
 	engine->wake = -1;
+	free(engine->out);
 	free(engine->samples);
+	engine->out = NULL;
 	engine->samples = NULL;
 }

@@ -21,7 +21,7 @@ struct rail {
 	int family;
 	uint16_t port;
 	unsigned mtu_payload; /* of the largest probes */
-	uint64_t sent, stamped; /* since the transmit stamp's source was chosen */
+	uint64_t asked, stamped; /* transmit stamps, since their source was chosen */
 	enum stamp_source transmit; /* what the kernel is asked for */
 };
 
@@ -44,6 +44,7 @@ struct engine {
 	struct anchor before, now;
 	int64_t narrowest_ns; /* least width of an anchor seen, slowly forgotten */
 	uint64_t random;
+	struct rail_out *out; /* room for what a tick sends */
 	struct sample *samples;
 	unsigned sample_count;
 	uint64_t samples_lost; /* nobody took them in time */

@@ -17,6 +17,7 @@
 #define IP_UDP_BYTES 48 /* IPv6 and UDP; IPv4 needs 20 less */
 #define UNSTAMPED_MAX 64 /* probes without a transmit stamp after which another kind is asked for */
 #define LARGEST 65000
+#define STAMP_CONTROL CMSG_SPACE(sizeof(uint32_t))
 
 static const int NO_FRAGMENTS = IP_PMTUDISC_DO;
 static uint8_t padding[LARGEST]; /* what fills a probe to its size class: zeros */
@@ -39,14 +40,10 @@ bool rail_address(
 	return true;
 }
 
-static int ask_stamps(int fd, enum stamp_source transmit)
+static int ask_stamps(int fd)
 {
 	int flags = SOF_TIMESTAMPING_SOFTWARE | SOF_TIMESTAMPING_RX_SOFTWARE;
 
-	if (transmit == STAMP_SOFTWARE)
-		flags |= SOF_TIMESTAMPING_TX_SOFTWARE;
-	if (transmit == STAMP_SCHED)
-		flags |= SOF_TIMESTAMPING_TX_SCHED;
 	return setsockopt(fd, SOL_SOCKET, SO_TIMESTAMPING, &flags, sizeof(flags));
 }
 
@@ -80,7 +77,7 @@ int rail_open(struct rail *rail, const char *address, uint16_t port, const char 
 		setsockopt(fd, IPPROTO_IP, IP_MTU_DISCOVER, &NO_FRAGMENTS, sizeof(NO_FRAGMENTS));
 	else
 		setsockopt(fd, IPPROTO_IPV6, IPV6_MTU_DISCOVER, &NO_FRAGMENTS, sizeof(NO_FRAGMENTS));
-	if (bind(fd, (struct sockaddr *)&own, size) || ask_stamps(fd, STAMP_SOFTWARE)
+	if (bind(fd, (struct sockaddr *)&own, size) || ask_stamps(fd)
 	    || getsockname(fd, (struct sockaddr *)&own, &size)) {
 		result = -errno;
 		close(fd);
@@ -103,31 +100,48 @@ unsigned rail_probe_bytes(const struct rail *rail, unsigned size_class)
 	return size_class == 0 || bytes < PROBE_BYTES ? PROBE_BYTES : bytes;
 }
 
-void rail_send_pair(
-	struct rail *rail,
-	const struct probe pair[2],
-	const unsigned bytes[2],
-	const struct sockaddr *to,
-	socklen_t to_size
-)
+/* Which transmit stamp is wanted of one message, told beside it (socket-wide they would all be
+ * stamped, and a stamp costs as much as a probe). */
+static void ask_stamp(struct msghdr *message, uint8_t *room, enum stamp_source transmit)
 {
-	struct mmsghdr messages[2] = { 0 };
-	struct iovec parts[2][2];
-	int sent;
+	uint32_t flags = transmit == STAMP_SCHED ? SOF_TIMESTAMPING_TX_SCHED
+						 : SOF_TIMESTAMPING_TX_SOFTWARE;
+	struct cmsghdr *c;
 
-	for (int i = 0; i < 2; i++) {
-		parts[i][0] = (struct iovec){ (void *)&pair[i], PROBE_BYTES };
-		parts[i][1] = (struct iovec){ padding, bytes[i] - PROBE_BYTES };
-		messages[i].msg_hdr = (struct msghdr){
-			.msg_name = (void *)to,
-			.msg_namelen = to_size,
-			.msg_iov = parts[i],
-			.msg_iovlen = 2,
-		};
+	message->msg_control = room;
+	message->msg_controllen = STAMP_CONTROL;
+	c = CMSG_FIRSTHDR(message);
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SO_TIMESTAMPING;
+	c->cmsg_len = CMSG_LEN(sizeof(flags));
+	memcpy(CMSG_DATA(c), &flags, sizeof(flags));
+}
+
+void rail_send(struct rail *rail, const struct rail_out *out, unsigned count)
+{
+	struct mmsghdr messages[RAIL_BATCH] = { 0 };
+	struct iovec parts[RAIL_BATCH][2];
+	_Alignas(struct cmsghdr) uint8_t control[RAIL_BATCH][STAMP_CONTROL] = { 0 };
+
+	for (unsigned i = 0; i < count; i++) {
+		struct msghdr *message = &messages[i].msg_hdr;
+
+		parts[i][0] = (struct iovec){ (void *)&out[i].probe, PROBE_BYTES };
+		parts[i][1] = (struct iovec){ padding, out[i].bytes - PROBE_BYTES };
+		message->msg_name = (void *)out[i].to;
+		message->msg_namelen = out[i].to_size;
+		message->msg_iov = parts[i];
+		message->msg_iovlen = out[i].bytes > PROBE_BYTES ? 2 : 1;
+		if (out[i].stamped && rail->transmit != STAMP_USER)
+			ask_stamp(message, control[i], rail->transmit);
 	}
-	sent = sendmmsg(rail->fd, messages, 2, MSG_DONTWAIT);
-	if (sent > 0)
-		rail->sent += (unsigned)sent;
+	for (unsigned done = 0; done < count;) {
+		int sent = sendmmsg(rail->fd, messages + done, count - done, MSG_DONTWAIT);
+
+		for (int i = 0; i < sent; i++)
+			rail->asked += out[done + (unsigned)i].stamped;
+		done += sent > 0 ? (unsigned)sent : 1; /* one that fails does not keep the others back */
+	}
 }
 
 static bool stamp_of(struct msghdr *message, int64_t *real_ns)
@@ -230,9 +244,8 @@ int rail_read_sent(struct rail *rail, uint64_t session, struct rail_sent sent[RA
 
 void rail_choose_transmit(struct rail *rail)
 {
-	if (rail->stamped || rail->sent < UNSTAMPED_MAX || rail->transmit == STAMP_USER)
+	if (rail->stamped || rail->asked < UNSTAMPED_MAX || rail->transmit == STAMP_USER)
 		return;
 	rail->transmit = rail->transmit == STAMP_SOFTWARE ? STAMP_SCHED : STAMP_USER;
-	ask_stamps(rail->fd, rail->transmit);
-	rail->sent = 0;
+	rail->asked = 0;
 }

@@ -11,6 +11,14 @@ struct rail_arrived {
 	int64_t real_ns;
 };
 
+struct rail_out {
+	struct probe probe;
+	unsigned bytes;
+	bool stamped; /* when it leaves is asked for */
+	const struct sockaddr *to;
+	socklen_t to_size;
+};
+
 struct rail_sent {
 	uint32_t to, seq;
 	int64_t real_ns;
@@ -21,13 +29,8 @@ bool rail_address(
 );
 int rail_open(struct rail *rail, const char *address, uint16_t port, const char *interface);
 unsigned rail_probe_bytes(const struct rail *rail, unsigned size_class);
-void rail_send_pair(
-	struct rail *rail,
-	const struct probe pair[2],
-	const unsigned bytes[2],
-	const struct sockaddr *to,
-	socklen_t to_size
-);
+/* What could not be sent is left out: it counts as lost. */
+void rail_send(struct rail *rail, const struct rail_out *out, unsigned count);
 /* Up to RAIL_BATCH probes of the right size that wait, the number; fewer: nothing is left. */
 int rail_read_arrived(struct rail *rail, struct rail_arrived arrived[RAIL_BATCH]);
 /* The same for transmit stamps of our own probes. */
