@@ -25,6 +25,11 @@ class SolverChoice:
         self._pause.pop(node, None)
         self._paused_until.pop(node, None)
 
+    def first(self, window: int) -> int | None:
+        """The first of the list that answers; beginners follow nobody else. While the solvers
+        know of different beginners, their first job times differ."""
+        return min((node for node in self._answered if self._answers(node, window)), default=None)
+
     def choose(self, window: int, dead: frozenset[int]) -> list[int]:
         """Whom to report this window to.
 

@@ -141,7 +141,8 @@ class OwnedEdges:
     def fit(self, span: Span, own: Model, wander_ppb: float) -> NDArray[np.void]:
         """Reports (:data:`REPORT`) on a window."""
         end_ns = span.end_ns
-        passed_s = min((end_ns - self._last_end_ns) * 1e-9, 60.0)
+        # Less than nothing where a beginner found that it was ahead of the others.
+        passed_s = min(max((end_ns - self._last_end_ns) * 1e-9, 0.0), 60.0)
         self._last_end_ns, self._reference_ns = end_ns, span.reference_ns
         self._forget_before(span.begin_ns, own)
         # The edges' filters stand at the window's reference.

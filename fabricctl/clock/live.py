@@ -45,7 +45,9 @@ ROW_S = 1.0  # between the page's rows for conversions
 # Software stamps: what a node's transmit and receive paths may differ by, which no loop of edges
 # can see. Assumed, not measured: on veth it is nothing.
 ASYMMETRY_NS = 20.0
-ALIGN_NS = 100_000_000  # beyond that two beginners number their windows too differently
+# Beyond these two beginners number their windows too differently. A hello that comes late shows a time
+# that has passed, never one to come, so what is behind may well be no further than it seems.
+ALIGN_AHEAD_NS, ALIGN_BEHIND_NS = 100_000_000, 400_000_000
 
 Address = tuple[str, int]
 
@@ -290,8 +292,8 @@ class JobClock:
     def _take_hello(self, sender: int, hello: exchange.Hello) -> None:
         # Before anything is measured: the time of who knows it, or of the first of us all.
         if self.clock.fresh and (hello.settled or sender < self._me):
-            apart_ns = abs(self._job_now_ns() - hello.job_ns)
-            if apart_ns > ALIGN_NS:
+            ahead_ns = hello.job_ns - self._job_now_ns()
+            if not -ALIGN_BEHIND_NS <= ahead_ns <= ALIGN_AHEAD_NS:
                 self.clock.align(hello.job_ns, self.prober.anchor().node_ns)
         if hello.wanted:
             self._say_hello(sender, False)
@@ -343,6 +345,8 @@ class JobClock:
     def _follow(self, answer: Answer, solver: int) -> None:
         self._choice.answered(solver, answer.window)
         self._edges.learn_residuals(round(answer.window * HOP_S * 1e9), answer.residuals_ns)
+        if not self.clock.settled and solver != self._choice.first(answer.window):
+            return
         if answer.window > self.clock.answered:
             self._set_rate(answer.rate)
         if self.clock.follow(answer) and self.clock.settled:

@@ -18,7 +18,8 @@ Floats = NDArray[np.float64]
 
 NEAR_WANTED = (6, 20)  # samples near the band's edge: probe more below, less above
 RATE_LIMITS = (25.0, 200.0)  # pairs a second; windows of 1 s with fewer err four times as far
-SETTLED_WINDOWS = 4  # so long after a settled node's report beginners do not solve on their own
+LATE_WINDOWS = 2  # settled nodes report every other window
+KEPT_WINDOWS = 4
 FASTER, SLOWER = 1.2, 1 / 1.05  # from one window to the next
 
 
@@ -62,45 +63,58 @@ class Solver:
         self._nodes = self.alive = nodes
         self._hop_s = hop_s
         self.rate = rate
-        self._heard = np.full(nodes, -(1 << 40))  # the last window each node reported
-        self._reports: dict[int, NodeReport] = {}
+        self._heard: dict[int, dict[int, NodeReport]] = {}  # by node, the last few by window
         self._solved = self._newest = -1
-        self._settled = -(1 << 40)  # the last window that a settled node reported
-        self._awaited: set[int] = set()  # who has not reported the newest window yet
         self.last: Solution | None = None
 
     def add(self, report: NodeReport, now_window: int) -> bool:
-        """True when everybody who reported last time has done so again.
+        """True when everybody who reported lately has done so for this window.
 
         ``now_window``: this node's own; a report far from it is of a node that has not found
         the job's time yet.
         """
         if abs(report.window - now_window) > 2 or (report.edges["b"] >= self._nodes).any():
             return False
-        self._heard[report.node] = report.window
-        if report.settled:
-            self._settled = max(self._settled, report.window)
-        if report.window <= self._solved:
-            return False  # too late for this one; the next is waited for
-        self._reports[report.node] = report
-        if report.window > self._newest:
-            self._newest = report.window
-            self._awaited = set(np.flatnonzero(self._heard >= report.window - 2).tolist())
-        if report.window == self._newest:
-            self._awaited.discard(report.node)
-            return not self._awaited
-        return False
+        window, before = report.window, self._heard.get(report.node, {})
+        self._newest = max(self._newest, window)
+        kept = {w: r for w, r in before.items() if w > self._newest - KEPT_WINDOWS}
+        self._heard[report.node] = {**kept, window: report}
+        lately = [of for of in self._heard.values() if max(of) >= window - LATE_WINDOWS]
+        return self.waiting() == window and all(window in of for of in lately)
 
     def waiting(self) -> int | None:
-        """The newest window with reports and no answer."""
-        return self._newest if self._newest > self._solved else None
+        """The newest window that can be solved and was not.
+
+        Most of the living must have told their predictions for it: a solver that hears the others
+        late would else follow its own clock alone, and another solver another one.
+        """
+        for window in range(self._newest, max(self._solved, self._newest - KEPT_WINDOWS), -1):
+            reports = [of[window] for of in self._heard.values() if window in of]
+            # Beginners do not solve between two windows of those who know job time.
+            known = any(report.settled for report in reports) or not self._settled_near(window)
+            if 2 * len(reports) > self.alive and known:
+                return window
+        return None
+
+    def _settled_near(self, window: int) -> bool:
+        near = [r for of in self._heard.values() for w, r in of.items() if w > window - KEPT_WINDOWS]
+        return any(report.settled for report in near)
+
+    def _reports(self, window: int) -> list[NodeReport]:
+        """Of that window, and of those who are late the last before it."""
+        found = []
+        for of in self._heard.values():
+            before = [w for w in of if window - LATE_WINDOWS <= w <= window]
+            if before:
+                found.append(of[max(before)])
+        return found
 
     def solve(self) -> list[Answer]:
-        """Answers to all who reported the newest window; none when no majority is tied together."""
+        """Answers to all who reported that window; none when no majority is tied together."""
         window = self.waiting()
-        if window is None or window - SETTLED_WINDOWS < self._settled < window:
-            return []  # beginners between two windows of those who know job time
-        reports = [r for r in self._reports.values() if r.window >= window - 1]
+        if window is None:
+            return []
+        reports = self._reports(window)
         theta = np.full(self._nodes, np.nan)
         for report in reports:
             theta[report.node] = report.theta_ns

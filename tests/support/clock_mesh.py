@@ -56,7 +56,8 @@ class Link:
 
 
 class Mesh:
-    """``nodes`` job clocks; ``off_ns``: how far a node's CLOCK_REALTIME is off when it begins."""
+    """``nodes`` job clocks; ``off_ns``: how far a node's CLOCK_REALTIME is off when it begins,
+    ``message_ns``: how long messages take at least."""
 
     def __init__(
         self,
@@ -65,10 +66,12 @@ class Mesh:
         rails: int = 1,
         seed: int = 1,
         off_ns: Mapping[int, int] | None = None,
+        message_ns: int = MESSAGE_NS,
     ) -> None:
         self.rng = np.random.default_rng(seed)
         self.names = tuple(f"n{i}" for i in range(nodes))
         self.rails = rails
+        self.message_ns = message_ns
         self.folder = folder
         self.now_ns = BEGIN_NS
         self.link: defaultdict[tuple[int, int, int], Link] = defaultdict(Link)
@@ -196,7 +199,7 @@ class Mesh:
         ends = self.names.index(source), self.names.index(to)
         if set(ends) & self.silent or self._parted(*ends):
             return
-        at_ns = self.now_ns + MESSAGE_NS + int(self.rng.exponential(100_000))
+        at_ns = self.now_ns + int(self.message_ns + self.rng.exponential(self.message_ns / 3))
         item = (at_ns, next(self._numbers), to, bytes(data), (source, 1))
         heapq.heappush(self._messages, item)
 

@@ -1,5 +1,7 @@
 """What the clocks of a job tell each other: sealed, fresh, and checked before it is believed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -93,11 +95,30 @@ def test_bodies_of_any_length_are_refused_or_read() -> None:
                 continue
 
 
-def test_a_solver_waits_for_all_who_reported_last_time_and_no_longer() -> None:
+def test_a_solver_waits_for_all_who_reported_lately_and_no_longer() -> None:
     solver = Solver(8, 0.25, 100.0)
-    # At first nobody else is known; then three were heard, and the third completes the window.
-    assert all(solver.add(report(n, 40), 40) for n in (0, 1, 2))
+    solver.alive = 4
+    # At first nobody else is known; of four the third makes a majority.
+    assert [solver.add(report(n, 40), 40) for n in (0, 1, 2)] == [False, False, True]
     assert [solver.add(report(n, 41), 41) for n in (2, 0, 1)] == [False, False, True]
     assert solver.waiting() == 41
     assert not solver.add(report(3, 90), 41)  # not of this time
     assert not solver.add(report(3, 40), 41)  # late
+
+
+def test_a_solver_whom_reports_reach_late_solves_the_last_window_that_most_told_of() -> None:
+    solver = Solver(8, 0.25, 100.0)
+    solver.alive = 4
+    for node, window in ((0, 40), (0, 41), (0, 42), (1, 41), (2, 41)):
+        solver.add(report(node, window), 42)
+    assert solver.waiting() == 41  # its own 42 alone would be its own clock
+
+
+def test_beginners_do_not_solve_between_two_windows_of_those_who_know() -> None:
+    solver = Solver(8, 0.25, 100.0)
+    solver.alive = 5
+    settled = [replace(report(node, 40), settled=True) for node in (0, 1)]
+    new = [replace(report(node, window), settled=False) for node in (2, 3, 4) for window in (40, 41)]
+    for one in (*settled, *new):
+        solver.add(one, 41)
+    assert solver.waiting() == 40
