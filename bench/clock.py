@@ -479,9 +479,9 @@ def report(run: Run, seen: Seen, pairs: list[tuple[int, int]]) -> None:
             f"false {seen.false} of {seen.queries:,}, held over {held:.3f}"
         )
     cpu = sorted(s["cpu"] * 100 for s in summaries)
-    python = np.median([s["python"] * 100 for s in summaries])
+    median, python = (np.median([s[of] * 100 for s in summaries]) for of in ("cpu", "python"))
     print(
-        f"{'':16} {'':14}   cpu of a core {cpu[0]:.2f}-{cpu[-1]:.2f} %, median {np.median(cpu):.2f} "
+        f"{'':16} {'':14}   cpu of a core {cpu[0]:.2f}-{cpu[-1]:.2f} %, median {median:.2f} "
         f"(Python {python:.2f}), load {os.getloadavg()[0]:.1f}, "
         f"{max(s['rss_mb'] for s in summaries):.0f} MB, "
         f"{np.mean([s['packets_per_s'] for s in summaries]):.0f} probes/s a node, "

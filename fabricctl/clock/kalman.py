@@ -116,7 +116,9 @@ def measured_before(
     """
     p_theta = clocks.p_theta - 2 * clocks.p_cross * back_s + clocks.p_drift * back_s**2
     p_cross = clocks.p_cross - clocks.p_drift * back_s
-    least = np.maximum(p_cross**2 / np.maximum(clocks.p_drift, 1e-9), 1.0)  # rounding may leave less
+    least = np.maximum(
+        p_cross**2 / np.maximum(clocks.p_drift, 1e-9), 1.0
+    )  # rounding may leave less
     then = replace(
         clocks,
         theta_ns=clocks.theta_ns - clocks.drift_ppb * back_s,

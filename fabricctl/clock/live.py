@@ -45,8 +45,8 @@ ROW_S = 1.0  # between the page's rows for conversions
 # Software stamps: what a node's transmit and receive paths may differ by, which no loop of edges
 # can see. Assumed, not measured: on veth it is nothing.
 ASYMMETRY_NS = 20.0
-# Beyond these two beginners number their windows too differently. A hello that comes late shows a time
-# that has passed, never one to come, so what is behind may well be no further than it seems.
+# Beyond these two beginners number their windows too differently. A hello that comes late shows a
+# time that has passed, never one to come: who seems to be behind may not be.
 ALIGN_AHEAD_NS, ALIGN_BEHIND_NS = 100_000_000, 400_000_000
 
 Address = tuple[str, int]

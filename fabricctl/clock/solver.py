@@ -97,8 +97,8 @@ class Solver:
         return None
 
     def _settled_near(self, window: int) -> bool:
-        near = [r for of in self._heard.values() for w, r in of.items() if w > window - KEPT_WINDOWS]
-        return any(report.settled for report in near)
+        oldest = window - KEPT_WINDOWS
+        return any(r.settled for of in self._heard.values() for w, r in of.items() if w > oldest)
 
     def _reports(self, window: int) -> list[NodeReport]:
         """Of that window, and of those who are late the last before it."""

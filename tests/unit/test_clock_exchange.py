@@ -118,7 +118,8 @@ def test_beginners_do_not_solve_between_two_windows_of_those_who_know() -> None:
     solver = Solver(8, 0.25, 100.0)
     solver.alive = 5
     settled = [replace(report(node, 40), settled=True) for node in (0, 1)]
-    new = [replace(report(node, window), settled=False) for node in (2, 3, 4) for window in (40, 41)]
-    for one in (*settled, *new):
-        solver.add(one, 41)
+    for window in (40, 41):
+        new = [replace(report(node, window), settled=False) for node in (2, 3, 4)]
+        for one in (*settled, *new):
+            solver.add(one, 41)
     assert solver.waiting() == 40
