@@ -5,7 +5,7 @@ node's prediction of itself. Any other node that gets the same reports finds the
 two nodes solve side by side and the death of one is not noticed (docs/clock.md).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,15 @@ class Answer:
     residuals_ns: Floats
 
 
+@dataclass
+class _Open:
+    """Who reported a window, and who is awaited because it has reported lately."""
+
+    awaited: set[int]
+    told: set[int] = field(default_factory=set)
+    settled: bool = False  # somebody among them
+
+
 class Solver:
     """Collects the reports of one window after the other.
 
@@ -64,6 +73,8 @@ class Solver:
         self._hop_s = hop_s
         self.rate = rate
         self._heard: dict[int, dict[int, NodeReport]] = {}  # by node, the last few by window
+        self._last = np.full(nodes, -(1 << 40))  # the newest window that each node reported
+        self._open: dict[int, _Open] = {}  # the last few windows
         self._solved = self._newest = -1
         self.last: Solution | None = None
 
@@ -75,30 +86,38 @@ class Solver:
         """
         if abs(report.window - now_window) > 2 or (report.edges["b"] >= self._nodes).any():
             return False
-        window, before = report.window, self._heard.get(report.node, {})
+        window, node = report.window, report.node
         self._newest = max(self._newest, window)
-        kept = {w: r for w, r in before.items() if w > self._newest - KEPT_WINDOWS}
-        self._heard[report.node] = {**kept, window: report}
-        lately = [of for of in self._heard.values() if max(of) >= window - LATE_WINDOWS]
-        return self.waiting() == window and all(window in of for of in lately)
+        oldest = self._newest - KEPT_WINDOWS
+        if window <= oldest:
+            return False
+        if window not in self._open:
+            lately = set(np.flatnonzero(self._last >= window - LATE_WINDOWS).tolist())
+            self._open = {w: of for w, of in self._open.items() if w > oldest}
+            self._open[window] = _Open(lately)
+        kept = {w: r for w, r in self._heard.get(node, {}).items() if w > oldest}
+        self._heard[node] = {**kept, window: report}
+        self._last[node] = max(self._last[node], window)
+        reported = self._open[window]
+        reported.told.add(node)
+        reported.awaited.discard(node)
+        reported.settled |= report.settled
+        return self.waiting() == window and not reported.awaited
 
     def waiting(self) -> int | None:
         """The newest window that can be solved and was not.
 
         Most of the living must have told their predictions for it: a solver that hears the others
-        late would else follow its own clock alone, and another solver another one.
+        late would else follow its own clock alone, and another solver another one. Beginners do
+        not solve between two windows of those who know job time.
         """
-        for window in range(self._newest, max(self._solved, self._newest - KEPT_WINDOWS), -1):
-            reports = [of[window] for of in self._heard.values() if window in of]
-            # Beginners do not solve between two windows of those who know job time.
-            known = any(report.settled for report in reports) or not self._settled_near(window)
-            if 2 * len(reports) > self.alive and known:
+        for window in sorted(self._open, reverse=True):
+            reported = self._open[window]
+            near = (w for w in self._open if w > window - KEPT_WINDOWS)
+            known = reported.settled or not any(self._open[w].settled for w in near)
+            if window > self._solved and 2 * len(reported.told) > self.alive and known:
                 return window
         return None
-
-    def _settled_near(self, window: int) -> bool:
-        oldest = window - KEPT_WINDOWS
-        return any(r.settled for of in self._heard.values() for w, r in of.items() if w > oldest)
 
     def _reports(self, window: int) -> list[NodeReport]:
         """Of that window, and of those who are late the last before it."""
