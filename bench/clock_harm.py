@@ -20,17 +20,18 @@ import time
 from pathlib import Path
 
 import clock as bench
+import clock_bed as bed
 import numpy as np
 
 AWAY_S = 3.0
 REST_S = 1.5
-CASE = bench.CASES["harm"]
+CASE = bed.CASES["harm"]
 
 
 class Harm(threading.Thread):
     """What happens to the nodes until :meth:`end`."""
 
-    def __init__(self, run: bench.Run, nodes: list["subprocess.Popen[bytes]"]) -> None:
+    def __init__(self, run: bed.Run, nodes: list["subprocess.Popen[bytes]"]) -> None:
         super().__init__(daemon=True)
         self._run, self._nodes = run, nodes
         self._begun_s, self._over = time.monotonic(), threading.Event()
@@ -74,17 +75,15 @@ class Harm(threading.Thread):
 
     def _set_link(self, node: int, state: str) -> None:
         port = f"p{node}"
-        bench.call("ip", "-n", f"{self._run.prefix}s0", "link", "set", port, state)
+        bed.call("ip", "-n", f"{self._run.prefix}s0", "link", "set", port, state)
 
 
 def measure(nodes: int, seconds: float, seed: int, folder: str) -> bench.Seen:
     prefix = f"fh{os.getpid()}-"
-    run = bench.Run(
-        CASE, nodes, 1, seconds, seed, 100.0, (20.0, 63.0, 200.0), False, prefix, folder
-    )
+    run = bed.Run(CASE, nodes, 1, seconds, seed, 100.0, (20.0, 63.0, 200.0), False, prefix, folder)
     Path(folder, "begin").write_text(str(bench.mono_ns()))
     children: list[subprocess.Popen[bytes]] = []
-    with bench.wired(run):
+    with bed.wired(run):
         clocks = [
             bench.on_node_loud(run, n, *bench.ourselves("node", run, n)) for n in range(nodes)
         ]
@@ -93,7 +92,7 @@ def measure(nodes: int, seconds: float, seed: int, folder: str) -> bench.Seen:
             harm.start()
             time.sleep(bench.QUIET_S)
             children += [
-                bench.on_node(run, n, *bench.ourselves("traffic", run, n)) for n in range(nodes)
+                bed.on_node(run, n, *bench.ourselves("traffic", run, n)) for n in range(nodes)
             ]
             seen, _ = bench.watch(bench.shorter(run, bench.QUIET_S))
         finally:

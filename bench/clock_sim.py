@@ -7,23 +7,19 @@ chosen by hash and differ. Clocks have an offset, a drift and a wander of their 
 noise; one-way asymmetry may be added per edge. The estimator sees stamps only.
 
     python bench/clock_sim.py --nodes 128 --load 0.4 --seconds 20
-    python bench/clock_sim.py --solve-only
-    python bench/clock_sim.py --table        # the whole comparison, some minutes
+    python bench/clock_sim.py        # the whole comparison, some minutes
 """
 
 import argparse
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fabricctl.clock import exchange, gates, kalman, peers
-from fabricctl.clock.edges import REPORT
+from fabricctl.clock import gates, kalman, peers
 from fabricctl.clock.fit import Fit, Window, fit_edges
 from fabricctl.clock.solve import Edges, Solution, solve
-from fabricctl.clock.solver import NodeReport, Solver
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -431,75 +427,6 @@ def show(title: str, scenario: Scenario, names: list[str]) -> None:
         print(line(name, run(scenario, VARIANTS[name])), flush=True)
 
 
-def solve_times() -> None:
-    print("\nsolve of one window (10 peers, two rounds of rejection), ms")
-    for nodes in (128, 1_000, 10_000):
-        rng = np.random.default_rng(nodes)
-        names = [f"n{i:05}" for i in range(nodes)]
-        index = {name: i for i, name in enumerate(names)}
-        begun = time.process_time()
-        pairs = peers.edges(7, 0, names)
-        graph_ms = (time.process_time() - begun) * 1e3
-        a = np.array([index[a] for a, _ in pairs])
-        b = np.array([index[b] for _, b in pairs])
-        true = rng.normal(0, 1e3, nodes)
-        x = true[b] - true[a] + rng.normal(0, 10, len(a))
-        x[:: len(a) // 5] += 5_000
-        edges = Edges(nodes, a, b, x, np.full(len(a), 10.0), np.zeros(len(a)))
-        times = []
-        for _ in range(5):
-            begun = time.process_time()
-            found = solve(edges, np.ones(len(a), bool))
-            times.append((time.process_time() - begun) * 1e3)
-        wrong = found.theta_ns - true + true.mean()
-        print(
-            f"{nodes:7,} nodes {len(a):7,} edges: solve {np.median(times):8.2f}  "
-            f"probe graph {graph_ms:8.1f}  rms error {wrong.std():.2f} ns"
-        )
-
-
-def window_times() -> None:
-    """All that a solver does in a window, from the messages that come to those that go."""
-    print("\na solver's window, ms: 10 peers on one rail")
-    for nodes in (128, 1_000, 10_000):
-        key = exchange.Seal(b"k" * 32, 7, 0, 1)
-        rng = np.random.default_rng(nodes)
-        names = [f"n{i:05}" for i in range(nodes)]
-        index = {name: i for i, name in enumerate(names)}
-        owned: dict[int, list[int]] = {i: [] for i in range(nodes)}
-        for first, second in peers.edges(7, 0, names):
-            owned[index[first]].append(index[second])
-        true = rng.normal(0, 1e3, nodes)
-        messages = [message_of(node, owned[node], true, rng) for node in range(nodes)]
-        solver = Solver(nodes, 0.25, 100.0)
-        seals = [exchange.Seal(b"k" * 32, 7, node, 1) for node in range(nodes)]
-        sealed = [seals[n].close(exchange.REPORT_KIND, 0, m) for n, m in enumerate(messages)]
-        begun = time.process_time()
-        for datagram in sealed:
-            message = key.open(datagram)
-            solver.add(exchange.unpack_report(message.body, message.sender), 100)
-        taken = time.process_time()
-        answers = solver.solve()
-        solved = time.process_time()
-        for answer in answers:
-            key.close(exchange.ANSWER, answer.node, exchange.pack_answer(answer))
-        done = time.process_time()
-        ms = [(b - a) * 1e3 for a, b in ((begun, taken), (taken, solved), (solved, done))]
-        print(
-            f"{nodes:7,} nodes: take {ms[0]:8.1f}  solve with bounds {ms[1]:8.1f}  "
-            f"answer {ms[2]:8.1f}"
-        )
-
-
-def message_of(node: int, owned: list[int], true: Floats, rng: np.random.Generator) -> bytes:
-    table = np.zeros(len(owned), REPORT)
-    table["a"], table["b"], table["usable"], table["near"] = node, owned, 1, 10
-    table["offset_ns"] = true[owned] - true[node] + rng.normal(0, 10, len(owned))
-    table["sigma_ns"] = 10.0
-    table["hard_above_ns"], table["hard_below_ns"] = 800.0, -800.0
-    return exchange.pack_report(NodeReport(node, 100, 0.0, 400.0, True, table))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     base = Scenario()
@@ -517,30 +444,25 @@ def main() -> None:
     parser.add_argument("--congested-start", action="store_true")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=list(VARIANTS))
-    parser.add_argument("--solve-only", action="store_true")
     given = parser.parse_args()
-    if not given.solve_only:
-        fabric = given.load if given.fabric_load is None else given.fabric_load
-        scenario = Scenario(
-            nodes=given.nodes,
-            seconds=given.seconds,
-            edge_load=given.load,
-            fabric_load=fabric,
-            asymmetry_ns=given.asymmetry_ns,
-            pairs_per_s=given.rate,
-            window_s=given.window,
-            hop_s=given.hop,
-            saturated=given.saturated,
-            seed=given.seed,
-            saturated_load=given.saturated_load,
-            congested_start=given.congested_start,
-            burst_ns=given.burst_us * 1e3,
-        )
-        show(f"load {given.load:.0%} edge, {fabric:.0%} fabric", scenario, given.only)
-        print(f"Huygens published p99: {HUYGENS_P99_NS} ns (128 servers; their network, not this)")
-    else:
-        solve_times()
-        window_times()
+    fabric = given.load if given.fabric_load is None else given.fabric_load
+    scenario = Scenario(
+        nodes=given.nodes,
+        seconds=given.seconds,
+        edge_load=given.load,
+        fabric_load=fabric,
+        asymmetry_ns=given.asymmetry_ns,
+        pairs_per_s=given.rate,
+        window_s=given.window,
+        hop_s=given.hop,
+        saturated=given.saturated,
+        seed=given.seed,
+        saturated_load=given.saturated_load,
+        congested_start=given.congested_start,
+        burst_ns=given.burst_us * 1e3,
+    )
+    show(f"load {given.load:.0%} edge, {fabric:.0%} fabric", scenario, given.only)
+    print(f"Huygens published p99: {HUYGENS_P99_NS} ns (128 servers; their network, not this)")
 
 
 if __name__ == "__main__":
