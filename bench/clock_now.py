@@ -4,6 +4,7 @@ python bench/clock_now.py
 """
 
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -11,7 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fabricctl.clock.page import SYNCHRONISED, Body, ClockPage, Line, PageWriter
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fabricctl.clock.page import ClockPage, Line, PageWriter
+from tests.support.clock_page import sure
 
 CLOCK = Path(__file__).parents[1] / "fabricctl" / "clock"
 C = r"""
@@ -58,20 +62,7 @@ int main(int count, char **word)
 def page_of_a_job(folder: Path) -> ClockPage:
     writer = PageWriter(folder / "clock", 1, 0)
     raw_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
-    body = Body(
-        status=SYNCHRONISED,
-        state_raw_ns=raw_ns,
-        p_theta=400.0,
-        p_drift=100.0,
-        wander2=400.0,
-        sigmas=3.3,
-        hard_raw_ns=raw_ns,
-        hard_least_ns=-800.0,
-        hard_most_ns=800.0,
-        hard_drift_ppb=50.0,
-        holdover_raw_ns=raw_ns + 60 * 10**9,
-    )
-    writer.write(Line(raw_ns, time.time_ns(), 1e-6), body)
+    writer.write(Line(raw_ns, time.time_ns(), 1e-6), sure(raw_ns))
     for _ in range(1000):
         writer.add_row()
     return ClockPage(folder / "clock")

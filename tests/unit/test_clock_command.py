@@ -13,7 +13,8 @@ import pytest
 
 pytest.importorskip("fabricctl.clock._page", reason="built without a C compiler")
 
-from fabricctl.clock.page import SYNCHRONISED, Body, Line, PageWriter
+from fabricctl.clock.page import Line, PageWriter
+from tests.support.clock_page import sure
 
 PROGRAM = [sys.executable, "-m", "fabricctl.cli.main", "clock"]
 AHEAD_NS = 5_000_000  # of the system clock, which job time is behind
@@ -44,21 +45,7 @@ def keep(tmp_path: Path, job: int, *, synchronised: bool = True) -> Path:
     writer = PageWriter(directory / "clock", job, 2)
     if synchronised:
         raw_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
-        body = Body(
-            status=SYNCHRONISED,
-            state_raw_ns=raw_ns,
-            p_theta=100.0,
-            p_drift=1.0,
-            wander2=1.0,
-            sigmas=3.3,
-            asymmetry_ns=20.0,
-            hard_raw_ns=raw_ns,
-            hard_least_ns=-600.0,
-            hard_most_ns=700.0,
-            hard_drift_ppb=5.0,
-            holdover_raw_ns=raw_ns + 60 * 10**9,
-        )
-        writer.write(Line(raw_ns, time.time_ns() - AHEAD_NS, 1e-5), body)
+        writer.write(Line(raw_ns, time.time_ns() - AHEAD_NS, 1e-5), sure(raw_ns))
         writer.add_row()
     writer.close()
     return directory

@@ -13,7 +13,8 @@ import pytest
 pytest.importorskip("fabricctl.clock._page", reason="built without a C compiler")
 
 from fabricctl.clock import _page
-from fabricctl.clock.page import SYNCHRONISED, Body, Line, PageWriter
+from fabricctl.clock.page import Line, PageWriter
+from tests.support.clock_page import sure
 
 ROOT = Path(__file__).parents[2]
 CLOCK = ROOT / "fabricctl" / "clock"
@@ -40,17 +41,7 @@ def in_job(tmp_path: Path, installed: Path) -> dict[str, str]:
     """The environment of a task of a protected job."""
     writer = PageWriter(tmp_path / "clock", 7, 0)
     raw_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
-    body = Body(
-        status=SYNCHRONISED,
-        state_raw_ns=raw_ns,
-        p_theta=100.0,
-        sigmas=3.3,
-        hard_raw_ns=raw_ns,
-        hard_least_ns=-1.0,
-        hard_most_ns=1.0,
-        holdover_raw_ns=raw_ns + 60 * 10**9,
-    )
-    writer.write(Line(raw_ns, time.time_ns(), 0.0), body)
+    writer.write(Line(raw_ns, time.time_ns(), 0.0), sure(raw_ns))
     paths = {"FABRIC_JOB_DIR": str(tmp_path), "LD_LIBRARY_PATH": str(installed / "lib")}
     return {**os.environ, **paths}
 

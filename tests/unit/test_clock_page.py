@@ -11,30 +11,13 @@ import numpy as np
 import pytest
 
 from fabricctl import clock
-from fabricctl.clock.page import SYNCHRONISED, Body, ClockPage, Line, PageWriter
+from fabricctl.clock.page import SYNCHRONISED, ClockPage, Line, PageWriter
 from fabricctl.errors import ClockError
+from tests.support.clock_page import sure
 
 _page = pytest.importorskip("fabricctl.clock._page", reason="built without a C compiler")
 ROOT = Path(__file__).parents[2]
 CPAGE = ROOT / "fabricctl" / "clock" / "cpage"
-
-
-def bounds(raw_ns: int, **changes: float) -> Body:
-    body = Body(
-        status=SYNCHRONISED,
-        state_raw_ns=raw_ns,
-        p_theta=100.0,
-        p_drift=100.0,
-        wander2=100.0,
-        sigmas=3.3,
-        asymmetry_ns=20.0,
-        hard_raw_ns=raw_ns,
-        hard_least_ns=-600.0,
-        hard_most_ns=700.0,
-        hard_drift_ppb=50.0,
-        holdover_raw_ns=raw_ns + 10**9,
-    )
-    return replace(body, **changes)  # type: ignore[arg-type]
 
 
 def raw_now() -> int:
@@ -63,7 +46,7 @@ def test_a_reading_is_an_interval_around_the_line(
     pair: tuple[PageWriter, ClockPage, Line],
 ) -> None:
     writer, page, line = pair
-    writer.write(line, bounds(raw_now()))
+    writer.write(line, sure(raw_now()))
     before = line.at(raw_now())
     reading = page.now()
     assert before <= reading.time_ns <= line.at(raw_now())
@@ -75,11 +58,11 @@ def test_a_reading_is_an_interval_around_the_line(
 
 def test_job_time_never_steps_nor_runs_back(pair: tuple[PageWriter, ClockPage, Line]) -> None:
     writer, page, line = pair
-    writer.write(line, bounds(raw_now()))
+    writer.write(line, sure(raw_now()))
     seen = []
     for off_ns in (5_000, -20_000, 90_000, -300_000):
         line, written = replace(line, job_ns=line.job_ns + off_ns), raw_now()
-        writer.write(line, bounds(raw_now()))
+        writer.write(line, sure(raw_now()))
         end = time.monotonic() + 0.05
         while time.monotonic() < end:
             raw = raw_now()
@@ -97,9 +80,9 @@ def test_a_correction_is_complete_after_its_slew(
     pair: tuple[PageWriter, ClockPage, Line],
 ) -> None:
     writer, page, line = pair
-    writer.write(line, bounds(raw_now()))
+    writer.write(line, sure(raw_now()))
     line = replace(line, job_ns=line.job_ns + 10_000)
-    writer.write(line, bounds(raw_now()))
+    writer.write(line, sure(raw_now()))
     time.sleep(0.12)
     raw = raw_now()
     assert -1 <= page.now().time_ns - line.at(raw) < 1_000_000
@@ -110,7 +93,8 @@ def test_bounds_grow_and_the_status_changes_when_nobody_writes(
     pair: tuple[PageWriter, ClockPage, Line],
 ) -> None:
     writer, page, line = pair
-    writer.write(line, bounds(raw_now() - 10**10, holdover_raw_ns=raw_now()))
+    walks = {"p_drift": 100.0, "wander2": 100.0, "hard_drift_ppb": 50.0}
+    writer.write(line, sure(raw_now() - 10**10, holdover_raw_ns=raw_now(), **walks))
     reading = page.now()
     assert reading.status == 2
     assert reading.latest_ns - reading.time_ns > 1_000
@@ -122,20 +106,20 @@ def test_an_agent_that_comes_back_goes_on_with_the_same_time(
     pair: tuple[PageWriter, ClockPage, Line], tmp_path: Path
 ) -> None:
     writer, page, line = pair
-    writer.write(line, bounds(raw_now()))
+    writer.write(line, sure(raw_now()))
     writer.close()
     again = PageWriter(tmp_path / "clock", 7, 3)
     assert page.now().time_ns > JOB0
-    again.write(replace(line, job_ns=line.job_ns + 50_000), bounds(raw_now()))
+    again.write(replace(line, job_ns=line.job_ns + 50_000), sure(raw_now()))
     raw = raw_now()
     assert abs(page.now().time_ns - line.at(raw)) < 40_000  # not there at once
 
 
 def test_another_job_begins_anew(pair: tuple[PageWriter, ClockPage, Line], tmp_path: Path) -> None:
     writer, _, line = pair
-    writer.write(line, bounds(raw_now()))
+    writer.write(line, sure(raw_now()))
     other = PageWriter(tmp_path / "clock", 8, 3)
-    other.write(Line(raw_now(), JOB0 // 2, 0.0), bounds(raw_now()))
+    other.write(Line(raw_now(), JOB0 // 2, 0.0), sure(raw_now()))
     assert ClockPage(tmp_path / "clock").now().time_ns < JOB0
 
 
@@ -143,7 +127,7 @@ def test_past_stamps_of_every_clock_are_converted(
     pair: tuple[PageWriter, ClockPage, Line],
 ) -> None:
     writer, page, line = pair
-    writer.write(line, bounds(raw_now()))
+    writer.write(line, sure(raw_now()))
     writer.add_row()
     instants = []
     for _ in range(5):
@@ -162,7 +146,7 @@ def test_stamps_that_cannot_be_converted_are_refused(
     pair: tuple[PageWriter, ClockPage, Line],
 ) -> None:
     writer, page, line = pair
-    writer.write(line, bounds(raw_now()))
+    writer.write(line, sure(raw_now()))
     writer.add_row()
     writer.add_row()
     with pytest.raises(ClockError, match="older than"):
@@ -182,7 +166,7 @@ def test_everybody_may_read_the_page_and_its_owner_alone_writes_it(tmp_path: Pat
 
 def test_rows_wrap_around(pair: tuple[PageWriter, ClockPage, Line]) -> None:
     writer, page, line = pair
-    writer.write(line, bounds(raw_now()))
+    writer.write(line, sure(raw_now()))
     for _ in range(_page.ROWS + 20):
         writer.add_row()
     rows = page.rows()
@@ -205,7 +189,7 @@ def test_programs_find_the_clock_of_their_job(
     pair: tuple[PageWriter, ClockPage, Line], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer, _, line = pair
-    writer.write(line, bounds(raw_now()))
+    writer.write(line, sure(raw_now()))
     monkeypatch.setattr(clock, "_own", None)
     monkeypatch.delenv("FABRIC_JOB_DIR", raising=False)
     with pytest.raises(ClockError, match="not in a protected job"):
@@ -225,13 +209,13 @@ def _scribble(path: Path, seconds: float) -> None:
     writer, end = PageWriter(path, 7, 3), time.monotonic() + seconds
     while time.monotonic() < end:
         raw = raw_now()
-        writer.write(Line(raw, raw + JOB0, 0.0), bounds(raw))
+        writer.write(Line(raw, raw + JOB0, 0.0), sure(raw))
 
 
 def test_readers_never_see_half_a_page(tmp_path: Path) -> None:
     path = tmp_path / "clock"
     raw = raw_now()
-    PageWriter(path, 7, 3).write(Line(raw, raw + JOB0, 0.0), bounds(raw))
+    PageWriter(path, 7, 3).write(Line(raw, raw + JOB0, 0.0), sure(raw))
     child = multiprocessing.get_context("spawn").Process(target=_scribble, args=(path, 0.8))
     child.start()
     page = ClockPage(path)
@@ -268,7 +252,7 @@ def test_the_c_library_reads_the_same_time(
     file = str(tmp_path / "clock")
     assert subprocess.run([program, file], check=False).returncode == 4
     assert subprocess.run([program, "/nonexistent"], check=False).returncode == 3
-    writer.write(line, bounds(raw_now()))
+    writer.write(line, sure(raw_now()))
     before = line.at(raw_now())
     shown = subprocess.run([program, file], check=True, capture_output=True, text=True).stdout
     time_ns, earliest, latest, likely, status = map(int, shown.split())
