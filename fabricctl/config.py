@@ -254,6 +254,49 @@ class UsageConfig:
     )
 
 
+@dataclass(frozen=True)
+class HealthConfig:
+    """What findings about nodes lead to (docs/administration.md, `fabricctl health`)."""
+
+    mode: str = _key(
+        "observe",
+        "observe: say and record what would be done, touch nothing. on: do it.",
+        choices=("observe", "on"),
+    )
+    error: str = _key(
+        "drain",
+        "What a failed check leads to. note: recorded. comment: also Slurm's comment, where the "
+        "node has none; jobs still start there. drain: no further job starts.",
+        choices=("none", "note", "comment", "drain"),
+    )
+    error_rail: str = _key(
+        "rail",
+        "What a failed check of one rail leads to, while other rails of the node are fine. rail: "
+        "jobs that begin later, and those there now, leave that rail alone.",
+        choices=("none", "note", "comment", "rail", "drain"),
+    )
+    warning: str = _key(
+        "note", "What a warning leads to.", choices=("none", "note", "comment", "drain")
+    )
+    confirm: int = _key(2, "Looks in a row that must find it before it is acted upon.", 1, 100)
+    max_drained: str = _key(
+        "5%", "Nodes that may be drained with a reason of fabricctl at once: a number or a share."
+    )
+    max_at_once: str = _key(
+        "10%",
+        "More nodes than this to be drained after one look: a common cause; none is drained.",
+    )
+    keep_share: float = _key(
+        0.5, "Share of each partition's nodes that must stay usable.", 0.0, 1.0
+    )
+    max_age_s: float = _key(3600.0, "Reports older than this are not acted upon.", 10, 1e6)
+    ignore: tuple[str, ...] = _key((), "Checks never acted upon, e.g. ['storage.*'].")
+    return_after: int = _key(
+        0, "Clean looks in a row after which a node that we drained returns; 0: never.", 0, 1000
+    )
+    way: str = _key("", "How to exclude a rail on a node as root: 'ssh {node}'; empty: a job.")
+
+
 SECTIONS: Mapping[str, type] = {
     "node": NodeConfig,
     "agent": AgentConfig,
@@ -265,6 +308,7 @@ SECTIONS: Mapping[str, type] = {
     "trace": TraceConfig,
     "fleet": FleetConfig,
     "usage": UsageConfig,
+    "health": HealthConfig,
 }
 
 
@@ -282,6 +326,7 @@ class Config:
     trace: TraceConfig = field(default_factory=TraceConfig)
     fleet: FleetConfig = field(default_factory=FleetConfig)
     usage: UsageConfig = field(default_factory=UsageConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     source: Path | None = None
     # Partition -> "section.key" -> checked value, as the file has them.
     partitions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -482,6 +527,12 @@ def _check_whole(config: Config) -> None:
         if cause not in LOSS_CAUSES:
             known = nearest(cause, LOSS_CAUSES)
             _refuse(config, "usage.credit", f"{cause!r} is not a cause of loss{known}")
+    for key in ("health.max_drained", "health.max_at_once"):
+        if not re.fullmatch(r"[1-9][0-9]{0,5}|([1-9][0-9]?|100)%", config.value(key)):
+            _refuse(config, key, f"{config.value(key)!r} is not a number of nodes or a share (5%)")
+    for name in config.health.ignore:
+        if not re.fullmatch(r"[a-z]+\.([a-z ]+|\*)", name):
+            _refuse(config, "health.ignore", f"{name!r} is not a check, area.name or area.*")
     for each in (config, *map(config.for_partition, config.partitions)):
         for name in each.rails.interfaces:
             if not name or "/" in name or name != name.strip():

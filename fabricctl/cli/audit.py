@@ -12,6 +12,7 @@ from fabricctl.errors import NotFoundError, SystemRefusedError, UsageError
 
 if TYPE_CHECKING:
     from fabricctl.fleet.audit.model import Check
+    from fabricctl.slurm.model import Node, Slurm
 
 PORT = 20980  # UDP, while an audit runs
 _MARKS = {"fail": "!!", "warn": " !", "not measured": " ?", "ok": "  "}
@@ -51,20 +52,8 @@ def command(
     from fabricctl.slurm.choose import open_slurm
 
     slurm = open_slurm()
-    known = {node.name: node for node in slurm.nodes()}
-    if bool(nodes) == bool(partition):
-        raise UsageError("audit: NODES or --partition: one of them")
-    if nodes:
-        names = list(dict.fromkeys(hostlist.expand(nodes)))
-    else:
-        found = [each for each in slurm.partitions() if each.name == partition]
-        names = list(found[0].nodes) if found else []
-        if not found:
-            raise NotFoundError(f"partition {partition}: there is none")
-    strange = [name for name in names if name not in known]
-    if strange:
-        raise NotFoundError(f"nodes {', '.join(strange[:5])}: Slurm does not know them: sinfo -N")
-    chosen = [known[name] for name in names]
+    chosen = named(slurm, nodes, partition)
+    names = [node.name for node in chosen]
     before = _earlier(against) if against else None
     if dry_run:
         fit, why = (chosen, dict[str, str]()) if via else reachable(chosen)
@@ -100,6 +89,26 @@ def command(
                    f"{old} to {check.status}", err=True)  # fmt: skip
     bad = [status for status in given["nodes"].values() if status in ("fail", "not measured")]
     sys.exit(1 if bad else 0)
+
+
+def named(slurm: "Slurm", nodes: str | None, partition: str | None) -> list["Node"]:
+    """The nodes meant; raises :class:`UsageError` or :class:`NotFoundError`."""
+    from fabricctl import hostlist
+
+    known = {node.name: node for node in slurm.nodes()}
+    if bool(nodes) == bool(partition):
+        raise UsageError("audit: NODES or --partition: one of them")
+    if nodes:
+        names = list(dict.fromkeys(hostlist.expand(nodes)))
+    else:
+        found = [each for each in slurm.partitions() if each.name == partition]
+        names = list(found[0].nodes) if found else []
+        if not found:
+            raise NotFoundError(f"partition {partition}: there is none")
+    strange = [name for name in names if name not in known]
+    if strange:
+        raise NotFoundError(f"nodes {', '.join(strange[:5])}: Slurm does not know them: sinfo -N")
+    return [known[name] for name in names]
 
 
 def _earlier(path: Path) -> list["Check"]:

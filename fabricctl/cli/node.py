@@ -78,6 +78,25 @@ def audit_links() -> None:
     _say({"pairs": [asdict(pair) for pair in found]})
 
 
+@command.command(name="rail-out")
+@click.argument("rail")
+@click.argument("why")
+def rail_out(rail: str, why: str) -> None:
+    """Exclude RAIL (an interface) from the jobs of this node, as `fabricctl health` asks."""
+    from fabricctl.fleet.health.rails import exclude
+
+    click.echo(exclude(rail, why))
+
+
+@command.command(name="rail-in")
+@click.argument("rail")
+def rail_in(rail: str) -> None:
+    """Let RAIL carry traffic again, if it was `fabricctl health` that excluded it."""
+    from fabricctl.fleet.health.rails import include
+
+    click.echo(include(rail))
+
+
 def _name() -> str:
     return os.environ.get("SLURMD_NODENAME") or os.uname().nodename.partition(".")[0]
 

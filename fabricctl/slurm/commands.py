@@ -99,9 +99,19 @@ class CommandSlurm:
     def set_node_state(self, nodes: Iterable[str], action: NodeAction, reason: str = "") -> None:
         names = host_list(nodes)
         check_node_change(names, action, reason)
-        argv = ["scontrol", "update", f"NodeName={names}", f"State={action.upper()}"]
+        more = [f"Reason={reason}"] if reason else []
+        self._update_nodes(names, [f"State={action.upper()}", *more])
+
+    def set_node_comment(self, nodes: Iterable[str], comment: str) -> None:
+        names = host_list(nodes)
+        check_words(f"comment {names}", comment)
+        if not names:
+            raise UsageError("comment: no node is named")
+        self._update_nodes(names, [f"Comment={comment}"])
+
+    def _update_nodes(self, names: str, changes: Sequence[str]) -> None:
         try:
-            self._ask([*argv, *([f"Reason={reason}"] if reason else [])])
+            self._ask(["scontrol", "update", f"NodeName={names}", *changes])
         except SlurmError as error:
             if "nvalid node name" in str(error):
                 raise NotFoundError(f"nodes {names}: {error}") from None
@@ -176,8 +186,13 @@ def check_node_change(names: str, action: NodeAction, reason: str) -> None:
         raise UsageError(f"{action}: no node is named")
     if action != "resume" and not reason.strip():
         raise UsageError(f"{action} {names}: a reason is needed: say why")
-    if any(ord(char) < 32 for char in reason):
-        raise UsageError(f"{action} {names}: the reason has a control character in it")
+    check_words(f"{action} {names}", reason)
+
+
+def check_words(what: str, words: str) -> None:
+    """Raises :class:`UsageError` for a reason or comment that Slurm would take in a wrong way."""
+    if any(ord(char) < 32 for char in words):
+        raise UsageError(f"{what}: the reason has a control character in it")
 
 
 def step_order(step: Step) -> tuple[bool, int, str]:

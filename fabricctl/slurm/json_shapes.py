@@ -99,6 +99,7 @@ def node(given: Table) -> Node:
         address=given["address"],
         version=given["version"] or None,
         boot_real_s=_time(given["boot_time"]),
+        comment=given.get("comment") or None,
     )
 
 

@@ -86,6 +86,7 @@ class Node:
     address: str
     version: str | None  # None until its slurmd has registered
     boot_real_s: int | None
+    comment: str | None = None
 
     @property
     def usable(self) -> bool:
@@ -186,6 +187,9 @@ class Slurm(Protocol):
 
     def set_node_state(self, nodes: Iterable[str], action: NodeAction, reason: str = "") -> None:
         """``drain`` lets jobs end, ``down`` kills them; both want a reason."""
+
+    def set_node_comment(self, nodes: Iterable[str], comment: str) -> None:
+        """An empty one takes it away. (Slurm keeps a reason only where a node is out.)"""
 
     def requeue(self, job: int, hold: bool = False) -> None: ...
 

@@ -121,6 +121,10 @@ class PyslurmSlurm:
             targets = self._pyslurm.Nodes(wanted)
             targets.modify(self._pyslurm.Node(**changes))
 
+    def set_node_comment(self, nodes: Iterable[str], comment: str) -> None:
+        # The library leaves an empty comment out of what it sends.
+        self._commands.set_node_comment(nodes, comment)
+
     def requeue(self, job: int, hold: bool = False) -> None:
         with self._errors(f"requeue of job {job}", missing=("Invalid job id",)):
             self._pyslurm.Job(job).requeue(hold=hold)
@@ -249,6 +253,7 @@ def _node(given: Any) -> Node:
         address=given.address or given.name,
         version=given.slurm_version,
         boot_real_s=given.boot_time,
+        comment=given.comment or None,
     )
 
 

@@ -29,6 +29,7 @@ USAGE_FORMAT = ("JobIDRaw,User,Account,Partition,State,NodeList,NNodes,AllocCPUS
 
 _NOTHING = frozenset({"", "(null)", "N/A", "None", "n/a", "NONE", "Unknown", "None assigned"})
 _REASON = re.compile(r" Reason=(.*?) \[([^\s\[\]@]+)@(\d+)\](?= Comment=| Extra=| *$)", re.DOTALL)
+_COMMENT = re.compile(r" Comment=(.*?)(?= Extra=| *$)", re.DOTALL)
 
 
 def jobs(text: str, numbers: str) -> Iterator[Job]:
@@ -95,6 +96,7 @@ def nodes(text: str) -> Iterator[Node]:
         given = _pairs(line)
         state, *flags = given["State"].split("+")
         reason = _REASON.search(line)
+        comment = _COMMENT.search(line, reason.end() if reason else 0)
         yield Node(
             name=given["NodeName"],
             state=state.rstrip("*~#!%$@^-"),
@@ -110,6 +112,7 @@ def nodes(text: str) -> Iterator[Node]:
             address=given.get("NodeAddr", given["NodeName"]),
             version=_word(given.get("Version", "")),
             boot_real_s=seconds(given.get("BootTime", "")),
+            comment=comment.group(1) if comment else None,
         )
 
 

@@ -276,6 +276,18 @@ def test_events_are_followed(fleet: Lab) -> None:
     assert any(text.startswith(f"job {job} of alice began on n[") for text in seen)
 
 
+def health(lab: Lab, *words: str) -> set[tuple[str, str, str, str]]:
+    """``(node, rail, action, outcome)`` of a policy that acts."""
+    policy = ["FABRICCTL_HEALTH_MODE=on", "FABRICCTL_HEALTH_MAX_AT_ONCE=2"]
+    argv = ["env", *policy, "fabricctl", "health", *words, "--json"]
+    done = lab.exec("ctl", argv, check=False, timeout_s=100)
+    assert done.stdout, done.stderr
+    return {
+        (d["node"], d["rail"], d["action"], d["outcome"])
+        for d in json.loads(done.stdout)["decisions"]
+    }
+
+
 def test_the_audit_finds_what_is_broken_and_nothing_else(fleet: Lab) -> None:
     """Six faults of six kinds at once, each laid at the right door."""
 
@@ -297,8 +309,15 @@ def test_the_audit_finds_what_is_broken_and_nothing_else(fleet: Lab) -> None:
     fleet.fault("stop", "n6", "fabricctl.node.service")
     try:
         found = bad()
+        acted = [health(fleet, "look", "n[1,5,7]") for _ in range(2)][1]
+        fleet.exec("ctl", ["scontrol", "update", "NodeName=n8", "State=DRAIN", "Reason=a fan"])
+        back = health(fleet, "return", "n[1-8]")
     finally:
         fleet.heal_all()
+        fleet.exec("ctl", ["scontrol", "update", "NodeName=n8", "State=RESUME"])
+    assert acted == {("n1", "r0", "rail", "done"), ("n5", "", "drain", "done")}
+    assert back == {("n1", "r0", "return", "done"), ("n5", "", "return", "done"),
+                    ("n8", "", "return", "refused")}  # fmt: skip
     assert ("n1", "r0", "carrier") in found
     assert found - {("n1", "r0", "reach")} == {
         ("n1", "r0", "carrier"),

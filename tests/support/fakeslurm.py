@@ -95,6 +95,12 @@ class FakeSlurm:
             self.the_nodes[name] = changed
             self.changes.append((name, action, reason))
 
+    def set_node_comment(self, nodes: Iterable[str], comment: str) -> None:
+        self._check()
+        for name in nodes:
+            self.the_nodes[name] = replace(self.the_nodes[name], comment=comment or None)
+            self.changes.append((name, "comment", comment))
+
     def requeue(self, job: int, hold: bool = False) -> None:
         raise AssertionError("nothing here requeues")
 

@@ -253,8 +253,16 @@ def test_nodes_are_drained_and_come_back(slurm: Slurm, slurms: dict[str, Slurm])
     assert flags() == [True, True]
     reasons = {n.reason for n in slurms["commands"].nodes() if n.name in names}
     assert reasons == {"test of two = words"}
+    comment = "Extra words: Reason=x [root@12] State=DOWN"
+    slurm.set_node_comment(names, comment)
+    same(slurms, lambda each: each.nodes())
+    assert {n.comment for n in slurm.nodes() if n.name in names} == {comment}
+    assert {n.reason for n in slurm.nodes() if n.name in names} == reasons
     slurm.set_node_state(names, "resume")
     assert flags() == [False, False]
+    assert {n.comment for n in slurm.nodes() if n.name in names} == {comment}
+    slurm.set_node_comment(names, "")
+    assert {n.comment for n in slurm.nodes() if n.name in names} == {None}
 
 
 def test_a_job_is_requeued_and_counted(slurm: Slurm) -> None:

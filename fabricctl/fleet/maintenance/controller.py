@@ -1,5 +1,6 @@
 """Carries a maintenance out: looks, writes down, acts, and looks again."""
 
+import shlex
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from fabricctl import hostlist
 from fabricctl.errors import SlurmError
+from fabricctl.fleet.changes import ChangeLog
 from fabricctl.fleet.maintenance import commands
 from fabricctl.fleet.maintenance.decide import Outcome, Step, decide, empty, finished, ours, out
 from fabricctl.fleet.maintenance.journal import ACTIVE, Files, Journal
@@ -30,6 +32,8 @@ class Controller:
         self._say = say
         self._poll_s = poll_s
         self._journal = Journal(files, plan)
+        # Beside the folder of all maintenances, as FleetConfig.dir has it.
+        self._log = ChangeLog(files.directory.parent.parent, f"maintenance {plan.name}")
         self._children: list[subprocess.Popen[bytes]] = []
         self._stopped = False
         self._trouble = ""
@@ -134,16 +138,19 @@ class Controller:
     def _do(self, step: Step, node: Node | None, text: str) -> None:
         plan = self._plan
         if step.do == "drain":
-            self._slurm.set_node_state([step.node], "drain", plan.reason)
+            with self._log.change("drain", step.node, plan.reason):
+                self._slurm.set_node_state([step.node], "drain", plan.reason)
         elif step.do in ("return", "undo"):
             # Asked once more, so that what somebody did meanwhile is left as it is.
             now = next((each for each in self._slurm.nodes() if each.name == step.node), None)
             if now is not None and ours(plan, now):
-                self._slurm.set_node_state([step.node], "resume")
+                with self._log.change("return", step.node, plan.reason):
+                    self._slurm.set_node_state([step.node], "resume")
         elif step.do == "work":
             place = self._place(step.node)
             assert place is not None
-            self._children.append(commands.start(place, plan.command, step.node))
+            with self._log.change("command", step.node, shlex.join(plan.command)):
+                self._children.append(commands.start(place, plan.command, step.node))
         elif step.do == "verify":
             place = self._place(step.node)
             assert place is not None
@@ -151,7 +158,8 @@ class Controller:
             self._children.append(commands.start(place, plan.verify, step.node))
         elif step.state == "failed" and node is not None and ours(plan, node):
             reason = f"{plan.reason}: failed: {text}"
-            self._slurm.set_node_state([step.node], "drain", reason[:200])
+            with self._log.change("reason", step.node, reason[:200]):
+                self._slurm.set_node_state([step.node], "drain", reason[:200])
 
     def _say_what_blocks(self, nodes: Mapping[str, Node] | None) -> None:
         """Once: nodes that others took out use up the budget, and nothing is under way."""
