@@ -18,6 +18,15 @@ from typing import Any, get_type_hints
 
 from fabricctl import sharing
 from fabricctl.errors import ConfigError, DataError
+from fabricctl.sections import (
+    AccessConfig,
+    AuditConfig,
+    FleetConfig,
+    HeadConfig,
+    HealthConfig,
+    UsageConfig,
+)
+from fabricctl.sections import key as _key
 
 DEFAULT_FILE = Path("/etc/fabricctl.toml")
 
@@ -25,25 +34,6 @@ DEFAULT_FILE = Path("/etc/fabricctl.toml")
 _PARTITION = re.compile(r"[^\s,=\[\]]{1,64}")
 LOSS_CAUSES = ("node_fail", "boot_fail", "preempted", "link_down")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")  # useradd(8)
-
-
-def _key(
-    default: Any,
-    doc: str,
-    low: float | None = None,
-    high: float | None = None,
-    *,
-    choices: tuple[str, ...] = (),
-    per_partition: bool = False,
-) -> Any:
-    metadata = {
-        "doc": doc,
-        "low": low,
-        "high": high,
-        "choices": choices,
-        "per_partition": per_partition,
-    }
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -232,71 +222,6 @@ class TraceConfig:
     keep_parts: bool = _key(False, "Keep the node traces beside the job trace.")
 
 
-@dataclass(frozen=True)
-class FleetConfig:
-    """What the commands for administrators keep, on the host where they run."""
-
-    dir: Path = _key(Path("/var/lib/fabricctl/fleet"), "Plans and journals of maintenance.")
-
-
-@dataclass(frozen=True)
-class UsageConfig:
-    """What an hour costs, and what is not charged for (docs/administration.md)."""
-
-    currency: str = _key("EUR", "What prices are in.")
-    node_hour: float = _key(0.0, "Price of a node for an hour.", 0, 1e6, per_partition=True)
-    cpu_hour: float = _key(0.0, "Price of a CPU for an hour.", 0, 1e6, per_partition=True)
-    gpu_hour: float = _key(0.0, "Price of a GPU for an hour.", 0, 1e6, per_partition=True)
-    credit: tuple[str, ...] = _key(
-        ("node_fail", "boot_fail"),
-        "Causes of loss that are not charged for: node_fail, boot_fail, preempted (the whole "
-        "attempt), link_down (while a link of the job was down).",
-    )
-
-
-@dataclass(frozen=True)
-class HealthConfig:
-    """What findings about nodes lead to (docs/administration.md, `fabricctl health`)."""
-
-    mode: str = _key(
-        "observe",
-        "observe: say and record what would be done, touch nothing. on: do it.",
-        choices=("observe", "on"),
-    )
-    error: str = _key(
-        "drain",
-        "What a failed check leads to. note: recorded. comment: also Slurm's comment, where the "
-        "node has none; jobs still start there. drain: no further job starts.",
-        choices=("none", "note", "comment", "drain"),
-    )
-    error_rail: str = _key(
-        "rail",
-        "What a failed check of one rail leads to, while other rails of the node are fine. rail: "
-        "jobs that begin later, and those there now, leave that rail alone.",
-        choices=("none", "note", "comment", "rail", "drain"),
-    )
-    warning: str = _key(
-        "note", "What a warning leads to.", choices=("none", "note", "comment", "drain")
-    )
-    confirm: int = _key(2, "Looks in a row that must find it before it is acted upon.", 1, 100)
-    max_drained: str = _key(
-        "5%", "Nodes that may be drained with a reason of fabricctl at once: a number or a share."
-    )
-    max_at_once: str = _key(
-        "10%",
-        "More nodes than this to be drained after one look: a common cause; none is drained.",
-    )
-    keep_share: float = _key(
-        0.5, "Share of each partition's nodes that must stay usable.", 0.0, 1.0
-    )
-    max_age_s: float = _key(3600.0, "Reports older than this are not acted upon.", 10, 1e6)
-    ignore: tuple[str, ...] = _key((), "Checks never acted upon, e.g. ['storage.*'].")
-    return_after: int = _key(
-        0, "Clean looks in a row after which a node that we drained returns; 0: never.", 0, 1000
-    )
-    way: str = _key("", "How to exclude a rail on a node as root: 'ssh {node}'; empty: a job.")
-
-
 SECTIONS: Mapping[str, type] = {
     "node": NodeConfig,
     "agent": AgentConfig,
@@ -309,6 +234,9 @@ SECTIONS: Mapping[str, type] = {
     "fleet": FleetConfig,
     "usage": UsageConfig,
     "health": HealthConfig,
+    "audit": AuditConfig,
+    "head": HeadConfig,
+    "access": AccessConfig,
 }
 
 
@@ -327,6 +255,9 @@ class Config:
     fleet: FleetConfig = field(default_factory=FleetConfig)
     usage: UsageConfig = field(default_factory=UsageConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    access: AccessConfig = field(default_factory=AccessConfig)
     source: Path | None = None
     # Partition -> "section.key" -> checked value, as the file has them.
     partitions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

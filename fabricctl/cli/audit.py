@@ -11,6 +11,8 @@ import click
 from fabricctl.errors import NotFoundError, SystemRefusedError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fabricctl.fleet.audit.model import Check
     from fabricctl.slurm.model import Node, Slurm
 
@@ -21,9 +23,15 @@ _MARKS = {"fail": "!!", "warn": " !", "not measured": " ?", "ok": "  "}
 @click.command()
 @click.argument("nodes", required=False)
 @click.option("--partition", metavar="NAME", help="All nodes of a partition.")
+@click.option("--full", is_flag=True, help="Also bandwidth, latency and clocks of all pairs, and "
+              "an all-reduce by MPI: up to a minute.")  # fmt: skip
+@click.option("--burn-in", metavar="TIME", help="Full audits one after the other for so long: 4h.")
+@click.option("--job-prolog", is_flag=True, help="This node only, without asking Slurm or other "
+              "nodes: for a prolog or HealthCheckProgram.")  # fmt: skip
 @click.option("--via", metavar="CMD", help="Not by Slurm jobs, but by this: 'ssh {node}'.")
 @click.option("--against", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="Also say which verdicts are others than in this report (--json).")  # fmt: skip
+              help="Also say what is other than in this report (--json).")  # fmt: skip
+@click.option("--sign-off", metavar="TEXT", help="Put your name and these words on the report.")
 @click.option("--html", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Also write one HTML page.")  # fmt: skip
 @click.option("--all", "show_all", is_flag=True, help="Also show what is fine.")
@@ -33,24 +41,33 @@ def command(
     *,
     nodes: str | None,
     partition: str | None,
+    full: bool,
+    burn_in: str | None,
+    job_prolog: bool,
     via: str | None,
     against: Path | None,
+    sign_off: str | None,
     html: Path | None,
     show_all: bool,
     as_json: bool,
     dry_run: bool,
 ) -> None:
-    """Check NODES (a host list) in about ten seconds: host, links, fabric, clock, Slurm, storage.
+    """Check NODES (a host list): host, links, fabric, clock, GPUs, Slurm, storage.
 
-    Each node looks at itself, then all of them probe each other on every rail. It runs as a job of
-    one CPU a node beside others; exit status 0: all fit; 1: something failed or was not measured.
+    Each node looks at itself, then all of them probe each other on every rail, in about ten
+    seconds. It runs as a job of one CPU a node beside others; exit status 0: all fit; 1: something
+    failed or was not measured.
     """
-    from fabricctl import hostlist
+    from fabricctl import config, hostlist
     from fabricctl.fleet.audit import report
     from fabricctl.fleet.audit.run import audit
     from fabricctl.fleet.inventory.collect import reachable
     from fabricctl.slurm.choose import open_slurm
 
+    if job_prolog:
+        if nodes or partition or via or full or burn_in:
+            raise UsageError("audit: --job-prolog is of this node, by itself")
+        _prolog(as_json)
     slurm = open_slurm()
     chosen = named(slurm, nodes, partition)
     names = [node.name for node in chosen]
@@ -62,9 +79,15 @@ def command(
             click.echo(f"{name}: cannot be: {reason}")
         return
     begin_s = int(time.time())
-    checks = audit(chosen, PORT, via)
+    limits = config.load().audit if full or burn_in else None
+
+    def once() -> "list[Check]":
+        return audit(chosen, PORT, via, limits)
+
+    checks = _burned(once, burn_in) if burn_in else once()
     cluster = slurm.configuration().get("ClusterName", "?")
-    given = report.document(checks, names, cluster, begin_s, int(time.time()))
+    signed = _signature(sign_off) if sign_off is not None else None
+    given = report.document(checks, names, cluster, begin_s, int(time.time()), signed=signed)
     if html is not None:
         from fabricctl.cli.write_file import write_private
 
@@ -74,21 +97,80 @@ def command(
     if as_json:
         click.echo(json.dumps(given))
     else:
-        for check in checks:
-            if show_all or check.status != "ok":
-                where = f"{check.node} {check.rail}".rstrip()
-                limit = f" (wanted: {check.limit})" if check.limit else ""
-                click.echo(f"{_MARKS[check.status]} {where:12} {check.area} {check.name}: "
-                           f"{check.value}{limit}")  # fmt: skip
+        _print(checks, show_all)
         fine = [name for name, status in given["nodes"].items() if status in ("ok", "warn")]
         click.echo(f"{len(fine)} of {len(names)} nodes fit: {hostlist.fold(fine) or 'none'}; "
                    f"{len(checks)} checks, verdicts {given['verdict_sha256'][:12]}")  # fmt: skip
-    for was, check in report.changes(before, checks) if before is not None else ():
+    if before is not None:
+        _compare(before, checks)
+    bad = [status for status in given["nodes"].values() if status in ("fail", "not measured")]
+    sys.exit(1 if bad else 0)
+
+
+def _print(checks: "list[Check]", show_all: bool) -> None:
+    for check in checks:
+        if show_all or check.status != "ok":
+            where = f"{check.node} {check.rail}".rstrip()
+            limit = f" (wanted: {check.limit})" if check.limit else ""
+            click.echo(f"{_MARKS[check.status]} {where:12} {check.area} {check.name}: "
+                       f"{check.value}{limit}")  # fmt: skip
+
+
+def _compare(before: "list[Check]", checks: "list[Check]") -> None:
+    from fabricctl.fleet.audit import report
+
+    for was, check in report.changes(before, checks):
         old = was.status if was else "not there"
         click.echo(f"changed: {check.node} {check.area} {check.name} {check.rail}: "
                    f"{old} to {check.status}", err=True)  # fmt: skip
-    bad = [status for status in given["nodes"].values() if status in ("fail", "not measured")]
+    for was, check in report.drifts(before, checks):
+        click.echo(f"drifted: {check.node} {check.area} {check.name} {check.rail}: "
+                   f"{was.value} to {check.value}", err=True)  # fmt: skip
+
+
+def _prolog(as_json: bool) -> None:
+    """What failed goes to stderr. What could not be measured never holds a job up."""
+    import os
+    from dataclasses import asdict
+
+    from fabricctl import config
+    from fabricctl.fleet.audit import local
+
+    node = os.environ.get("SLURMD_NODENAME") or os.uname().nodename.partition(".")[0]
+    checks = local.checks(node, config.load())
+    bad = [check for check in checks if check.status == "fail"]
+    if as_json:
+        click.echo(json.dumps({"version": 1, "checks": [asdict(check) for check in checks]}))
+    for check in bad:
+        where = f"{check.rail} " if check.rail else ""
+        click.echo(f"fabric: {where}{check.area} {check.name}: {check.value}", err=True)
     sys.exit(1 if bad else 0)
+
+
+def _burned(once: "Callable[[], list[Check]]", words: str) -> "list[Check]":
+    import re
+
+    from fabricctl.fleet.audit.burnin import together
+
+    match = re.fullmatch(r"(\d{1,4})(min|h)", words)
+    if match is None or not int(match.group(1)):
+        raise UsageError(f"audit: --burn-in {words[:20]!r}: so many minutes or hours: 30min, 4h")
+    end_s = time.monotonic() + int(match.group(1)) * (60 if match.group(2) == "min" else 3600)
+    rounds: list[list[Check]] = []
+    while not rounds or time.monotonic() < end_s:
+        rounds.append(once())
+        bad = sum(check.status == "fail" for check in rounds[-1])
+        left_s = max(0, end_s - time.monotonic())
+        click.echo(f"fabricctl: audit {len(rounds)}: {bad} checks failed; "
+                   f"{left_s / 60:.0f} min to go", err=True)  # fmt: skip
+    return together(rounds)
+
+
+def _signature(text: str) -> dict[str, str]:
+    from fabricctl.fleet.changes import caller, harmless
+
+    at = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+    return {"by": caller(), "at": at, "text": harmless(text)}
 
 
 def named(slurm: "Slurm", nodes: str | None, partition: str | None) -> list["Node"]:

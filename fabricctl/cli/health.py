@@ -50,12 +50,15 @@ def look(
     Exit status 0: nothing was to be done, or all was; 1: something was refused or failed.
     """
     from fabricctl import config
+    from fabricctl.cli.role import demand_operator
     from fabricctl.fleet.audit import report as reports
     from fabricctl.fleet.health.run import check_report, only_one
     from fabricctl.slurm.choose import open_slurm
 
     settings = config.load()
     slurm = open_slurm()
+    if not dry_run:
+        demand_operator(slurm, "health look")
     cluster = slurm.configuration().get("ClusterName", "?")
     if report is not None:
         if nodes or partition or via:
@@ -88,13 +91,17 @@ def look(
 def give_back(nodes: str, *, dry_run: bool, as_json: bool) -> None:
     """Return NODES, and rails of theirs, that `fabricctl health` took out; no others."""
     from fabricctl import config, hostlist
+    from fabricctl.cli.role import demand_operator
     from fabricctl.fleet.health.run import only_one
     from fabricctl.slurm.choose import open_slurm
 
     settings = config.load()
+    slurm = open_slurm()
+    if not dry_run:
+        demand_operator(slurm, "health return")
     with only_one(settings.fleet.dir):
         store = _store(settings)
-        health = _health(settings, open_slurm(), store, dry=dry_run)
+        health = _health(settings, slurm, store, dry=dry_run)
         outcomes = health.give_back(hostlist.expand(nodes))
         store.close()
     if not outcomes:

@@ -125,16 +125,19 @@ def start(name: str, poll: float, retry: bool, dry_run: bool) -> None:
 
 
 def _carry_out(files: "Files", made: "Plan", poll_s: float, retry: bool = False) -> int:
+    from fabricctl.cli.role import demand_operator
     from fabricctl.fleet.maintenance.controller import Controller
     from fabricctl.slurm.choose import open_slurm
 
+    slurm = open_slurm()
+    demand_operator(slurm, "maintenance")
     lock = files.take_lock()
     if lock is None:
         raise UsageError(
             f"maintenance {made.name}: a controller is at work already (one at a time)"
         )
     try:
-        controller = Controller(made, files, open_slurm(), _say, poll_s)
+        controller = Controller(made, files, slurm, _say, poll_s)
         if retry:
             for node, standing in controller.journal.standings.items():
                 if standing.state == "failed":

@@ -35,12 +35,22 @@ def command(listen: str | None) -> None:
 
 
 def gather() -> str:
-    """One scrape; when Slurm does not answer it says so and nothing else."""
+    """One scrape, of fabricd where one runs on this host, else of Slurm; when Slurm does not answer
+    it says so and nothing of Slurm."""
+    from fabricctl import config
     from fabricctl.fleet.metrics import render
     from fabricctl.fleet.overview import overview
     from fabricctl.slurm.choose import open_slurm
 
     begin_s = time.monotonic()
+    head = config.load().head.socket
+    if head.exists():
+        from fabricctl.fleet.head.service import ask
+
+        try:
+            return ask(head, "metrics").decode()
+        except SystemRefusedError:
+            pass  # it was killed and left its socket: Slurm is asked
     try:
         slurm = open_slurm("commands")
         nodes, jobs = slurm.nodes(), slurm.jobs()

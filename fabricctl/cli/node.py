@@ -22,6 +22,28 @@ def serve() -> None:
 
 
 @command.command()
+def push() -> None:
+    """Report to fabricd until SIGTERM, as a user without privileges (head.* in fabricctl.toml)."""
+    import time
+
+    from fabricctl import config
+    from fabricctl.errors import UsageError
+    from fabricctl.fleet.head.push import Pusher, read_key
+
+    settings = config.load()
+    if not settings.head.address:
+        raise UsageError("node push: head.address in fabricctl.toml names no host")
+    pusher = Pusher(settings, _name(), read_key(settings.head.key_file))
+    try:
+        while True:
+            begin_s = time.monotonic()
+            pusher.turn()
+            pusher.wait(pusher.pace.next_s() - (time.monotonic() - begin_s))
+    finally:
+        pusher.close()
+
+
+@command.command()
 @click.option("--json", "as_json", is_flag=True, help="One line, for `fabricctl inventory take`.")
 @click.option("--parts", is_flag=True, help="Short lines that srun does not tear.")
 def facts(as_json: bool, parts: bool) -> None:
@@ -76,6 +98,28 @@ def audit_links() -> None:
         ) from None
     found = probes.measure(_name(), table, port, cookie)
     _say({"pairs": [asdict(pair) for pair in found]})
+
+
+@command.command(name="audit-pairs")
+def audit_pairs() -> None:
+    """Measure with other nodes, one at a time; `fabricctl audit --full` says whom, on stdin."""
+    from fabricctl.errors import DataError
+    from fabricctl.fleet.audit.full import answer
+    from fabricctl.fleet.audit.run import assert_texts
+
+    try:
+        given = json.loads(sys.stdin.read())
+        table = given["table"]
+        for rails in table.values():
+            assert_texts(rails)
+        if _name() not in table or not 1024 <= int(given["port"]) < 65536:
+            raise ValueError("not for this node")
+        found = answer(table, _name(), given)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"audit-pairs: stdin is not what `fabricctl audit` writes: {error}"
+        ) from None
+    _say({"links": found})
 
 
 @command.command(name="rail-out")

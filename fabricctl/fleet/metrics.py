@@ -14,7 +14,7 @@ CONTENT_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 NODE_STATES = ("idle", "mixed", "allocated", "draining", "drained", "down", "powered down",
                "unknown")  # fmt: skip
 JOB_STATES = ("running", "ending", "waiting")
-FINDING_KINDS = ("node_down", "node_drained", "job_stuck")
+FINDING_KINDS = ("node_down", "node_drained", "job_stuck", "rail_down", "node_silent")
 # name: (type, what it is)
 METRICS: Mapping[str, tuple[str, str]] = {
     "fabricctl_up": ("gauge", "1: Slurm answered this time."),
@@ -24,15 +24,32 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "fabricctl_jobs": ("gauge", "Jobs that have not ended, by state."),
     "fabricctl_findings": ("gauge", "Open findings of fabricctl status, by kind."),
     "fabricctl_findings_worst": ("gauge", "The heaviest: 0 none, 1 info, 2 warning, 3 error."),
+    "fabricctl_rails": ("gauge", "Rails of all nodes that report to fabricd, by state."),
+    "fabricctl_rail_bytes_per_second": ("gauge", "Traffic of all rails together."),
+    "fabricctl_node_reports": ("gauge", "Nodes by whether fabricd hears them."),
     "fabricctl_gather_seconds": ("gauge", "How long Slurm took to answer."),
 }
 
+_OF_HEAD = ("fabricctl_rails", "fabricctl_rail_bytes_per_second", "fabricctl_node_reports")
 
-def render(found: Overview | None, nodes: Sequence[Node], took_s: float) -> str:
-    """The text of one scrape; ``found`` None: Slurm did not answer, and nothing is made up."""
+
+def render(
+    found: Overview | None,
+    nodes: Sequence[Node],
+    took_s: float,
+    more: Mapping[tuple[str, str, str], float] | None = None,
+) -> str:
+    """The text of one scrape; ``found`` None: Slurm did not answer, and nothing is made up.
+
+    ``more``: samples by (metric, label, value), of what fabricd knows.
+    """
     samples = {name: list(_samples(name, found, nodes, took_s)) for name in METRICS}
+    for (name, label, value), number in (more or {}).items():
+        samples[name].append(_one(name, label, value, number))
     lines = []
     for name, (kind, doc) in METRICS.items():
+        if not samples[name] and name in _OF_HEAD and more is None:
+            continue
         lines += [f"# TYPE {name} {kind}", f"# HELP {name} {doc}", *samples[name]]
     return "\n".join([*lines, "# EOF", ""])
 
@@ -63,5 +80,5 @@ def _samples(
         yield f"{name} {worst}"
 
 
-def _one(name: str, label: str, value: str, number: int) -> str:
-    return f'{name}{{{label}="{value}"}} {number}'
+def _one(name: str, label: str, value: str, number: float) -> str:
+    return f'{name}{{{label}="{value}"}} {number:.15g}'

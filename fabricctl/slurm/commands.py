@@ -17,6 +17,7 @@ from fabricctl.slurm.model import (
     NodeAction,
     Partition,
     Reservation,
+    Rights,
     Step,
     Usage,
     Version,
@@ -149,6 +150,11 @@ class CommandSlurm:
             shape = ["--noheader", "--parsable2", f"--delimiter={text.FIELD}"]
             every = text.usage(self._ask([*argv, *shape, f"--format={text.USAGE_FORMAT}"]))
         return tuple(sorted(every, key=lambda each: (each.job, each.start_real_s or 0)))
+
+    def rights(self) -> Mapping[str, Rights]:
+        argv = ["sacctmgr", "--noheader", "--parsable2", "--readonly", "show", "user",
+                "withcoordinator", "format=User,AdminLevel,Coordinators"]  # fmt: skip
+        return text.rights(self._ask(argv))
 
     def configuration(self) -> Mapping[str, str]:
         return text.configuration(self._ask(["scontrol", "show", "config"]))

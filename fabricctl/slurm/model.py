@@ -141,6 +141,14 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Rights:
+    """What Slurm's accounting lets a user do."""
+
+    level: Literal["user", "operator", "admin"]
+    coordinates: tuple[str, ...] = ()  # accounts
+
+
+@dataclass(frozen=True)
 class Version:
     """Slurm's version; 22.05 is ``Version(22, 5, ...)``."""
 
@@ -201,6 +209,9 @@ class Slurm(Protocol):
 
     def usage(self, begin_real_s: int, end_real_s: int) -> tuple[Usage, ...]:
         """Attempts of all users that were there between the two times; needs slurmdbd."""
+
+    def rights(self) -> Mapping[str, Rights]:
+        """By user, of those that the accounting knows; needs slurmdbd."""
 
     def configuration(self) -> Mapping[str, str]:
         """slurm.conf as the controller has it, every key."""

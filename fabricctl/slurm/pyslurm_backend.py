@@ -24,6 +24,7 @@ from fabricctl.slurm.model import (
     NodeAction,
     Partition,
     Reservation,
+    Rights,
     Step,
     Usage,
     Version,
@@ -146,6 +147,10 @@ class PyslurmSlurm:
     def usage(self, begin_real_s: int, end_real_s: int) -> tuple[Usage, ...]:
         # The library keeps one record a job id: attempts before a requeue are lost.
         return self._commands.usage(begin_real_s, end_real_s)
+
+    def rights(self) -> Mapping[str, Rights]:
+        # The library's users have no admin level.
+        return self._commands.rights()
 
     def configuration(self) -> Mapping[str, str]:
         # The library has its own names and types for what it knows of slurm.conf.

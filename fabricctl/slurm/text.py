@@ -9,10 +9,21 @@ administrators alone choose the words.
 import os
 import re
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 from fabricctl import hostlist
 from fabricctl.errors import DataError, SlurmError
-from fabricctl.slurm.model import FINISHED, WAITING, Job, Node, Partition, Reservation, Step, Usage
+from fabricctl.slurm.model import (
+    FINISHED,
+    WAITING,
+    Job,
+    Node,
+    Partition,
+    Reservation,
+    Rights,
+    Step,
+    Usage,
+)
 
 RECORD, FIELD = "\x1e", "\x1f"  # ASCII's own separators
 
@@ -114,6 +125,20 @@ def nodes(text: str) -> Iterator[Node]:
             boot_real_s=seconds(given.get("BootTime", "")),
             comment=comment.group(1) if comment else None,
         )
+
+
+def rights(text: str) -> Mapping[str, Rights]:
+    """From ``sacctmgr show user`` with User, AdminLevel and Coordinators."""
+    levels: Mapping[str, Literal["user", "operator", "admin"]] = {
+        "Operator": "operator", "Administrator": "admin",
+    }  # fmt: skip
+    found = {}
+    for line in text.splitlines():
+        words = line.split("|")
+        if len(words) == 3 and words[0]:
+            accounts = tuple(name for name in words[2].split(",") if name)
+            found[words[0]] = Rights(levels.get(words[1], "user"), accounts)
+    return found
 
 
 def partitions(text: str) -> Iterator[Partition]:

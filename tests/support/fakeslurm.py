@@ -11,6 +11,7 @@ from fabricctl.slurm.model import (
     NodeAction,
     Partition,
     Reservation,
+    Rights,
     Step,
     Usage,
     Version,
@@ -48,6 +49,7 @@ class FakeSlurm:
     the_jobs: list[Job] = field(default_factory=list)
     the_usage: list[Usage] = field(default_factory=list)
     changes: list[tuple[str, str, str]] = field(default_factory=list)  # node, action, reason
+    the_rights: dict[str, Rights] = field(default_factory=dict)
     backend: str = "commands"
     reason: str = "a test"
     version: Version = Version(22, 5, "22.05.8")
@@ -110,6 +112,10 @@ class FakeSlurm:
     def usage(self, begin_real_s: int, end_real_s: int) -> tuple[Usage, ...]:
         self._check()
         return tuple(self.the_usage)
+
+    def rights(self) -> Mapping[str, Rights]:
+        self._check()
+        return dict(self.the_rights)
 
     def configuration(self) -> Mapping[str, str]:
         return {"ClusterName": "fake"}

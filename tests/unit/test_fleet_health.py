@@ -11,7 +11,6 @@ import pytest
 from click.testing import CliRunner
 
 from fabricctl.cli.main import cli
-from fabricctl.config import HealthConfig
 from fabricctl.errors import FabricError, SlurmError, SystemRefusedError, UsageError
 from fabricctl.fleet import changes
 from fabricctl.fleet.audit import report
@@ -20,6 +19,7 @@ from fabricctl.fleet.health import run
 from fabricctl.fleet.health.lemons import lemons, tail
 from fabricctl.fleet.health.policy import PREFIX, Decision, Matter, Record, decide
 from fabricctl.fleet.health.store import HealthStore
+from fabricctl.sections import HealthConfig
 from fabricctl.slurm.model import NodeAction, Partition
 from tests.support.fakeslurm import NOW_S, FakeSlurm, node
 

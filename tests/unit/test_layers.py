@@ -19,6 +19,8 @@ HEAVY = {
     "pandas": ("fabricctl_analysis",),
     "bokeh": ("fabricctl_analysis",),
     "click": ("fabricctl.cli",),
+    "rich": ("fabricctl.cli.top_app",),
+    "textual": ("fabricctl.cli.top_app",),
     "yaml": ("fabricctl.fleet.inventory",),
     "numpy": ("fabricctl.store", "fabricctl.clock", "fabricctl_analysis"),
 }

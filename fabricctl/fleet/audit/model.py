@@ -18,6 +18,8 @@ class Check:
     value: str
     limit: str = ""
     rail: str = ""
+    number: float | None = None  # the value again, for comparisons; None: it has none
+    unit: str = ""
 
 
 def worst(checks: list[Check]) -> Status:

@@ -12,12 +12,19 @@ from fabricctl.errors import DataError
 from fabricctl.fleet.audit.model import STATUSES, Check, worst
 
 VERSION = 1
+DRIFT = 0.3  # of a value: what links of one kind differ by on machines that do other work
 _COLOURS = {"ok": "#2e7d32", "warn": "#b26a00", "fail": "#c62828", "not measured": "#666"}
 
 
 def document(
-    checks: Sequence[Check], nodes: Sequence[str], cluster: str, begin_s: int, end_s: int
-) -> dict[str, Any]:  # fmt: skip
+    checks: Sequence[Check],
+    nodes: Sequence[str],
+    cluster: str,
+    begin_s: int,
+    end_s: int,
+    *,
+    signed: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """What is written as JSON. ``sha256`` is over everything else, ``verdict_sha256`` over who
     passed what, so that two audits with the same verdicts can be told at a glance."""
     by_node = {
@@ -31,6 +38,7 @@ def document(
         "end_real_s": end_s,
         "nodes": by_node,
         "checks": [asdict(check) for check in checks],
+        "signed_off": dict(signed) if signed else None,
         "verdict_sha256": hashlib.sha256(json.dumps(verdicts).encode()).hexdigest(),
     }
     return {**body, "sha256": digest(body)}
@@ -67,6 +75,21 @@ def changes(before: Sequence[Check], after: Sequence[Check]) -> list[tuple[Check
     return found
 
 
+def drifts(
+    before: Sequence[Check], after: Sequence[Check], share: float = DRIFT
+) -> list[tuple[Check, Check]]:
+    """Measured values that are far from those of an earlier report, both of the same unit."""
+    old = {(c.node, c.area, c.name, c.rail): c for c in before}
+    found = []
+    for now in after:
+        was = old.get((now.node, now.area, now.name, now.rail))
+        if was is None or was.number is None or now.number is None or was.unit != now.unit:
+            continue
+        if now.area != "clock" and abs(now.number - was.number) > share * abs(was.number):
+            found.append((was, now))
+    return found
+
+
 def page(given: Mapping[str, Any], when: str) -> str:
     """One HTML file."""
     rows = []
@@ -97,6 +120,7 @@ code {{ font-size: .8rem; overflow-wrap: anywhere; }}
 <h1>Audit of {html.escape(given["cluster"])}</h1>
 <p>{html.escape(when)}. {len(given["nodes"])} nodes, {len(given["checks"])} checks.
 {"; ".join(counts)}.</p>
+{_signed(given.get("signed_off"))}
 <table><thead><tr><th>node</th><th>area</th><th>check</th><th>rail</th><th>found</th><th>limit</th>
 <th>verdict</th></tr></thead><tbody>
 {body}
@@ -104,3 +128,10 @@ code {{ font-size: .8rem; overflow-wrap: anywhere; }}
 <p><code>sha256 {given["sha256"]}<br>verdicts {given["verdict_sha256"]}</code></p>
 </body></html>
 """
+
+
+def _signed(given: Mapping[str, str] | None) -> str:
+    if not given:
+        return "<p>Not signed off.</p>"
+    words = f"Signed off by {given['by']}, {given['at']}"
+    return f"<p>{html.escape(words + (': ' + given['text'] if given['text'] else ''))}</p>"

@@ -1,6 +1,7 @@
 """Carries an audit out: each node looks at itself, then all of them at each other."""
 
 import json
+import math
 import secrets
 import shlex
 import shutil
@@ -13,16 +14,23 @@ from fabricctl import hostlist
 from fabricctl.errors import DataError
 from fabricctl.fleet import lines
 from fabricctl.fleet.audit import fabric
+from fabricctl.fleet.audit.full import allreduce, tournament
 from fabricctl.fleet.audit.model import STATUSES, Check
 from fabricctl.fleet.audit.probes import Pair
 from fabricctl.fleet.inventory.collect import reachable
+from fabricctl.sections import AuditConfig
 from fabricctl.slurm.model import Node
 
 TIMEOUT_S = 60.0
 
 
-def audit(nodes: Sequence[Node], port: int, via: str | None = None) -> list[Check]:
-    """All checks of all nodes. ``via``: a command before ours (``ssh {node}``), else Slurm jobs."""
+def audit(
+    nodes: Sequence[Node], port: int, via: str | None = None, full: AuditConfig | None = None
+) -> list[Check]:
+    """All checks of all nodes. ``via``: a command before ours (``ssh {node}``), else Slurm jobs.
+
+    ``full``: pairs of nodes measure each other too, and all that are fit reduce by MPI.
+    """
     fit, why = (list(nodes), dict[str, str]()) if via else reachable(nodes)
     names = [node.name for node in fit]
     answers = _ask(fit, ["audit-self"], "", via)
@@ -44,6 +52,13 @@ def audit(nodes: Sequence[Node], port: int, via: str | None = None) -> list[Chec
         for name, line in _ask(alive, ["audit-links"], given, via).items():
             pairs += pair_answer(name, line)
         checks += fabric.checks(pairs, table, table)
+        if full is not None:
+
+            def ask(said: str) -> Mapping[str, Mapping[str, object]]:
+                return _ask(alive, ["audit-pairs"], said, via)
+
+            checks += tournament(table, pairs, port, ask, full)
+            checks += _reduced(alive, checks, full) if not via and full.mpi else []
     for node in nodes:
         if node.name in why:
             # A node that nobody could ask is not audited; one that was asked and is silent failed.
@@ -53,6 +68,17 @@ def audit(nodes: Sequence[Node], port: int, via: str | None = None) -> list[Chec
     return sorted(checks, key=lambda each: (each.node, each.area, each.name, each.rail))
 
 
+def _reduced(alive: Sequence[Node], checks: Sequence[Check], full: AuditConfig) -> list[Check]:
+    """By MPI, over those that are fit so far, in the partition that holds most of them."""
+    bad = {check.node for check in checks if check.status == "fail"}
+    fit = [node for node in alive if node.name not in bad]
+    largest = max(partitions_of(fit).items(), key=lambda item: len(item[1]), default=None)
+    if largest is None or len(largest[1]) < 2:
+        return []
+    partition, names = largest
+    return allreduce([node for node in fit if node.name in names], partition, full)
+
+
 def own_answer(node: str, line: Mapping[str, object]) -> tuple[list[Check], dict[str, str]]:
     """What a node said of itself; raises :class:`DataError` for what no node of ours says."""
     try:
@@ -60,7 +86,10 @@ def own_answer(node: str, line: Mapping[str, object]) -> tuple[list[Check], dict
         assert_texts(rails)
         checks = [Check(**{**given, "node": node}) for given in line["checks"]]  # type: ignore[attr-defined]
         for check in checks:
-            assert_texts(asdict(check))
+            number = check.number
+            if number is not None and (isinstance(number, bool) or not math.isfinite(number)):
+                raise ValueError(f"{number!r:.40} is not a number")
+            assert_texts({key: value for key, value in asdict(check).items() if key != "number"})
             if check.status not in STATUSES:
                 raise ValueError(check.status)
         return checks, dict(rails)  # type: ignore[call-overload]

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fabricctl.config import HealthConfig
 from fabricctl.fleet.maintenance.plan import parse_budget
 from fabricctl.fleet.overview import OURS
+from fabricctl.sections import HealthConfig
 from fabricctl.slurm.model import Node, Partition
 
 Action = Literal["none", "note", "comment", "rail", "drain", "return"]

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fabricctl.config import HealthConfig
 from fabricctl.errors import FabricError, SystemRefusedError, UsageError
 from fabricctl.fleet.changes import ChangeLog
 from fabricctl.fleet.health.policy import Decision, Record, decide, is_note, is_ours
 from fabricctl.fleet.health.store import HealthStore
+from fabricctl.sections import HealthConfig
 from fabricctl.slurm.model import Node, Slurm
 
 RAIL_TIMEOUT_S = 60.0

@@ -1,0 +1,137 @@
+"""The full audit: pairs of nodes measure each other, then all of them reduce together by MPI."""
+
+import json
+import os
+import secrets
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+
+from fabricctl import hostlist
+from fabricctl.errors import DataError
+from fabricctl.fleet.audit import limits
+from fabricctl.fleet.audit.model import Check, Status
+from fabricctl.fleet.audit.pairwise import Link
+from fabricctl.fleet.audit.probes import Pair
+from fabricctl.sections import AuditConfig
+from fabricctl.slurm.model import Node
+from fabricctl.units import format_duration
+
+PAIRS_LIMIT_S = 40.0  # of a node's rounds; eight nodes with two rails take five
+MPI_TIMEOUT_S = 60.0
+
+# Has all nodes do their part, with this on stdin; record by node.
+Ask = Callable[[str], Mapping[str, Mapping[str, object]]]
+
+
+def tournament(
+    table: Mapping[str, Mapping[str, str]],
+    pairs: Sequence[Pair],
+    port: int,
+    ask: Ask,
+    config: AuditConfig,
+) -> list[Check]:
+    """Latency, bandwidth and clocks of all pairs. ``pairs``: what probes found; dead ones rest."""
+    dead = sorted({(p.node, p.peer, p.rail) for p in pairs if not p.small_answered})
+    given = json.dumps({"port": port, "cookie": secrets.token_hex(16), "table": table,
+                        "dead": dead, "limit_s": PAIRS_LIMIT_S})  # fmt: skip
+    links: list[Link] = []
+    for name, record in ask(given).items():
+        links += link_answer(name, record, table)
+    floors = limits.Floors(
+        config.bandwidth_floor_mbit * 1e6 / 8, config.rtt_ceiling_us * 1e3,
+        config.clock_ceiling_us * 1e3, config.share,
+    )  # fmt: skip
+    return limits.checks(links, table, table, floors)
+
+
+def link_answer(
+    node: str, record: Mapping[str, object], table: Mapping[str, Mapping[str, str]]
+) -> list[Link]:
+    """What a node measured; what cannot be read is left out, and so is not fine."""
+    found = []
+    every = record.get("links")
+    for given in every if isinstance(every, list) else ():
+        try:
+            link = Link(**given)
+        except TypeError:
+            continue
+        numbers = (link.rtt_ns, link.least_rtt_ns, link.offset_ns, link.out_bytes_per_s,
+                   link.in_bytes_per_s)  # fmt: skip
+        sane = all(each is None or (isinstance(each, int | float) and abs(each) < 1e18)
+                   for each in numbers)  # fmt: skip
+        known = link.node == node and link.peer in table and link.rail in table[node]
+        words = isinstance(link.why, str) and len(link.why) < 100 and link.why.isprintable()
+        if sane and known and words:
+            found.append(link)
+    return found
+
+
+def allreduce(nodes: Sequence[Node], partition: str, config: AuditConfig) -> list[Check]:
+    """One all-reduce over all of them; a wrong sum is told of the nodes that had it."""
+    names = [node.name for node in nodes]
+    argv = [*shlex.split(config.mpi), "--quiet", f"--partition={partition}",
+            f"--nodelist={hostlist.fold(names)}", f"--nodes={len(names)}", "--ntasks-per-node=1",
+            "--cpus-per-task=1", "--immediate=30", "--time=3", "--job-name=fabric-audit",
+            "--mem=0", sys.executable, "-m", "fabricctl.mpi.allreduce"]  # fmt: skip
+    try:
+        # More ranks than cores are told to yield; a machine with enough of them loses nothing.
+        done = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL,
+            timeout=MPI_TIMEOUT_S, check=False,
+            env={**os.environ, "OMPI_MCA_mpi_yield_when_idle": "1"},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return _same(names, "fail", f"did not end within {MPI_TIMEOUT_S:g} s")
+    except OSError as error:
+        return _same(names, "not measured", f"{argv[0]}: {error.strerror}")
+    try:
+        return judged(names, done.stdout)
+    except DataError:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        why = (said[-1] if said else f"status {done.returncode}")[:150]
+        return _same(names, "not measured", "".join(c for c in why if c.isprintable()))
+
+
+def judged(names: Sequence[str], output: str) -> list[Check]:
+    """From what rank 0 printed; raises :class:`DataError` when it did not."""
+    lines = [line for line in output.splitlines() if line.startswith("fabric-allreduce ")]
+    try:
+        given = json.loads(lines[-1].partition(" ")[2])
+        ranks, wrong = int(given["ranks"]), set(given["wrong"])
+        largest = max(given["sizes"], key=lambda each: int(each["bytes"]))
+        small = min(given["sizes"], key=lambda each: int(each["bytes"]))
+        least_s, small_s = float(largest["least_s"]), float(small["least_s"])
+        size = int(largest["bytes"])
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise DataError("the all-reduce printed no result") from None
+    # What each rank sends at least, over the time it took (bus bandwidth, as nccl-tests has it).
+    moved = 2 * (ranks - 1) / max(1, ranks) * size / max(least_s, 1e-9)
+    said = (f"{ranks} ranks, {size >> 10} KiB at {moved * 8 / 1e6:.0f} Mbit/s, 8 bytes in "
+            f"{format_duration(small_s)}")  # fmt: skip
+    found = []
+    for name in names:
+        bad = name in wrong or ranks != len(names)
+        text = "a wrong sum" if name in wrong else said
+        found.append(Check(name, "mpi", "allreduce", "fail" if bad else "ok", text, "right sums",
+                           "", moved, "B/s"))  # fmt: skip
+    return found
+
+
+def _same(names: Sequence[str], status: Status, why: str) -> list[Check]:
+    return [Check(name, "mpi", "allreduce", status, why, "right sums") for name in names]
+
+
+def answer(
+    table: Mapping[str, Mapping[str, str]], node: str, given: Mapping[str, object]
+) -> object:
+    """A node's own part, from what it was given on stdin."""
+    from fabricctl.fleet.audit import pairwise
+
+    cookie = bytes.fromhex(str(given["cookie"]))
+    dead = {(str(a), str(b), str(c)) for a, b, c in given["dead"]}  # type: ignore[attr-defined]
+    limit_s = min(600.0, float(str(given["limit_s"])))
+    where = pairwise.Where(node, table, int(str(given["port"])), cookie)
+    return [asdict(link) for link in pairwise.measure(where, dead, limit_s)]
