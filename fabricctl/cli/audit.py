@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fabricctl.fleet.audit.model import Check
+    from fabricctl.fleet.audit.pairwise import Link
     from fabricctl.slurm.model import Node, Slurm
 
 PORT = 20980  # UDP, while an audit runs
@@ -81,13 +82,17 @@ def command(
     begin_s = int(time.time())
     limits = config.load().audit if full or burn_in else None
 
+    links: list[Link] = []
+
     def once() -> "list[Check]":
-        return audit(chosen, PORT, via, limits)
+        return audit(chosen, PORT, via, limits, links)
 
     checks = _burned(once, burn_in) if burn_in else once()
     cluster = slurm.configuration().get("ClusterName", "?")
     signed = _signature(sign_off) if sign_off is not None else None
-    given = report.document(checks, names, cluster, begin_s, int(time.time()), signed=signed)
+    given = report.document(
+        checks, names, cluster, begin_s, int(time.time()), signed=signed, links=links
+    )
     if html is not None:
         from fabricctl.cli.write_file import write_private
 

@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "metrics": ("fabricctl.cli.metrics", "The cluster for Prometheus (OpenMetrics)."),
     "node": ("fabricctl.cli.node", "The service that runs on every compute node."),
     "path": ("fabricctl.cli.path", "Link failover of the jobs on this node."),
+    "place": ("fabricctl.cli.place", "Where a job lies on the fabric, and where one should."),
     "plan": ("fabricctl.cli.plan", "What failures will do to a job, and what spares save."),
     "run": ("fabricctl.cli.run", "Start a program in a job, again on a spare when a node dies."),
     "report": ("fabricctl.cli.report", "What happened to a job, and where its time went."),

@@ -25,7 +25,7 @@ _SHOWN: Mapping[str, tuple[str, int, Callable[[Any], str]]] = {
     "job": ("JOB", 8, _TEXT), "user": ("USER", 10, _TEXT), "account": ("ACCOUNT", 10, _TEXT),
     "name": ("NAME", 14, _TEXT), "state": ("STATE", 11, lambda v: str(v).lower()),
     "nodes": ("NODES", 5, _TEXT), "cpus": ("CPUS", 6, _TEXT),
-    "elapsed_s": ("FOR", 9, format_duration),
+    "elapsed_s": ("FOR", 11, format_duration),
     "protected": ("PROT", 5, _TEXT), "rails_down": ("DOWN", 4, _TEXT),
     "rx_bytes_per_s": ("RECEIVED", 11, _rate), "tx_bytes_per_s": ("SENT", 11, _rate),
     "where": ("WHERE", 24, _TEXT), "node": ("NODE", 12, _TEXT), "jobs": ("JOBS", 4, _TEXT),
@@ -34,6 +34,7 @@ _SHOWN: Mapping[str, tuple[str, int, Callable[[Any], str]]] = {
     "age_s": ("AGE", 6, lambda v: f"{v:.0f}s"), "reason": ("REASON", 30, _TEXT),
     "rail": ("RAIL", 8, _TEXT), "errors": ("ERRORS", 6, _TEXT),
 }  # fmt: skip
+_LEFT = frozenset({"user", "account", "name", "state", "where", "node", "reason", "rail"})
 _BAD = frozenset({"down", "no carrier", "gone", "unknown", "not in slurm"})
 _WARN = frozenset({"drained", "draining", "off", "powered down"})
 
@@ -168,7 +169,8 @@ class Screen:
         for name in self.columns:
             title, width, _ = _SHOWN[name]
             title += ("v" if self.down else "^") if name == self.by else ""
-            words.append(f"{title[:width]:{width}}")
+            right = name not in _LEFT
+            words.append(f"{title[:width]:>{width}}" if right else f"{title[:width]:{width}}")
         return " ".join(words).rstrip()
 
     def lines(self, first: int, count: int) -> list[str]:

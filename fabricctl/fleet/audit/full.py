@@ -32,8 +32,11 @@ def tournament(
     port: int,
     ask: Ask,
     config: AuditConfig,
-) -> list[Check]:
-    """Latency, bandwidth and clocks of all pairs. ``pairs``: what probes found; dead ones rest."""
+) -> tuple[list[Check], list[Link]]:
+    """Latency, bandwidth and clocks of all pairs, and what each pair measured.
+
+    ``pairs``: what probes found; those that are dead are left out.
+    """
     dead = sorted({(p.node, p.peer, p.rail) for p in pairs if not p.small_answered})
     given = json.dumps({"port": port, "cookie": secrets.token_hex(16), "table": table,
                         "dead": dead, "limit_s": PAIRS_LIMIT_S})  # fmt: skip
@@ -44,7 +47,7 @@ def tournament(
         config.bandwidth_floor_mbit * 1e6 / 8, config.rtt_ceiling_us * 1e3,
         config.clock_ceiling_us * 1e3, config.share,
     )  # fmt: skip
-    return limits.checks(links, table, table, floors)
+    return limits.checks(links, table, table, floors), links
 
 
 def link_answer(

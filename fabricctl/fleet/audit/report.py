@@ -10,6 +10,7 @@ from typing import Any
 from fabricctl import hostlist
 from fabricctl.errors import DataError
 from fabricctl.fleet.audit.model import STATUSES, Check, worst
+from fabricctl.fleet.audit.pairwise import Link
 
 VERSION = 1
 DRIFT = 0.3  # of a value: what links of one kind differ by on machines that do other work
@@ -24,6 +25,7 @@ def document(
     end_s: int,
     *,
     signed: Mapping[str, str] | None = None,
+    links: Sequence[Link] = (),
 ) -> dict[str, Any]:
     """What is written as JSON. ``sha256`` is over everything else, ``verdict_sha256`` over who
     passed what, so that two audits with the same verdicts can be told at a glance."""
@@ -39,6 +41,8 @@ def document(
         "nodes": by_node,
         "checks": [asdict(check) for check in checks],
         "signed_off": dict(signed) if signed else None,
+        # node, peer, rail, median round trip in ns
+        "pairs": [[x.node, x.peer, x.rail, x.rtt_ns] for x in links if x.rtt_ns is not None],
         "verdict_sha256": hashlib.sha256(json.dumps(verdicts).encode()).hexdigest(),
     }
     return {**body, "sha256": digest(body)}

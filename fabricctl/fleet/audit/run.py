@@ -16,6 +16,7 @@ from fabricctl.fleet import lines
 from fabricctl.fleet.audit import fabric
 from fabricctl.fleet.audit.full import allreduce, tournament
 from fabricctl.fleet.audit.model import STATUSES, Check
+from fabricctl.fleet.audit.pairwise import Link
 from fabricctl.fleet.audit.probes import Pair
 from fabricctl.fleet.inventory.collect import reachable
 from fabricctl.sections import AuditConfig
@@ -25,11 +26,16 @@ TIMEOUT_S = 60.0
 
 
 def audit(
-    nodes: Sequence[Node], port: int, via: str | None = None, full: AuditConfig | None = None
+    nodes: Sequence[Node],
+    port: int,
+    via: str | None = None,
+    full: AuditConfig | None = None,
+    seen: list[Link] | None = None,
 ) -> list[Check]:
     """All checks of all nodes. ``via``: a command before ours (``ssh {node}``), else Slurm jobs.
 
-    ``full``: pairs of nodes measure each other too, and all that are fit reduce by MPI.
+    ``full``: pairs of nodes measure each other too, and all that are fit reduce by MPI. ``seen``
+    gets what pairs measured.
     """
     fit, why = (list(nodes), dict[str, str]()) if via else reachable(nodes)
     names = [node.name for node in fit]
@@ -57,7 +63,10 @@ def audit(
             def ask(said: str) -> Mapping[str, Mapping[str, object]]:
                 return _ask(alive, ["audit-pairs"], said, via)
 
-            checks += tournament(table, pairs, port, ask, full)
+            more, links = tournament(table, pairs, port, ask, full)
+            checks += more
+            if seen is not None:
+                seen += links
             checks += _reduced(alive, checks, full) if not via and full.mpi else []
     for node in nodes:
         if node.name in why:
