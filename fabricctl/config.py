@@ -461,6 +461,8 @@ def _check_whole(config: Config) -> None:
     for key in ("health.max_drained", "health.max_at_once"):
         if not re.fullmatch(r"[1-9][0-9]{0,5}|([1-9][0-9]?|100)%", config.value(key)):
             _refuse(config, key, f"{config.value(key)!r} is not a number of nodes or a share (5%)")
+    if config.fleet.inventory and not re.match(r"postgres(ql)?://", config.fleet.inventory):
+        _refuse(config, "fleet.inventory", "is not a URL that begins with postgresql://")
     for name in config.health.ignore:
         if not re.fullmatch(r"[a-z]+\.([a-z ]+|\*)", name):
             _refuse(config, "health.ignore", f"{name!r} is not a check, area.name or area.*")

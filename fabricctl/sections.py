@@ -30,6 +30,11 @@ class FleetConfig:
     """What the commands for administrators keep, on the host where they run."""
 
     dir: Path = key(Path("/var/lib/fabricctl/fleet"), "Plans and journals of maintenance.")
+    inventory: str = key(
+        "",
+        "URL of a PostgreSQL data base for the inventory, postgresql://user@host/name; empty: "
+        "SQLite in fleet.dir. A password belongs into ~/.pgpass.",
+    )
 
 
 @dataclass(frozen=True)

@@ -245,7 +245,8 @@ def _open() -> "Inventory":
     from fabricctl import config
     from fabricctl.fleet.inventory.store import Inventory
 
-    return Inventory(config.load().fleet.dir / "inventory.db")
+    fleet = config.load().fleet
+    return Inventory(fleet.inventory or fleet.dir / "inventory.db")
 
 
 def _expand(nodes: str) -> list[str]:

@@ -21,6 +21,7 @@ HEAVY = {
     "click": ("fabricctl.cli",),
     "rich": ("fabricctl.cli.top_app",),
     "textual": ("fabricctl.cli.top_app",),
+    "psycopg": ("fabricctl.fleet.inventory.database",),
     "yaml": ("fabricctl.fleet.inventory",),
     "numpy": ("fabricctl.store", "fabricctl.clock", "fabricctl_analysis"),
 }

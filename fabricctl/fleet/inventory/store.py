@@ -1,31 +1,31 @@
 """The inventory's data base: what was declared, and every value that was ever seen, since when.
 
-SQLite, one file. A value that is seen again only moves its ``last``; another one begins a row of
-its own: so what changed, and when, is always there.
+SQLite, one file, or PostgreSQL by its URL. A value that is seen again only moves its ``last``;
+another one begins a row of its own: so what changed, and when, is always there.
 """
 
-import sqlite3
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from fabricctl.errors import DataError, SystemRefusedError
+from fabricctl.errors import DataError
+from fabricctl.fleet.inventory.database import Database
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE seen (
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS seen (
     node TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL,
-    first_real_s INTEGER NOT NULL, last_real_s INTEGER NOT NULL,
-    gone_real_s INTEGER            -- when it was first found to be another, or missing
+    first_real_s BIGINT NOT NULL, last_real_s BIGINT NOT NULL,
+    gone_real_s BIGINT             -- when it was first found to be another, or missing
 );
-CREATE INDEX seen_now ON seen (node, key) WHERE gone_real_s IS NULL;
-CREATE TABLE visit (node TEXT PRIMARY KEY, last_real_s INTEGER NOT NULL);
-CREATE TABLE declared (
+CREATE INDEX IF NOT EXISTS seen_now ON seen (node, key) WHERE gone_real_s IS NULL;
+CREATE TABLE IF NOT EXISTS visit (node TEXT PRIMARY KEY, last_real_s BIGINT NOT NULL);
+CREATE TABLE IF NOT EXISTS declared (
     node TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL,
-    since_real_s INTEGER NOT NULL, source TEXT NOT NULL, PRIMARY KEY (node, key)
+    since_real_s BIGINT NOT NULL, source TEXT NOT NULL, PRIMARY KEY (node, key)
 );
 """
 
@@ -45,20 +45,13 @@ class Seen:
 class Inventory:
     """The open data base; a context manager. Raises :class:`DataError` for a damaged one."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, where: Path | str) -> None:
+        self._db = Database(where)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=30.0, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
             self._make()
-        except sqlite3.OperationalError as error:
-            raise SystemRefusedError(f"inventory {path}: {error}") from None
-        except sqlite3.DatabaseError as error:
-            raise DataError(f"inventory {path}: not one of ours, or damaged: {error}") from None
-        except OSError as error:
-            raise SystemRefusedError(f"inventory {path}: {error.strerror}") from None
+        except BaseException:
+            self._db.close()
+            raise
 
     def __enter__(self) -> "Inventory":
         return self
@@ -69,18 +62,15 @@ class Inventory:
         self._db.close()
 
     def _make(self) -> None:
-        with _Transaction(self._db):
-            there = self._db.execute(
-                "SELECT count(*) FROM sqlite_master WHERE name = 'meta'"
-            ).fetchone()[0]
-            if not there:
-                for statement in _SCHEMA.split(";"):
-                    self._db.execute(statement)
-                self._db.execute("INSERT INTO meta VALUES ('schema', ?)", (str(SCHEMA_VERSION),))
-        (version,) = self._db.execute("SELECT value FROM meta WHERE name = 'schema'").fetchone()
+        with self._db:
+            for statement in filter(str.strip, _SCHEMA.split(";")):
+                self._db.ask(statement)
+            self._db.ask("INSERT INTO meta VALUES ('schema', ?) ON CONFLICT (name) DO NOTHING",
+                         (str(SCHEMA_VERSION),))  # fmt: skip
+        ((version,),) = self._db.ask("SELECT value FROM meta WHERE name = 'schema'")
         if version != str(SCHEMA_VERSION):
             raise DataError(
-                f"inventory {self.path}: schema {version}, this program knows {SCHEMA_VERSION}"
+                f"{self._db.name}: schema {version}, this program knows {SCHEMA_VERSION}"
             )
 
     # What was seen -------------------------------------------------------------------------------
@@ -89,32 +79,29 @@ class Inventory:
         """Takes in what a node found out about itself; how many values are new or gone."""
         now_s = int(time.time()) if at_real_s is None else at_real_s
         changes = 0
-        with _Transaction(self._db):
-            known = {
-                key: (value, row)
-                for row, key, value in self._db.execute(
-                    "SELECT rowid, key, value FROM seen WHERE node = ? AND gone_real_s IS NULL",
-                    (node,),
-                ).fetchall()
-            }
-            for key, (value, row) in known.items():
-                if facts.get(key) == value:
-                    self._db.execute(
-                        "UPDATE seen SET last_real_s = ? WHERE rowid = ?", (now_s, row)
-                    )
-                else:
-                    self._db.execute(
-                        "UPDATE seen SET gone_real_s = ? WHERE rowid = ?", (now_s, row)
-                    )
-                    changes += key not in facts
+        with self._db:
+            known = dict(
+                self._db.ask(
+                    "SELECT key, value FROM seen WHERE node = ? AND gone_real_s IS NULL", (node,)
+                )
+            )
+            for key, value in known.items():
+                same = facts.get(key) == value
+                column = "last_real_s" if same else "gone_real_s"
+                self._db.ask(
+                    f"UPDATE seen SET {column} = ? "  # noqa: S608
+                    "WHERE node = ? AND key = ? AND gone_real_s IS NULL",
+                    (now_s, node, key),
+                )
+                changes += key not in facts
             for key, value in facts.items():
-                if known.get(key, (None, 0))[0] != value:
-                    self._db.execute(
+                if known.get(key) != value:
+                    self._db.ask(
                         "INSERT INTO seen VALUES (?, ?, ?, ?, ?, NULL)",
                         (node, key, value, now_s, now_s),
                     )
                     changes += 1
-            self._db.execute(
+            self._db.ask(
                 "INSERT INTO visit VALUES (?, ?) "
                 "ON CONFLICT (node) DO UPDATE SET last_real_s = excluded.last_real_s",
                 (node, now_s),
@@ -124,7 +111,7 @@ class Inventory:
     def now(self) -> dict[str, dict[str, Seen]]:
         """Node -> key -> the value that was seen last."""
         found: dict[str, dict[str, Seen]] = {}
-        for row in self._db.execute(
+        for row in self._db.ask(
             "SELECT node, key, value, first_real_s, last_real_s, gone_real_s FROM seen "
             "WHERE gone_real_s IS NULL ORDER BY node, key"
         ):
@@ -133,35 +120,35 @@ class Inventory:
 
     def history(self, node: str, key: str | None = None) -> list[Seen]:
         """Every value that the node ever had, oldest first."""
-        rows = self._db.execute(
+        rows = self._db.ask(
             "SELECT node, key, value, first_real_s, last_real_s, gone_real_s FROM seen "
-            "WHERE node = ? AND (? IS NULL OR key = ?) ORDER BY first_real_s, key",
+            "WHERE node = ? AND (CAST(? AS TEXT) IS NULL OR key = ?) ORDER BY first_real_s, key",
             (node, key, key),
         )
         return [Seen(*row) for row in rows]
 
     def visits(self) -> dict[str, int]:
         """Node -> when its facts were taken last."""
-        return dict(self._db.execute("SELECT node, last_real_s FROM visit").fetchall())
+        return dict(self._db.ask("SELECT node, last_real_s FROM visit"))
 
     def forget(self, nodes: Iterable[str]) -> None:
         """Nodes that left the cluster: what was seen and declared of them goes."""
-        with _Transaction(self._db):
+        with self._db:
             for node in nodes:
                 for table in ("seen", "visit", "declared"):
-                    self._db.execute(f"DELETE FROM {table} WHERE node = ?", (node,))  # noqa: S608
+                    self._db.ask(f"DELETE FROM {table} WHERE node = ?", (node,))  # noqa: S608
 
     # What was declared ---------------------------------------------------------------------------
 
     def declare(self, node: str, values: Mapping[str, str], source: str) -> int:
         """Sets what a node should have; keys that are not named stay. How many changed."""
         now_s, changes = int(time.time()), 0
-        with _Transaction(self._db):
+        with self._db:
             known = self.declared().get(node, {})
             for key, value in values.items():
                 if known.get(key) == value:
                     continue
-                self._db.execute(
+                self._db.ask(
                     "INSERT INTO declared VALUES (?, ?, ?, ?, ?) "
                     "ON CONFLICT (node, key) DO UPDATE SET value = excluded.value, "
                     "since_real_s = excluded.since_real_s, source = excluded.source",
@@ -171,32 +158,14 @@ class Inventory:
         return changes
 
     def undeclare(self, nodes: Iterable[str]) -> None:
-        with _Transaction(self._db):
+        with self._db:
             for node in nodes:
-                self._db.execute("DELETE FROM declared WHERE node = ?", (node,))
+                self._db.ask("DELETE FROM declared WHERE node = ?", (node,))
 
     def declared(self) -> dict[str, dict[str, str]]:
         """Node -> key -> value."""
         found: dict[str, dict[str, str]] = {}
-        rows = self._db.execute("SELECT node, key, value FROM declared ORDER BY node, key")
+        rows = self._db.ask("SELECT node, key, value FROM declared ORDER BY node, key")
         for node, key, value in rows:
             found.setdefault(node, {})[key] = value
         return found
-
-
-class _Transaction:
-    """All or nothing; one inside another is part of it."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
-
-    def __enter__(self) -> None:
-        self._outer = self._db.in_transaction
-        if not self._outer:
-            self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(
-        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        if not self._outer:
-            self._db.execute("COMMIT" if kind is None else "ROLLBACK")
