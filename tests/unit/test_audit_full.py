@@ -123,6 +123,12 @@ def test_streams_that_break_are_the_fault_of_the_node_that_all_of_them_have() ->
         bad = "n4" in (link.node, link.peer) and link.rail == "r0"
         return Link(link.node, link.peer, "r0", why="stalled") if bad else link
 
+    def late(link: Link) -> Link:
+        made = link.rail == "r0" and "n4" in (link.node, link.peer) and link.peer != "n8"
+        return Link(link.node, link.peer, "r0", why=pairwise.LATE) if made else link
+
+    # Who was held up by others is not blamed for it.
+    assert failed(limits.checks(mesh(1, late), NAMES, RAILS, FLOORS)) == set()
     checks = limits.checks(mesh(1, broken), NAMES, RAILS, FLOORS)
     bad = {(c.node, c.rail, c.name): c.status for c in checks if c.status != "ok"}
     assert bad[("n4", "r0", "streams")] == "fail"
@@ -175,7 +181,7 @@ def test_a_partner_that_never_comes_costs_its_time_and_no_more(
         port = free.getsockname()[1]
     table = {"n1": {"lo": "127.0.0.1"}, "n2": {"lo": "127.0.0.2"}}
     (link,) = pairwise.measure(pairwise.Where("n1", table, port, b"c" * 16), (), 5)
-    assert link.why == "no connection" and link.rtt_ns is None
+    assert link.why == pairwise.LATE and link.rtt_ns is None
     assert pairwise.measure(pairwise.Where("n2", table, port, b"c" * 16), (), 5) == []
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fabricctl.fleet.audit.model import Check, Status
-from fabricctl.fleet.audit.pairwise import Link
+from fabricctl.fleet.audit.pairwise import LATE, Link
 from fabricctl.units import format_duration
 
 LEAST = 4  # values that make a distribution
@@ -129,7 +129,7 @@ def _broken(links: Sequence[Link], nodes: Sequence[str], rail: str) -> Iterable[
     """Connections that were made and broke or stalled, at the node that most have in common."""
     mine: dict[str, list[Link]] = defaultdict(list)
     for link in links:
-        for node in (link.node, link.peer):
+        for node in (link.node, link.peer) if link.why != LATE else ():
             mine[node].append(link)
     for node in nodes:
         every = mine.get(node, [])

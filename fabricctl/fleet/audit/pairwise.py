@@ -19,6 +19,7 @@ Peers = Mapping[str, Mapping[str, str]]  # node -> rail -> address
 
 PINGS = 60
 BLOCK = bytes(1 << 18)
+LATE = "it did not come"  # the peer was held up by others: says nothing of this rail
 SEND_S = 0.12  # each way on each rail; four times what a 10 ms round trip's slow start takes
 WAIT_S = 6.0  # for a partner that is late
 STALL_S = 3.0  # without a byte
@@ -152,13 +153,14 @@ def _lead(lane: Lane, here: Where, peer: str, until_s: float) -> Link:
     there = (here.table[peer][lane.rail], here.port)
     made = lane.connect(node, there, here.cookie, until_s)
     if made is None:
-        return Link(node, peer, lane.rail, why="no connection")
+        return Link(node, peer, lane.rail, why=LATE)
     known: dict[str, int | float | None] = {}
     with made:
         try:
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             made.settimeout(max(0.1, until_s - time.monotonic()) + STALL_S)
-            _read(made, 1)  # the peer has come to this round
+            if not _came(made):
+                return Link(node, peer, lane.rail, why=LATE)
             made.settimeout(STALL_S)
             rtts, known["offset_ns"] = _ping(made)
             rtts.sort()
@@ -169,6 +171,15 @@ def _lead(lane: Lane, here: Where, peer: str, until_s: float) -> Link:
             said = "stalled" if isinstance(error, TimeoutError) else "the connection broke"
             return Link(node, peer, lane.rail, **known, why=said)  # type: ignore[arg-type]
     return Link(node, peer, lane.rail, **known)  # type: ignore[arg-type]
+
+
+def _came(made: socket.socket) -> bool:
+    """Whether the peer has come to this round."""
+    try:
+        _read(made, 1)
+    except OSError:
+        return False
+    return True
 
 
 def _follow(lane: Lane, peer: str, cookie: bytes, until_s: float) -> None:
