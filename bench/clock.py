@@ -59,6 +59,8 @@ def ourselves(what: str, run: Run, node: int) -> list[str]:
 def clock_node(run: Run, node: int) -> None:
     """The job clock as the agent runs it; logs what it knows after the fact."""
     names = tuple(f"n{i}" for i in range(run.nodes))
+    # As agents run (agent.realtime): the probe engine's thread does not inherit it.
+    os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
     begin = int(Path(run.dir, "begin").read_text())
     rails = [Rail(f"r{rail}", run.address(node, rail)) for rail in range(run.rails)]
     clock = JobClock(

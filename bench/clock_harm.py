@@ -107,6 +107,9 @@ def measure(nodes: int, seconds: float, seed: int, folder: str) -> bench.Seen:
 
 
 def show(seen: bench.Seen) -> None:
+    if not seen.error:
+        print("  there was no instant at which all nodes had job time: is the machine full?")
+        return
     error, likely, status = np.array(seen.error), np.array(seen.likely), np.array(seen.status)
     i, j = np.triu_indices(error.shape[1], 1)
     apart = np.abs(error[:, i] - error[:, j])
