@@ -13,6 +13,7 @@ from pathlib import Path
 from fabricctl import layout
 from fabricctl.config import Config
 from fabricctl.errors import FabricError
+from fabricctl.fleet.audit import devices
 from fabricctl.fleet.audit.model import Check, Status
 from fabricctl.telemetry import interfaces, netlink
 from fabricctl.telemetry.rails import choose
@@ -52,7 +53,7 @@ def rail_addresses(config: Config) -> dict[str, str]:
 def checks(node: str, config: Config) -> list[Check]:
     """All of them."""
     found: list[Check] = []
-    for part in (_links, _host, _daemons, _slurm, _storage):
+    for part in (_links, _devices, _host, _daemons, _slurm, _storage):
         try:
             found += part(node, config)
         except (OSError, FabricError) as error:
@@ -86,6 +87,11 @@ def _links(node: str, config: Config) -> Iterator[Check]:
         wrong = sum(int(new[key]) - int(old[key]) for key in ("rx_errors", "tx_errors"))
         said = f"{wrong} errors in {WATCH_S:g} s"
         yield Check(node, "link", "errors", _verdict(wrong == 0), said, "none", rail)
+
+
+def _devices(node: str, config: Config) -> Iterator[Check]:
+    yield from devices.gpus(node)
+    yield from devices.pcie(node, own_rails(config))
 
 
 def _counters(rail: str) -> dict[str, str] | None:

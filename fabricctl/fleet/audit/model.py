@@ -12,7 +12,7 @@ class Check:
     """One check on one node; ``value`` is what was measured, in words with its unit."""
 
     node: str
-    area: str  # host, link, fabric, clock, slurm, storage
+    area: str  # host, link, gpu, fabric, clock, mpi, slurm, storage
     name: str
     status: Status
     value: str
