@@ -140,6 +140,8 @@ def record(row: "Sum", keys: tuple[str, ...]) -> dict[str, Any]:
         "attempts": row.attempts,
         "traced_attempts": row.traced,
         **{name: round(value / 3600, 6) for name, value in hours.items()},
+        "energy_kwh": round(row.energy_j / 3.6e6, 6) if row.metered else None,
+        "metered_attempts": row.metered,
         "charge": round(row.charge, 2),
         "credit": round(row.credit, 2),
     }
@@ -190,6 +192,11 @@ def _print(
     if lost:
         causes = ", ".join(f"{name} {value / 3600:.2f}" for name, value in sorted(lost.items()))
         click.echo(f"\nnode hours lost: {causes}; credited: {', '.join(settings.usage.credit)}")
+    if whole[0].metered:
+        known = f"{whole[0].metered} of {whole[0].attempts} attempts"
+        click.echo(
+            f"energy: {whole[0].energy_j / 3.6e6:.2f} kWh, of {known}; --json, --csv: by group"
+        )
     traced, attempts = whole[0].traced, whole[0].attempts
     click.echo(f"{attempts} attempts, {traced} of them with a trace that says what links did")
 

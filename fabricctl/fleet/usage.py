@@ -51,6 +51,8 @@ class Sum:
     charge: float = 0.0  # after credits
     credit: float = 0.0
     traced: int = 0  # attempts of which a trace was read
+    energy_j: float = 0.0  # of those of which it is known
+    metered: int = 0  # how many those are
 
     @property
     def lost_s(self) -> float:
@@ -113,6 +115,10 @@ def summed(
         total.node_s += ran_s * use.node_count
         total.cpu_s += ran_s * use.cpus
         total.gpu_s += ran_s * use.gpus
+        if use.energy_j is not None and use.elapsed_s > 0:
+            # Spread evenly over the attempt, as a period may cut it.
+            total.energy_j += use.energy_j * min(1.0, ran_s / use.elapsed_s)
+            total.metered += 1
         for cause, seconds in lost_s.items():
             before = total.lost_node_s.get(cause, 0.0)
             total.lost_node_s[cause] = before + seconds * use.node_count

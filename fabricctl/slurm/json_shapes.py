@@ -122,6 +122,9 @@ def usage(given: Table) -> Usage:
         elapsed_s=time["elapsed"],
         name=given["name"],
         gpus=tres.get(("gres", "gpu"), 0),
+        energy_j=text.energy(
+            next((count for (kind, _), count in tres.items() if kind == "energy"), None)
+        ),
     )
 
 

@@ -138,6 +138,7 @@ class Usage:
     elapsed_s: int  # without the time it was suspended
     name: str
     gpus: int = 0  # of AllocTRES gres/gpu
+    energy_j: int | None = None  # None: no AcctGatherEnergy plugin measured it
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,7 @@ def usage(text: str) -> Iterator[Usage]:
             elapsed_s=int(row[11] or 0),
             name=row[13],
             gpus=_tres(row[12]).get("gres/gpu", 0),
+            energy_j=energy(_tres(row[12]).get("energy")),
         )
 
 
@@ -267,6 +268,11 @@ def _tres(text: str) -> dict[str, int]:
     """``billing=4,cpu=4,gres/gpu=2,gres/gpu:a100=2,mem=8G``: those with a plain number."""
     pairs = (item.partition("=") for item in text.split(","))
     return {name: int(count) for name, _, count in pairs if count.isdecimal()}
+
+
+def energy(joules: int | None) -> int | None:
+    """0, -2 and NO_VAL64 mean to Slurm that nobody measured it."""
+    return joules if joules and 0 < joules < 1 << 63 else None
 
 
 def _exit(text: str) -> tuple[int | None, int | None]:

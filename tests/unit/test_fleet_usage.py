@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from fabricctl import config
 from fabricctl.cli.main import cli
+from fabricctl.cli.usage import record
 from fabricctl.errors import ConfigError, UsageError
 from fabricctl.fleet import losses
 from fabricctl.fleet.period import moment
@@ -201,3 +202,20 @@ def test_an_unknown_cause_of_credit_is_a_wrong_configuration(tmp_path: Path) -> 
     file.write_text("[usage]\ncredit = ['node_fial']\n")
     with pytest.raises(ConfigError, match="did you mean 'node_fail'"):
         config.load(file, {})
+
+
+def test_energy_is_summed_where_it_was_measured_and_is_nothing_where_not() -> None:
+    uses = [
+        use(1, 0, 3600, energy_j=7_200_000),
+        use(2, 3000, 4200, energy_j=None),
+        use(3, 0, 7200, energy_j=3_600_000),  # half of it lies in the period
+    ]
+    (total,) = summed(uses, 0, 3600, ())
+    assert total.energy_j == pytest.approx(9_000_000)
+    assert (total.metered, total.attempts) == (2, 3)
+    assert record(total, ())["energy_kwh"] == 2.5
+    (none,) = summed(uses[1:2], 0, 3600, ())
+    assert record(none, ())["energy_kwh"] is None
+    assert [text.energy(joules) for joules in (None, 0, 5, -2, 2**64 - 2)] == [
+        None, None, 5, None, None,
+    ]  # fmt: skip
