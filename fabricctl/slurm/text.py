@@ -6,10 +6,11 @@ last field), never from ``scontrol show job``; what scontrol prints is read only
 administrators alone choose the words.
 """
 
+import functools
 import os
 import re
-from collections.abc import Iterator, Mapping
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, ParamSpec, TypeVar
 
 from fabricctl import hostlist
 from fabricctl.errors import DataError, SlurmError
@@ -42,7 +43,29 @@ _NOTHING = frozenset({"", "(null)", "N/A", "None", "n/a", "NONE", "Unknown", "No
 _REASON = re.compile(r" Reason=(.*?) \[([^\s\[\]@]+)@(\d+)\](?= Comment=| Extra=| *$)", re.DOTALL)
 _COMMENT = re.compile(r" Comment=(.*?)(?= Extra=| *$)", re.DOTALL)
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
+
+def _said_by(command: str) -> Callable[[Callable[_P, Iterator[_T]]], Callable[_P, Iterator[_T]]]:
+    """A record that lacks a key, or has a word for a number, is an error that says whose it is."""
+
+    def wrap(parse: Callable[_P, Iterator[_T]]) -> Callable[_P, Iterator[_T]]:
+        @functools.wraps(parse)
+        def checked(*args: _P.args, **kwargs: _P.kwargs) -> Iterator[_T]:
+            try:
+                yield from parse(*args, **kwargs)
+            except (KeyError, ValueError, IndexError) as error:
+                raise SlurmError(
+                    f"{command}: a record that cannot be read ({error}): report this, please"
+                ) from None
+
+        return checked
+
+    return wrap
+
+
+@_said_by("squeue")
 def jobs(text: str, numbers: str) -> Iterator[Job]:
     """From squeue with ``JOB_FORMAT``, and again with ``NUMBERS_FORMAT``."""
     more = {words[0]: words for words in (line.split() for line in numbers.splitlines()) if words}
@@ -85,6 +108,7 @@ def _job(row: list[str], numbers: list[str]) -> Job:
     )
 
 
+@_said_by("squeue --steps")
 def steps(text: str, job: Job) -> Iterator[Step]:
     """From ``squeue --steps`` with ``STEP_FORMAT``; squeue also names tasks of the same array."""
     shown = {str(job.id)}
@@ -98,6 +122,7 @@ def steps(text: str, job: Job) -> Iterator[Step]:
             yield Step(job.id, step, row[4], names(row[2]), int(row[1]), seconds(row[3]))
 
 
+@_said_by("scontrol show node")
 def nodes(text: str) -> Iterator[Node]:
     """From ``scontrol --oneliner show node``."""
     for line in text.splitlines():
@@ -141,6 +166,7 @@ def rights(text: str) -> Mapping[str, Rights]:
     return found
 
 
+@_said_by("scontrol show partition")
 def partitions(text: str) -> Iterator[Partition]:
     """From ``scontrol --oneliner show partition``."""
     for line in text.splitlines():
@@ -155,6 +181,7 @@ def partitions(text: str) -> Iterator[Partition]:
             )
 
 
+@_said_by("scontrol show reservation")
 def reservations(text: str) -> Iterator[Reservation]:
     """From ``scontrol --oneliner show reservation``."""
     for line in text.splitlines():
@@ -172,6 +199,7 @@ def reservations(text: str) -> Iterator[Reservation]:
             )
 
 
+@_said_by("sacct")
 def usage(text: str) -> Iterator[Usage]:
     """From ``sacct --parsable2`` with ``USAGE_FORMAT`` and the separators of this module."""
     pending: list[str] = []

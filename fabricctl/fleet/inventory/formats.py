@@ -63,6 +63,13 @@ def write_yaml(values: Values) -> str:
 def read_csv(text: str) -> Values:
     """Columns node, key, value, with that head; node may be a host list."""
     reader = csv.DictReader(io.StringIO(text))
+    try:
+        return _from_rows(reader)
+    except csv.Error as error:
+        raise DataError(f"inventory: not valid CSV: line {reader.line_num}: {error}") from None
+
+
+def _from_rows(reader: "csv.DictReader[str]") -> Values:
     if reader.fieldnames is None or not {"node", "key", "value"} <= set(reader.fieldnames):
         raise DataError("inventory: CSV without the columns node, key and value")
     found: Values = {}
