@@ -60,8 +60,9 @@ class AgentConfig:
     user: str = _key("fabric", "System user whose rights the agents run with; never root.")
     max_mode: str = _key(
         "on",
-        "The most that agents do, whatever a job asked for: observe only measures, on also acts.",
-        choices=("observe", "on"),
+        "The most that agents do, whatever a job asked for: observe only measures, on also acts, "
+        "off starts none.",
+        choices=("off", "observe", "on"),
         per_partition=True,
     )
     sample_hz: float = _key(
@@ -330,12 +331,17 @@ def _with_table(config: Config, table: Mapping[str, Any], source: str) -> Config
     return config
 
 
+def check_partition(name: str, where: str = "partition") -> None:
+    """Raises :class:`ConfigError` for what cannot be the name of one."""
+    if not _PARTITION.fullmatch(name):
+        raise ConfigError(f"{where}: {name!r} is not a name of a partition")
+
+
 def _partition(name: str, given: Any, source: str) -> dict[str, Any]:
     """The values of one ``[partition.<name>]``."""
     here = f"{source}: [partition.{name}]"
     allowed = [key for key, metadata in every_key() if metadata["per_partition"]]
-    if not _PARTITION.fullmatch(name):
-        raise ConfigError(f"{here}: {name!r} is not a name of a partition")
+    check_partition(name, here)
     if not isinstance(given, dict):
         raise ConfigError(f"{source}: partition.{name} must be a section [partition.{name}]")
     values: dict[str, Any] = {}

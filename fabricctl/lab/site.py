@@ -42,16 +42,17 @@ class Site:
 
     @classmethod
     def find(cls) -> "Site":
+        """In the checkout, or where ``make install`` and the packages put them."""
         root = code_root()
 
-        def present(name: str) -> Path | None:
-            path = root / name
-            return path if path.is_file() else None
+        def present(*names: str) -> Path | None:
+            return next((path for name in names if (path := root / name).is_file()), None)
 
+        plugin, prolog, epilog = "slurm/fabric.so", "fabric-prolog", "fabric-epilog"
         return cls(
-            plugin=present("build/spank/fabric.so"),
-            prolog=present("prolog/fabric-prolog"),
-            epilog=present("epilog/fabric-epilog"),
+            plugin=present("build/spank/fabric.so", f"/usr/lib/{plugin}", f"/usr/lib64/{plugin}"),
+            prolog=present(f"prolog/{prolog}", f"/etc/slurm/prolog.d/{prolog}"),
+            epilog=present(f"epilog/{epilog}", f"/etc/slurm/epilog.d/{epilog}"),
             has_service=find_spec(_NODE_SERVICE) is not None,
         )
 

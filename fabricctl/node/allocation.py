@@ -44,6 +44,7 @@ class Allocation:
     ending: bool = False
     problem: str = ""
     notes: list[tuple[Severity, str]] = field(default_factory=list)
+    off: str = ""  # why the site wants no agent for it: told to the user, and nothing is kept
 
     @property
     def job(self) -> int:
@@ -77,10 +78,15 @@ class Keeper:
         if waited_s > 2:
             note = f"the start request waited {waited_s:.0f} s for the node service"
             made.notes.append((Severity.WARNING, note))
-        if made.start != start:
+        if self._is_off(start):
+            made.off = f"partition {start.partition} is not protected here (agent.max_mode is off)"
+        elif made.start != start:
             note = f"the job asked for on; partition {start.partition} is only observed here"
             made.notes.append((Severity.WARNING, f"{note} (agent.max_mode)"))
         return made
+
+    def _is_off(self, start: JobStart) -> bool:
+        return self._config.for_partition(start.partition).agent.max_mode == "off"
 
     def _allowed(self, start: JobStart) -> JobStart:
         """With no more than the site lets agents do on this node for that partition."""
@@ -90,13 +96,7 @@ class Keeper:
 
     def prepare(self, allocation: Allocation) -> None:
         """The directories; raises OSError. May be called again."""
-        live = self.files.live(allocation.job)
-        if not live.exists():
-            temporary = self.files.live_dir / f".{allocation.job}"
-            temporary.unlink(missing_ok=True)
-            text = f"{allocation.text.rstrip()}\nbegin_real_ns={allocation.begin_real_ns}\n"
-            rootfiles.write_new(temporary, text.encode(), 0o600, 0, 0)
-            temporary.replace(live)
+        self._note_live(allocation)
         self._prepare_job_dir(allocation)
         rootfiles.make_dir(allocation.spool, 0o700, self._identity.uid, self._identity.gid)
         try:
@@ -105,6 +105,15 @@ class Keeper:
             # The agent keeps what it measures in memory meanwhile, and the request is saved later.
             text = f"{allocation.spool}/start: {error.strerror}"
             self._log.write(f"node job={allocation.job}", text, Severity.ERROR)
+
+    def _note_live(self, allocation: Allocation) -> None:
+        live = self.files.live(allocation.job)
+        if not live.exists():
+            temporary = self.files.live_dir / f".{allocation.job}"
+            temporary.unlink(missing_ok=True)
+            text = f"{allocation.text.rstrip()}\nbegin_real_ns={allocation.begin_real_ns}\n"
+            rootfiles.write_new(temporary, text.encode(), 0o600, 0, 0)
+            temporary.replace(live)
 
     def _prepare_job_dir(self, allocation: Allocation) -> None:
         job_dir = self.files.job_dir(allocation.job)
@@ -131,6 +140,9 @@ class Keeper:
         """Starts an agent; when that fails the reason stands in the status, and it is tried
         again."""
         allocation.restart_s = None
+        if allocation.off:
+            self._stay_off(allocation, now_s)
+            return
         try:
             self.prepare(allocation)
             given = self._assignment(allocation)
@@ -160,6 +172,17 @@ class Keeper:
             self._prepare_job_dir(allocation)
             self._write_status(allocation)
 
+    def _stay_off(self, allocation: Allocation, now_s: float) -> None:
+        """Says why there is none, again and again: what is old is not believed."""
+        if not allocation.problem:
+            allocation.problem = allocation.off
+            self._log.write(f"node job={allocation.job}", allocation.off)
+        allocation.restart_s = now_s + RETRY_S
+        with contextlib.suppress(OSError):
+            self._note_live(allocation)
+            self._prepare_job_dir(allocation)
+            self._write_status(allocation)
+
     def _write_status(self, allocation: Allocation) -> None:
         known = Status("starting", len(allocation.start.nodes), problem=allocation.problem)
         path = self.files.status(allocation.job)
@@ -181,6 +204,9 @@ class Keeper:
             return None
         spool = layout.spool(self._config.node.spool_dir, job, begin_real_ns)
         found = Allocation(self._allowed(start), text, begin_real_ns, spool)
+        if self._is_off(start) and not spool.is_dir():
+            # One that has a spool began before the partition was turned off: kept to its end.
+            return self.new(start, text, begin_real_ns)
         pid = self._living_agent(job)
         if pid is not None:
             self._watch(found, pid, now_s, is_child=False)

@@ -95,9 +95,9 @@ class NodeBox:
         done = subprocess.run(self.command(*argv), check=True, capture_output=True, timeout=30)
         return done.stdout.decode()
 
-    def serve(self) -> None:
-        """Starts the node service and waits until it serves."""
-        environ = {**os.environ, "FABRICCTL_CONFIG": "/run/fabricctl.toml", "PYTHONPATH": str(ROOT)}
+    def serve(self, code: Path = ROOT) -> None:
+        """Starts the node service, of the package below ``code``, and waits until it serves."""
+        environ = {**os.environ, "FABRICCTL_CONFIG": "/run/fabricctl.toml", "PYTHONPATH": str(code)}
         argv = [sys.executable, "-m", "fabricctl.node.service"]
         serving = self.log().count("node: serving")
         self.service = subprocess.Popen(self.command(*argv), env=environ, cwd="/")
@@ -142,10 +142,17 @@ class NodeBox:
 
     # What prolog and epilog do
 
-    def start(self, job: int, user: str = "alice", nodes: str = "n1", extra: str = "") -> None:
+    def start(
+        self,
+        job: int,
+        user: str = "alice",
+        nodes: str = "n1",
+        extra: str = "",
+        partition: str = "main",
+    ) -> None:
         text = (
             f"job={job}\nuid={USERS[user]}\nuser={user}\nnodes={nodes}\nnode=n1\ncluster=box\n"
-            f"envelope=v=1;mode=on;key={KEY};spares=0;on_missing=warn{extra}\n"
+            f"partition={partition}\nenvelope=v=1;mode=on;key={KEY};spares=0;on_missing=warn{extra}\n"
         )
         self.put(f"{job}.start", text)
 

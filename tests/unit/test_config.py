@@ -122,7 +122,7 @@ WRONG = {
     "[agent]\nuser = 7": "{file}: agent.user: 7 is not a text",
     "[agent]\nuser = 'root'": "{file}: agent.user: 'root' is not a user without privileges",
     "[agent]\nuser = 'a b'": "{file}: agent.user: 'a b' is not a user without privileges",
-    "[agent]\nmax_mode = 'off'": "{file}: agent.max_mode: 'off' is not one of observe, on",
+    "[agent]\nmax_mode = 'no'": "{file}: agent.max_mode: 'no' is not one of off, observe, on",
     "[node]\nrun_dir = 'run'": "{file}: node.run_dir: 'run' is not an absolute path",
     "[node]\nrun_dir = 3": "{file}: node.run_dir: 3 is not a path",
     "[node]\nrun_dir = '/x'\nspool_dir = '/x'": (
