@@ -381,6 +381,7 @@ def main() -> None:
         if os.geteuid() != 0:
             raise SystemRefusedError("the node service must be started as root")
         os.umask(0o022)
+        spawn.leave_no_core()
         log = NodeLog(config.node.log_file)
         try:
             Service(config, log).run()

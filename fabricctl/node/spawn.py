@@ -19,7 +19,7 @@ from fabricctl.errors import SystemRefusedError
 from fabricctl.store.schema import Severity
 from fabricctl.telemetry import processes
 
-_PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 15, 38  # linux/prctl.h
+_PR_SET_DUMPABLE, _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 4, 15, 38  # linux/prctl.h
 _REALTIME_LIMIT_US = 1_000_000  # an agent's longest work, closing a journal, takes milliseconds
 _NICE = -15
 AGENT_COMM = "fabric-agent"  # 15 characters at most
@@ -45,6 +45,14 @@ def agent_identity(user: str) -> Identity:
     if entry.pw_uid == 0:
         raise SystemRefusedError(f"agent.user {user!r}: agents do not run as root; choose another")
     return Identity(entry.pw_uid, entry.pw_gid)
+
+
+def leave_no_core() -> None:
+    """Neither a core dump nor a debugger of another process gets at the keys in this one, nor in
+    those that are forked from it (prctl(2), PR_SET_DUMPABLE; core(5)). Raises OSError."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "PR_SET_DUMPABLE refused")
 
 
 def drop_to(identity: Identity) -> None:

@@ -59,6 +59,11 @@ def test_the_key_is_nowhere_but_where_it_belongs(box: NodeBox) -> None:
     for pid in [*box.agents(), box.service_pid()]:
         for name in ("cmdline", "environ"):
             assert b"abababab" not in (box.root / f"proc/{pid}/{name}").read_bytes()
+        # No core dump has it either, and no debugger but root's: /proc/PID of a process that is not
+        # dumpable is root's (prctl(2), PR_SET_DUMPABLE).
+        limits = (box.root / f"proc/{pid}/limits").read_text().splitlines()
+        assert [line.split()[4:6] for line in limits if line.startswith("Max core")] == [["0", "0"]]
+        assert (box.root / f"proc/{pid}/environ").stat().st_uid == 0
     wait_for(lambda: not list(box.files.requests.iterdir()), "the request is removed")
     found = box.run("grep", "-rls", "abababababababab", "/run", "/var/spool")
     assert sorted(Path(line).name for line in found.split()) == ["5", "envelope", "start"]

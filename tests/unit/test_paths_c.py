@@ -23,6 +23,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_hostile_datagrams_under_sanitizers(tmp_path: Path) -> None:
+    flags = "CFLAGS=-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
+    done = make("test", flags, out=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_c_tests_pass(built: Path) -> None:
     ran = sorted(path.name for path in built.glob("test_*"))
     assert ran == ["test_cause", "test_pace", "test_pair", "test_reroute", "test_wire"]
