@@ -1,0 +1,64 @@
+"""``make bench``: figures are known again by their lines, and those that moved are told."""
+
+import importlib.util
+import json
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TEXT = "CPU   0.20 % of a core, ratio {ratio}\nrow 1 {ratio}\nrow 1 7\n10:11:12 done\n"
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_runner", ROOT / "tools" / "bench.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules["bench_runner"] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(bench: ModuleType, ratio: float, status: int = 0, cpu: str = "x") -> object:
+    made = bench.Run({"cpu": cpu}, "now")
+    made.results.append(bench.Result("a", status, 1.0, 0.5, TEXT.format(ratio=ratio)))
+    return made
+
+
+def test_every_benchmark_is_found(bench: ModuleType) -> None:
+    names = bench.programs()
+    assert {"agent_cost", "checkpoint", "scale", "report", "tracker"} <= set(names)
+    assert bench.programs(["scale"]) == ["scale"]
+    with pytest.raises(SystemExit, match="no nonsense"):
+        bench.programs(["nonsense"])
+
+
+def test_a_figure_that_moved_is_told_and_noise_is_not(bench: ModuleType) -> None:
+    earlier = [asdict(run(bench, ratio)) for ratio in (1.0, 1.1, 0.9)]  # type: ignore[call-overload]
+    assert bench.changes(run(bench, 1.2), earlier, 0.25) == []
+    moved = bench.changes(run(bench, 2.0), earlier, 0.25)
+    assert [(change.now, change.before) for change in moved] == [(2.0, 1.0), (2.0, 1.0)]
+    assert moved[0].line.startswith("CPU")
+
+
+def test_other_machines_and_failed_runs_do_not_count(bench: ModuleType) -> None:
+    others = [asdict(run(bench, 1.0, cpu="y")) for _ in range(3)]  # type: ignore[call-overload]
+    failed = [asdict(run(bench, 1.0, status=1)) for _ in range(3)]  # type: ignore[call-overload]
+    assert bench.changes(run(bench, 9.0), [*others, *failed], 0.25) == []
+
+
+def test_the_page_escapes_and_the_history_survives_damage(
+    bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = bench.Run({"cpu": "<x>"}, "now", [bench.Result("a", 1, 1.0, 0.5, "<b>1</b>")])
+    text = bench.page(made, [])
+    assert "&lt;b&gt;" in text and "<b>" not in text and "status 1" in text
+    history = tmp_path / "h"
+    history.write_text(json.dumps({"machine": 1}) + '\n{"mach')
+    assert bench.read_history(history) == [{"machine": 1}]
+    assert "damaged" in capsys.readouterr().err
