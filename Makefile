@@ -22,9 +22,9 @@ unit: build-dev ## the unit tests only (seconds)
 lab: build-lab ## bring a lab up and say how to use it
 	.venv/bin/fabricctl lab up
 
-bench: build-lab ## every benchmark: ours beside a peer or the limit, ratios printed
+bench: build-lab ## every benchmark beside a peer or the limit: build/bench/bench.html, with what moved
 	tools/setup lab bench
-	for b in bench/*.py; do echo "== $$b"; $(PY) $$b || exit; done
+	$(PY) tools/bench.py $(BENCH)
 
 build-lab:
 	tools/setup lab
@@ -43,10 +43,23 @@ install: ## on a node or into DESTDIR=; then docs/install.md
 	$(MAKE) -s -C spank_plugin && $(MAKE) -s -C fabricctl/paths && $(MAKE) -s -C fabricctl/clock && $(MAKE) -s -C fabricctl/state
 	DESTDIR=$(DESTDIR) tools/install
 
+docs: build-dev ## the documentation as a site, build/docs-site/index.html
+	tools/setup lab dev docs
+	$(PY) tools/reference.py build/docs-src
+	.venv/bin/mkdocs build -q -f tools/mkdocs.yml
+
+try-package: build-dev ## packages on a fresh Debian: SUITE=bookworm|trixie|forky (root, minutes)
+	tools/try-package $(or $(SUITE),trixie)
+
+fuzz: build-dev ## each parser led by coverage for FUZZ_S seconds (60)
+	tools/setup lab dev fuzz
+	for t in $$($(PY) -c 'from tests.fuzz.targets import TARGETS; print(*TARGETS)'); do echo "== $$t"; \
+	  $(PY) -m tests.fuzz $$t -max_total_time=$(or $(FUZZ_S),60) -print_final_stats=1 || exit; done
+
 uninstall: ## take away what install put there
 	DESTDIR=$(DESTDIR) tools/install --remove
 
 clean: ## what was built, not the venv
 	rm -rf build dist demo *.egg-info
 
-.PHONY: help demo test check unit lab bench build install uninstall build-lab build-dev clean
+.PHONY: docs try-package fuzz help demo test check unit lab bench build install uninstall build-lab build-dev clean
