@@ -43,6 +43,9 @@ install: ## on a node or into DESTDIR=; then docs/install.md
 	$(MAKE) -s -C spank_plugin && $(MAKE) -s -C fabricctl/paths && $(MAKE) -s -C fabricctl/clock && $(MAKE) -s -C fabricctl/state
 	DESTDIR=$(DESTDIR) tools/install
 
+soak: build-dev ## random faults on everything for HOURS (4), invariants checked throughout
+	tools/soak $(or $(HOURS),4)
+
 docs: build-dev ## the documentation as a site, build/docs-site/index.html
 	tools/setup lab dev docs
 	$(PY) tools/reference.py build/docs-src
@@ -62,4 +65,4 @@ uninstall: ## take away what install put there
 clean: ## what was built, not the venv
 	rm -rf build dist demo *.egg-info
 
-.PHONY: docs try-package fuzz help demo test check unit lab bench build install uninstall build-lab build-dev clean
+.PHONY: soak docs try-package fuzz help demo test check unit lab bench build install uninstall build-lab build-dev clean

@@ -93,6 +93,7 @@ def run_one(name: str, timeout_s: float = TIMEOUT_S) -> Result:
     try:
         done = subprocess.run(
             [sys.executable, "-m", f"bench.{name}"], cwd=ROOT, text=True, timeout=timeout_s,
+            env={**os.environ, "PYTHONPATH": str(BENCH)},  # they import each other either way
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
         )  # fmt: skip
         status, output = done.returncode, done.stdout

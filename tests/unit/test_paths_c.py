@@ -24,8 +24,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_hostile_datagrams_under_sanitizers(tmp_path: Path) -> None:
-    flags = "CFLAGS=-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
-    done = make("test", flags, out=tmp_path)
+    """What reads datagrams, and nothing else: the whole daemon takes half a minute to build so."""
+    pathd = ROOT / "fabricctl" / "paths" / "pathd"
+    sources = [str(pathd / f"{name}.c") for name in ("wire", "siphash", "address")]
+    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O1", "-g", f"-I{pathd}",
+             "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]  # fmt: skip
+    test, program = ROOT / "tests" / "c" / "paths" / "test_wire.c", tmp_path / "test_wire"
+    subprocess.run(["cc", *flags, "-o", program, test, *sources, "-lm"], check=True, timeout=120)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

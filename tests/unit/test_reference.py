@@ -1,4 +1,4 @@
-"""The reference is made from the code, and every page of the site has its place in it."""
+"""The reference is made from the code, and the navigation of the site leads to it."""
 
 import importlib.util
 import re
@@ -28,11 +28,11 @@ def test_it_says_what_the_code_says(made: Path) -> None:
     assert "SlurmError" in (made / "reference" / "errors.md").read_text()
 
 
-def test_every_page_has_its_place(made: Path) -> None:
+def test_what_the_navigation_names_is_there(made: Path) -> None:
     nav = set(re.findall(r": ([\w/-]+\.md)$", (ROOT / "tools/mkdocs.yml").read_text(), re.M))
     pages = {str(page.relative_to(made)) for page in made.rglob("*.md")}
     assert not nav - pages
-    assert not {page for page in pages - nav if not page.startswith("decisions/")}
+    assert {page for page in pages if page.startswith("reference/")} <= nav
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed")
