@@ -20,7 +20,7 @@ from fabricctl_analysis.series import Floats
 MAX_WINDOWS = 100_000
 MAX_RANKS = 512  # of a node; a forged trace may name any number
 NOT_WAITING = (b"checkpoint", b"torch.step")  # of what the tracker times, not MPI's or NCCL's
-_FOREVER_NS = 1 << 62
+FOREVER_NS = 1 << 62
 _TCP_LIMIT_NS = 2_600_000_000
 # Of fewer segments a share says nothing.
 LEAST_SEGMENTS_PER_S = 100
@@ -165,7 +165,7 @@ def _mpi(rows: NodeRows, grid: Grid) -> tuple[Floats, NDArray[np.int64]]:
             if key["op"] in NOT_WAITING:
                 continue
             at = mine[table[["launch", "op"]][mine] == key]
-            grown = windowed(increments(times[at], table["time_ns"][at]), grid, _FOREVER_NS)
+            grown = windowed(increments(times[at], table["time_ns"][at]), grid, FOREVER_NS)
             known |= ~np.isnan(grown)
             total += np.nan_to_num(grown)
         shares_of.append(np.where(known, np.clip(total / grid.width_ns, 0, 1), np.nan))
@@ -185,7 +185,7 @@ def _iterations(rows: NodeRows, grid: Grid) -> Floats:
     steps = table["step"][mine]
     if not (steps[steps != schema.NOT_MEASURED["Q"]] > 0).any():
         return np.full(grid.count, np.nan)
-    return windowed(increments(times[mine], steps), grid, _FOREVER_NS)
+    return windowed(increments(times[mine], steps), grid, FOREVER_NS)
 
 
 def windowed(counter: Increments, grid: Grid, limit_ns: int) -> Floats:

@@ -19,7 +19,7 @@ from fabricctl_analysis.series import Floats
 # What explains a slow window best when several were there: the more specific first.
 ORDER: tuple[Cause, ...] = (
     "restart", "link_down", "gpu", "path", "host_stopped", "checkpoint", "host_memory", "storage",
-    "steal", "host_cpu", "rank_slow", "queueing", "rail_slow",
+    "steal", "host_cpu", "rank_slow", "queueing", "rail_slow", "phase",
 )  # fmt: skip
 
 # A share of time in which tasks stalled that is this far above the node's own usual one.
@@ -187,9 +187,10 @@ def _starved(
 
 
 def silent(act: Activity) -> Bools:
-    """Windows of which the node measured nothing, and their neighbours."""
+    """Windows of which the node measured nothing, and two on each side: probes to an agent that has
+    ended, as all do when the job does, are lost too, and are counted once a second."""
     gone = act.measured < 0.5
-    around = np.convolve(gone, np.ones(3), "same") > 0
+    around = np.convolve(gone, np.ones(5), "same") > 0
     return np.asarray(around & (np.cumsum(act.measured > 0.5) > 0))
 
 

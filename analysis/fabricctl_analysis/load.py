@@ -98,6 +98,7 @@ def node_rows(trace: Trace, width: str | None = None) -> Iterator[NodeRows]:
             max((info.rails for info in infos), key=len),
             boots,
             sample_hz=infos[-1].sample_hz,
+            addresses=[text for info in infos for text in info.addresses],
             begin_ns=min(instants(*(info.begin_real_ns for info in infos)), default=None),
             end_ns=max(instants(*(info.end_real_ns for info in infos)), default=None),
         )

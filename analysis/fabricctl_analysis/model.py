@@ -148,7 +148,7 @@ class PathMark:
 Cause = Literal[
     "restart", "gpu",
     "link_down", "path", "queueing", "host_stopped", "host_memory", "storage", "host_cpu",
-    "steal", "rank_slow", "rail_slow", "checkpoint", "start_end", "unknown",
+    "steal", "rank_slow", "rail_slow", "checkpoint", "phase", "start_end", "unknown",
 ]  # fmt: skip
 
 

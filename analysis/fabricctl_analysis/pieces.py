@@ -58,6 +58,11 @@ def _cut(
     # Smoothing over an iteration shows a loss that much before and after it happened.
     lead = 1 + round((found.period or 0) / 2)
     causes = [_best(at.get(window, [])) for window in range(first, last + 1)]
+    if edge is not None:  # what was there for a moment does not explain how a step begins or ends
+        causes = [
+            cause if cause in SURE or causes.count(cause) >= len(causes) / 2 else None
+            for cause in causes
+        ]
     causes = _settled(_spread(causes, lead, at, first))
     for begin, end in _runs(causes):
         cause = causes[begin] or edge or "unknown"

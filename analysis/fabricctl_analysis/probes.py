@@ -29,6 +29,12 @@ LEAST_PROBES = 8
 TOGETHER_NS = 2_500_000_000
 # A node is named when so large a share of its edges loses.
 ALL = 0.75
+# What is said of each kind, and how much it tells of the place.
+_KINDS: dict[Literal["lost", "late", "again"], tuple[str, float]] = {
+    "lost": ("probes were lost", 1.0),
+    "late": ("probes were queued for milliseconds", 0.5),
+    "again": ("the job's connections sent again", 0.5),
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class Edge:
     peer: int
     lost: tuple[Span, ...]
     late: tuple[Span, ...] = ()
+    again: tuple[Span, ...] = ()  # in which the job's own connections sent again
 
 
 def edges(rows: NodeRows, shift_ns: int) -> tuple[Edge, ...]:
@@ -101,12 +108,12 @@ def troubles(
     """Stretches of loss and of queueing with the nodes whose links suffer; ``names``: the job's
     list of nodes; ``silent``: windows in which a node itself stood still and answered nobody."""
     quiet = silent or {}
-    yield from _of_kind("lost", of_nodes, names, grid, quiet)
-    yield from _of_kind("late", of_nodes, names, grid, quiet)
+    for kind in _KINDS:
+        yield from _of_kind(kind, of_nodes, names, grid, quiet)
 
 
 def _of_kind(
-    kind: Literal["lost", "late"],
+    kind: Literal["lost", "late", "again"],
     of_nodes: Sequence[tuple[str, Sequence[Edge]]],
     names: Sequence[str],
     grid: Grid,
@@ -120,7 +127,7 @@ def _of_kind(
                 continue
             ends = (node, names[edge.peer])
             edges_of[edge.rail].append(ends)
-            for span in edge.lost if kind == "lost" else edge.late:
+            for span in getattr(edge, kind):
                 touched = grid.touched(span.begin_ns, span.end_ns)
                 for window in range(touched.start, touched.stop):
                     bad[edge.rail, window].append(ends)
@@ -137,10 +144,9 @@ def _of_kind(
         at = np.array(sorted(set(windows)))
         for group in np.split(at, np.flatnonzero(np.diff(at) > 2) + 1):
             where = " and ".join(nodes[:4]) if nodes else "many nodes: its switch"
-            words = "lost" if kind == "lost" else "queued for milliseconds"
-            text = f"probes were {words} on rail r{rail} of {where}"
+            words, strength = _KINDS[kind]
+            text = f"{words} on rail r{rail} of {where}"
             span = grid.span(int(group[0]), int(group[-1]))
-            strength = 1.0 if kind == "lost" else 0.5
             yield Evidence("queueing", nodes, rail, span, strength, text)
 
 

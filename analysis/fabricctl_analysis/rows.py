@@ -31,6 +31,7 @@ class NodeRows:
     real_ns: dict[str, Ns]
     clocks: tuple[NodeClock, ...]
     stored_rows: int  # also those that could not be placed
+    addresses: tuple[str, ...] = ()  # of the rails
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def place(
     sample_hz: float | None = None,
     begin_ns: int | None = None,
     end_ns: int | None = None,
+    addresses: Sequence[str] = (),
 ) -> NodeRows:
     """Rows as they were stored, to rows on the time line."""
     clocks = [node_clock(boot.tables) for boot in boots]
@@ -73,6 +75,7 @@ def place(
         real_ns=real,
         clocks=tuple(clock for clock in clocks if clock is not None),
         stored_rows=sum(len(rows) for boot in boots for rows in boot.tables.values()),
+        addresses=tuple(map(clean, addresses)),
     )
 
 

@@ -45,6 +45,7 @@ from fabricctl_analysis.moves import PathRow, moves_of, path_rows
 from fabricctl_analysis.probes import Edge, edges, troubles
 from fabricctl_analysis.rails import rail_summary
 from fabricctl_analysis.rows import NodeRows, apart_ns, clean, of_rail
+from fabricctl_analysis.streams import Stream, as_edges, streams
 from fabricctl_analysis.told import told
 from fabricctl_analysis.unmeasured import empty_figures, gaps_of, missing_nodes
 
@@ -79,6 +80,8 @@ class NodePart:
     shift_ns: int = 0  # from the node's clock to the first node's
     edges: tuple[Edge, ...] = ()
     told: tuple[Evidence, ...] = ()
+    streams: tuple[Stream, ...] = ()
+    addresses: tuple[str, ...] = ()
 
 
 def summarise(
@@ -122,7 +125,7 @@ def summarise(
             remarks=[r for part in parts for r in shifted_remarks(part.remarks, part.shift_ns)],
             more=[
                 *troubles(
-                    [(part.summary.name, part.edges) for part in parts],
+                    _all_edges(parts, job.nodes),
                     job.nodes,
                     grid.grid,
                     {p.activity.node: silent(p.activity) for p in parts if p.activity},
@@ -144,6 +147,13 @@ def summarise(
         accounts=accounts,
         moves=moves_of(row for part in parts for row in part.path_rows),
     )
+
+
+def _all_edges(parts: Sequence[NodePart], names: Sequence[str]) -> list[tuple[str, Sequence[Edge]]]:
+    """Of the job clock's probes, and of the job's own connections."""
+    of = {text: part.summary.name for part in parts for text in part.addresses}
+    flows = as_edges([(part.summary.name, part.streams) for part in parts], of, names)
+    return [*((part.summary.name, part.edges) for part in parts), *flows]
 
 
 @dataclass
@@ -221,7 +231,9 @@ def node_part(rows: NodeRows, grids: _Grids) -> NodePart:
         activity=None if grid is None else _activity(rows, grid, limit_ns, spans, shift_ns),
         shift_ns=shift_ns,
         edges=() if grid is None else edges(rows, shift_ns),
-        told=told(rows, shift_ns),
+        told=() if grid is None else told(rows, shift_ns, grid),
+        streams=streams(rows, shift_ns),
+        addresses=rows.addresses,
     )
 
 

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from fabricctl import hostlist
 from fabricctl.errors import DataError
 from fabricctl.store.schema import LaunchEvent, StallKind
+from fabricctl_analysis.activity import Grid
 from fabricctl_analysis.align import MAX_TIME_NS
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.evidence import Evidence
 from fabricctl_analysis.model import Cause
-from fabricctl_analysis.program import checkpoints
+from fabricctl_analysis.program import checkpoints, phases
 from fabricctl_analysis.rows import NodeRows, clean
 
 # A node was silent for a while before it was given up (docs/checkpoints.md).
@@ -27,9 +28,14 @@ _STALLS: dict[int, Cause] = {
 }
 
 
-def told(rows: NodeRows, shift_ns: int) -> tuple[Evidence, ...]:
+def told(rows: NodeRows, shift_ns: int, grid: Grid) -> tuple[Evidence, ...]:
     """From one node's tables, on the time that all nodes share."""
-    return (*_restarts(rows, shift_ns), *_stalls(rows, shift_ns), *checkpoints(rows, shift_ns))
+    return (
+        *_restarts(rows, shift_ns),
+        *_stalls(rows, shift_ns),
+        *checkpoints(rows, shift_ns),
+        *phases(rows, shift_ns, grid),
+    )
 
 
 def _restarts(rows: NodeRows, shift_ns: int) -> Iterator[Evidence]:

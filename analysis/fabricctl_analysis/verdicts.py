@@ -27,6 +27,7 @@ CAUSES: dict[Cause, str] = {
     "rank_slow": "processes slower than the others",
     "rail_slow": "rail carried less",
     "checkpoint": "checkpoint",
+    "phase": "another phase of the program",
     "start_end": "start or end of the step",
     "unknown": "unknown",
 }

@@ -10,10 +10,12 @@ from pathlib import Path
 import fabricctl
 from fabricctl import hostlist, layout
 from fabricctl.agent.log import NodeLog
+from fabricctl.errors import DataError
 from fabricctl.records import JobStart
 from fabricctl.store import schema
 from fabricctl.store.journal import JournalWriter
 from fabricctl.store.schema import Severity
+from fabricctl.telemetry.flows import rail_addresses
 from fabricctl.telemetry.source import Row
 
 MAX_NOTES_PER_MINUTE = 60  # a source that flickers must not fill the spool with words
@@ -118,9 +120,18 @@ def attributes(assignment: Assignment, rails: Sequence[str], rate_hz: float) -> 
         "boot_id": boot_id(),
         "agent_version": fabricctl.__version__,
         "rails": " ".join(rails),
+        "addresses": _addresses(rails),
         "sample_hz": f"{rate_hz:g}",
         "begin_real_ns": str(assignment.begin_real_ns),
     }
+
+
+def _addresses(rails: Sequence[str]) -> str:
+    """As the attribute has them; none when the kernel does not tell."""
+    try:
+        return " ".join(f"{rail}/{text}" for text, rail in rail_addresses(list(rails)).items())
+    except (OSError, DataError):
+        return ""
 
 
 def boot_id() -> str:

@@ -11,12 +11,20 @@ from fabricctl.errors import DataError
 from fabricctl.store import schema
 from fabricctl.telemetry import batch, gpu, interfaces, netlink, rails
 from fabricctl.telemetry.clocks import ClockSource
+from fabricctl.telemetry.ethtool import EthtoolReader
+from fabricctl.telemetry.flows import FlowSource
 from fabricctl.telemetry.gpu import GpuSource
 from fabricctl.telemetry.host import HostSource
 from fabricctl.telemetry.jobload import JobSource
+from fabricctl.telemetry.kmsg import KmsgReader
+from fabricctl.telemetry.membw import MembwReader
+from fabricctl.telemetry.netfs import NetfsReader
+from fabricctl.telemetry.numa import NumaReader
 from fabricctl.telemetry.processes import Stepd
+from fabricctl.telemetry.ras import EdacReader, ThermalReader
 from fabricctl.telemetry.rdma import RdmaSource
-from fabricctl.telemetry.source import Source
+from fabricctl.telemetry.slow import Reader, SlowSources
+from fabricctl.telemetry.source import Source, Tell
 from fabricctl.telemetry.tcp import TcpSource
 
 NAME_WAIT_S = 1.0  # for the node's own name; a name service that is slower does not hold us up
@@ -37,12 +45,26 @@ def choose_rails(config: Config, node: str) -> tuple[list[str], str]:
     return [], f"no rails: no interface {wanted}"
 
 
+def readers(rails: Sequence[str], tell: Tell) -> list[Reader]:
+    """The sources that are read seldom."""
+    return [
+        EthtoolReader(rails),
+        NumaReader(),
+        EdacReader(),
+        ThermalReader(),
+        NetfsReader(),
+        MembwReader(),
+        KmsgReader(tell),
+    ]
+
+
 class Samplers:
     """All sources of one agent."""
 
     def __init__(
-        self, names: Sequence[str], stepds: Callable[[], Sequence[Stepd]], record: Record
+        self, names: Sequence[str], stepds: Callable[[], Sequence[Stepd]], record: Record, uid: int
     ) -> None:
+        """``uid``: the job's user, whose connections are told."""
         tracker = rails.LinkTracker(names)
         self._batch = batch.new()
         self._taken = 0
@@ -56,6 +78,8 @@ class Samplers:
             RdmaSource(record.tell),
             GpuSource(record.tell, expected=Path(gpu.DEVICE_FILE).exists()),
         ]
+        self._slow = SlowSources(readers(names, record.tell), record.tell)
+        self._flows = FlowSource(uid, list(names), record.tell)
         self._clock = ClockSource()
         self.watch: rails.LinkWatch | None = None
         try:
@@ -95,9 +119,15 @@ class Samplers:
         for source in self._sources:
             self._record.put(source.table, source.rows())
         self._record.put(schema.LINK_EVENT, self._rails.events())
+        self._flows.take()
+        self._slow.take()
+        self._record.put(schema.TCP_FLOW, self._flows.rows())
+        self._record.put(schema.READING, self._slow.rows())
 
     def close(self) -> None:
         for source in self._sources:
             source.close()
+        self._flows.close()
+        self._slow.close()
         if self.watch is not None:
             self.watch.close()

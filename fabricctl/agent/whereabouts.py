@@ -65,7 +65,7 @@ class Whereabouts:
     def sample(self, *, last: bool = False) -> None:
         """Rows of the ranks here, when they are due."""
         self._ranks.take(last=last)
-        tables = (schema.RANK, schema.MPI_TIME, schema.RANK_POSITION)
+        tables = (schema.RANK, schema.MPI_TIME, schema.RANK_POSITION, schema.PHASE)
         for table, rows in zip(tables, self._ranks.rows(), strict=True):
             self._record.put(table, rows)
         self._record.put(schema.CHECKPOINT, self._checkpoints.rows())

@@ -142,6 +142,16 @@ ROLLUPS = (
         counters=("calls", "time_ns", "bytes"),
         highest=("most_ns",),
     ),
+    Rollup(
+        schema.TCP_FLOW,
+        (83, 84),
+        keys=("rail", "peer"),
+        counters=("retransmitted",),
+        highest=("rtt_us", "rto_ms"),
+    ),
+    Rollup(
+        schema.PHASE, (85, 86), keys=("rank", "launch", "name"), counters=("entered", "time_ns")
+    ),
     Rollup(schema.RANK_POSITION, (46, 47), keys=("rank", "launch")),
     Rollup(
         schema.JOB_CLOCK,

@@ -61,6 +61,7 @@ class NodeInfo:
     boot_id: str
     agent_version: str
     rails: tuple[str, ...]
+    addresses: tuple[str, ...]  # of the rails, all together
     sample_hz: float | None
     begin_real_ns: int
     end_real_ns: int
@@ -254,6 +255,7 @@ def _node(path: Path, nodes: h5py.Group, name: str) -> NodeInfo:
         boot_id=get.text("boot_id"),
         agent_version=get.text("agent_version"),
         rails=tuple(get.text("rails").split()),
+        addresses=tuple(word.partition("/")[2] for word in get.text("addresses").split()[:1024]),
         sample_hz=get.float("sample_hz"),
         begin_real_ns=get.int("begin_real_ns") or 0,
         end_real_ns=get.int("end_real_ns") or 0,

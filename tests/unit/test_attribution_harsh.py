@@ -1,17 +1,22 @@
 """What harmed jobs in the lab (bench/diagnose) showed to go wrong, each once."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fabricctl.store import dtypes, schema
 from fabricctl.store.schema import CheckpointEvent
+from fabricctl_analysis.activity import Grid
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.evidence import Evidence
 from fabricctl_analysis.model import Accounts, Verdict
 from fabricctl_analysis.pace import pace, period_of, slow_windows
 from fabricctl_analysis.pieces import _settled, telling
-from fabricctl_analysis.program import checkpoints
+from fabricctl_analysis.probes import troubles
+from fabricctl_analysis.program import checkpoints, phases
 from fabricctl_analysis.rows import Boot, NodeRows, place
+from fabricctl_analysis.streams import as_edges, streams
 from tests.support.simjobs import BEGIN_NS, Fault, S, Sim
 
 
@@ -143,3 +148,54 @@ def test_a_cause_that_goes_on_somewhere_else_is_two_verdicts() -> None:
     found = accounts(Sim(6, both, seconds=200)).verdicts
     assert {(one.cause, one.nodes) for one in found} == {("storage", ("n1",)), ("storage", ("n3",))}
     assert all(one.loss_ns / S == pytest.approx(20 * 0.7 * 4, rel=0.1) for one in found)
+
+
+def test_a_phase_with_a_pace_of_its_own_is_named() -> None:
+    """As the tracker would tell it: eval from 100 to 140, at another pace."""
+    seen = dtypes.empty(schema.PHASE, 600)
+    at = np.arange(600)
+    seen["time_mono_ns"] = at // 2 * S
+    seen["name"] = np.where(at % 2, b"eval", b"train")
+    seen["entered"] = 1
+    in_eval = np.clip(at // 2 - 100, 0, 40)
+    seen["time_ns"] = np.where(at % 2, in_eval, at // 2 - in_eval) * S
+    rows = node({"phase": seen})
+    (one,) = phases(rows, 0, Grid.over(Span(BEGIN_NS, BEGIN_NS + 300 * S), S))
+    begin, end = ((t - BEGIN_NS) / S for t in (one.span.begin_ns, one.span.end_ns))
+    assert (one.cause, one.nodes, begin, end) == ("phase", (), 100, 140)
+    assert one.text == "the program was in its phase eval"
+
+
+def flow(name: str, lossy: set[str]) -> NodeRows:
+    """Connections to the three others on both rails; ``lossy`` nodes' rail 0 sends again."""
+    others = [f"n{n}" for n in range(1, 5) if f"n{n}" != name]
+    parts = []
+    for rail in range(2):
+        for other in others:
+            rows = dtypes.empty(schema.TCP_FLOW, 60)
+            rows["time_mono_ns"] = np.arange(60) * S
+            rows["rail"], rows["peer"] = rail, f"10.7{8 + rail}.0.{other[1:]}".encode()
+            hit = rail == 0 and bool({name, other} & lossy)
+            rows["retransmitted"] = np.clip(np.arange(60) - 20, 0, 10) * 50 * hit
+            parts.append(rows)
+    made = node({"tcp_flow": np.sort(np.concatenate(parts), order="time_mono_ns", kind="stable")})
+    return replace(made, name=name, addresses=(f"10.78.0.{name[1:]}", f"10.79.0.{name[1:]}"))
+
+
+def test_the_jobs_own_connections_place_a_loss_where_nobody_probes() -> None:
+    names = [f"n{n}" for n in range(1, 5)]
+    nodes = [flow(name, {"n3"}) for name in names]
+    of = {text: rows.name for rows in nodes for text in rows.addresses}
+    edges = as_edges([(rows.name, streams(rows, 0)) for rows in nodes], of, names)
+    grid = Grid.over(Span(BEGIN_NS, BEGIN_NS + 60 * S), S)
+    (one,) = troubles(list(edges), names, grid)
+    assert (one.cause, one.nodes, one.rail) == ("queueing", ("n3",), 0)
+    assert "connections sent again on rail r0 of n3" in one.text
+    assert abs((one.span.begin_ns - BEGIN_NS) / S - 20) <= 1
+
+
+def test_addresses_of_nobody_and_forged_ones_are_left_out() -> None:
+    rows = flow("n1", {"n2"})
+    of = {"10.78.0.2": "n1", "10.78.0.3": "stranger"}
+    ((name, edges),) = as_edges([("n1", streams(rows, 0))], of, ["n1", "n2"])
+    assert (name, edges) == ("n1", [])

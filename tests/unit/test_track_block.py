@@ -81,6 +81,27 @@ def test_collectives_are_numbered_per_communicator(
     assert made.size == 1
 
 
+def test_phases_are_timed_and_what_finds_no_place_is_other(
+    process: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    (rank,) = block.read_all(tmp_path)
+    found = {phase.name: phase for phase in rank.phases}
+    assert [*found][:2] == ["load", "pa"] and len(found) == block.PHASES
+    assert (found["load"].entered, found["pa"].entered, found["other"].entered) == (2, 1, 7)
+    assert rank.phase == "other" and rank.phase_mono_ns > 0
+    ranks = Ranks(tmp_path, alive)
+    ranks.take()
+    first = {row[3]: row for row in ranks.rows()[3]}
+    ranks.take(last=True)
+    ((_, _, launch, name, entered, took_ns),) = ranks.rows()[3]
+    assert (launch, name, entered) == (2, "other", 7), "only the one that goes on has a new row"
+    assert took_ns > int(first["other"][5])
+    process.kill()
+    process.wait()
+    ranks.take(last=True)
+    assert ranks.rows()[3] == [], "nobody is in a phase who is gone"
+
+
 def test_the_block_outlives_a_killed_rank(process: subprocess.Popen[str], tmp_path: Path) -> None:
     ranks = Ranks(tmp_path, alive)
     assert [seen.state for seen in ranks.look()] == [RankState.RUNNING]
@@ -89,7 +110,7 @@ def test_the_block_outlives_a_killed_rank(process: subprocess.Popen[str], tmp_pa
     process.wait()
     assert [seen.state for seen in ranks.look()] == [RankState.GONE]
     ranks.take(last=True)
-    states, sums, positions = ranks.rows()
+    states, sums, positions, _ = ranks.rows()
     assert [row[-1] for row in states] == [RankState.RUNNING, RankState.GONE]
     assert len(positions) == 2
     assert len(sums) == len({row[3] for row in sums}), "what did not change has no second row"
@@ -148,5 +169,5 @@ def test_whatever_a_user_puts_into_the_directory_is_passed_over(tmp_path: Path) 
 
 def test_layout_is_what_the_document_says() -> None:
     text = (ROOT / "docs" / "tracker.md").read_text()
-    for place in (block.NOW_AT, block.COMMS_AT, block.OPS_AT, block.RING_AT):
+    for place in (block.NOW_AT, block.PHASES_AT, block.COMMS_AT, block.OPS_AT, block.RING_AT):
         assert f"| {place} |" in text

@@ -21,11 +21,13 @@ COMMS, OPS, RING = 64, 256, 512
 HOOK_OPS = {128: "torch.collective", 129: "torch.step", 130: "nccl", 131: "checkpoint"}
 
 _HEAD = struct.Struct("=8s9I2i3I24s40s6Q")
-_NOW = struct.Struct("=4QIiII3Q")
+_NOW = struct.Struct("=4QIiII5Q")
+_PHASE = struct.Struct("=32s2Q")
+PHASES = 8
 _COMM = struct.Struct("=QIi4I32x")
 _OP = struct.Struct("=4Q")
 _RECORD = struct.Struct("=4QIiII16x")
-NOW_AT, COMMS_AT = 512, 1024
+NOW_AT, PHASES_AT, COMMS_AT = 512, 640, 1024
 OPS_AT = COMMS_AT + COMMS * _COMM.size
 RING_AT = OPS_AT + OPS * _OP.size
 BYTES = RING_AT + RING * _RECORD.size
@@ -96,6 +98,15 @@ class OpSum:
 
 
 @dataclass(frozen=True, slots=True)
+class Phase:
+    """A phase that the program marked; ``ns`` of those that have ended."""
+
+    name: str
+    entered: int
+    ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Rank:
     """Where one rank stands. Times are the node's CLOCK_MONOTONIC."""
 
@@ -118,6 +129,9 @@ class Rank:
     step_mono_ns: int
     comms: tuple[Comm, ...]
     sums: tuple[OpSum, ...]
+    phases: tuple[Phase, ...] = ()
+    phase: str = ""  # that it is in
+    phase_mono_ns: int = 0  # when that began
 
     @property
     def inside(self) -> bool:
@@ -139,9 +153,9 @@ def parse(data: bytes) -> Rank:
     if not 0 <= rank < ranks or state not in list(State) or pairs[4] % 2:
         raise DataError("track: a block without a rank")
     ticks = Ticks(*pairs[:4])
-    calls, enter, end, count, op, peer, comm, coll, _, steps, step_ticks = _NOW.unpack_from(
-        data, NOW_AT
-    )
+    now = _NOW.unpack_from(data, NOW_AT)
+    calls, enter, end, count, op, peer, comm, coll, _, steps, step_ticks = now[:11]
+    phases = tuple(_phases(data, ticks))
     known = tuple(_comms(data))
     return Rank(
         rank=rank,
@@ -163,6 +177,9 @@ def parse(data: bytes) -> Rank:
         step_mono_ns=_int63(ticks.mono_ns(step_ticks)),
         comms=known,
         sums=tuple(_sums(data, ticks)),
+        phases=tuple(one for one in phases if one.name),
+        phase=phases[now[11] - 1].name if 0 < now[11] <= PHASES else "",
+        phase_mono_ns=_int63(ticks.mono_ns(now[12])),
     )
 
 
@@ -173,6 +190,11 @@ def _text(raw: bytes) -> str:
 
 def _int63(value: int) -> int:
     return min(max(value, 0), (1 << 63) - 1)
+
+
+def _phases(data: bytes, ticks: Ticks) -> Iterator[Phase]:
+    for name, took, entered in _PHASE.iter_unpack(data[PHASES_AT:COMMS_AT]):
+        yield Phase(_text(name), min(entered, 1 << 62), _int63(ticks.ns(took)))
 
 
 def _comms(data: bytes) -> Iterator[Comm]:

@@ -10,6 +10,7 @@ from fabricctl.state.track.block import Rank, State
 from fabricctl.store.schema import RankState
 
 Row = tuple[int | str, ...]
+Rows = tuple[list[Row], list[Row], list[Row], list[Row]]
 Alive = Callable[[int, int], str]  # pid, start ticks: the process's state letter, "" when gone
 
 RANKS_PER_S = 8  # sampled a second; a node with more is sampled more seldom
@@ -47,7 +48,8 @@ class Ranks:
         self._next_s = 0.0
         self._names_s = 0.0
         self._watched: dict[Path, tuple[int, float]] = {}
-        self._rows: tuple[list[Row], list[Row], list[Row]] = ([], [], [])
+        self._rows: Rows = ([], [], [], [])
+        self._phases: dict[tuple[int, int, str], tuple[int, int]] = {}
 
     def look(self) -> list[Seen]:
         """Every rank of the newest launch that is here; older ones are left out."""
@@ -88,7 +90,7 @@ class Ranks:
         seen = self.look()
         self._next_s = now_s + min(max(1.0, len(seen) / RANKS_PER_S), PERIOD_MAX_S)
         now_mono_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        states, sums, positions = self._rows
+        states, sums, positions, phases = self._rows
         for item in seen:
             rank, who = item.rank, (item.rank.launch, item.rank.rank)
             if self._states.get(who) != item.state:
@@ -96,6 +98,7 @@ class Ranks:
                 states.append(_state_row(now_mono_ns, item))
             sums += self._sums(now_mono_ns, rank)
             positions.append(_position_row(now_mono_ns, rank))
+            phases += self._in_phases(now_mono_ns, item)
 
     def _sums(self, now_mono_ns: int, rank: Rank) -> list[Row]:
         rows: list[Row] = []
@@ -108,9 +111,25 @@ class Ranks:
                 rows.append((now_mono_ns, rank.rank, rank.launch, name, *figures))
         return rows
 
-    def rows(self) -> tuple[list[Row], list[Row], list[Row]]:
-        """Rows of ``rank``, ``mpi_time`` and ``rank_position`` since the last call."""
-        taken, self._rows = self._rows, ([], [], [])
+    def _in_phases(self, now_mono_ns: int, item: Seen) -> list[Row]:
+        rank = item.rank
+        rows: list[Row] = []
+        for phase in rank.phases:
+            took_ns = phase.ns
+            if phase.name == rank.phase and item.state in (RankState.RUNNING, RankState.STOPPED):
+                took_ns += max(0, now_mono_ns - rank.phase_mono_ns)
+            key = (rank.launch, rank.rank, phase.name)
+            known = self._phases.get(key, (0, 0))
+            # The rank may have left the phase while it was read: what was told stays.
+            said = (phase.entered, max(took_ns, known[1]))
+            if said != known:
+                self._phases[key] = said
+                rows.append((now_mono_ns, rank.rank, rank.launch, phase.name, *said))
+        return rows
+
+    def rows(self) -> Rows:
+        """Rows of ``rank``, ``mpi_time``, ``rank_position``, ``phase`` since the last call."""
+        taken, self._rows = self._rows, ([], [], [], [])
         return taken
 
 

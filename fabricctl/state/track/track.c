@@ -480,6 +480,39 @@ EXPORT void fabric_track_step(uint64_t n)
 	block->now.step_ticks = ticks_now();
 }
 
+static uint64_t phase_named(const char *name)
+{
+	struct track_phase *last = &block->phases[TRACK_PHASES - 1];
+
+	for (uint64_t i = 0; i < TRACK_PHASES - 1; i++) {
+		struct track_phase *phase = &block->phases[i];
+
+		if (!*phase->name)
+			snprintf(phase->name, sizeof phase->name, "%s", name);
+		if (!strncmp(phase->name, name, sizeof phase->name - 1))
+			return i + 1;
+	}
+	snprintf(last->name, sizeof last->name, "other");
+	return TRACK_PHASES;
+}
+
+EXPORT void fabric_track_mark(const char *name)
+{
+	struct track_now *now = &block->now;
+	uint64_t ticks = ticks_now(), was = now->phase;
+
+	/* A reader that comes between has no phase, or the new one from its begin: never one twice. */
+	__atomic_store_n(&now->phase, 0, __ATOMIC_RELEASE);
+	if (was)
+		block->phases[was - 1].ticks += ticks - now->phase_ticks;
+	if (!name || !*name)
+		return;
+	was = phase_named(name);
+	block->phases[was - 1].entered++;
+	now->phase_ticks = ticks;
+	__atomic_store_n(&now->phase, was, __ATOMIC_RELEASE);
+}
+
 EXPORT void fabric_track_enter(uint32_t op, int32_t peer, uint64_t bytes)
 {
 	if (owner && depth++ == 0)

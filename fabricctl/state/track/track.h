@@ -31,6 +31,13 @@ struct track_header { /* 512 bytes */
 	char reserved[512 - 176];
 };
 
+#define TRACK_PHASES 8 /* the last one is for all names that found no place */
+
+struct track_phase { /* 48 bytes: time between marks of this name */
+	char name[32];
+	uint64_t ticks, entered;
+};
+
 struct track_now { /* 128 bytes: two cache lines that only the rank writes */
 	uint64_t calls; /* odd: inside of the call (calls + 1) / 2 */
 	uint64_t enter_ticks, exit_ticks;
@@ -41,7 +48,8 @@ struct track_now { /* 128 bytes: two cache lines that only the rank writes */
 	uint32_t coll; /* number of this collective on it, from 1; 0: no collective */
 	uint64_t other_threads; /* calls by other threads than the one that called MPI_Init */
 	uint64_t steps, step_ticks; /* iterations that the program told, when the last ended */
-	uint64_t reserved[7];
+	uint64_t phase, phase_ticks; /* place in the table of phases + 1, 0: none; when it began */
+	uint64_t reserved[5];
 };
 
 struct track_comm { /* 64 bytes */
@@ -68,7 +76,7 @@ struct track_record { /* 64 bytes, written when the call returned */
 struct track_block {
 	struct track_header head;
 	struct track_now now;
-	char pad[384];
+	struct track_phase phases[TRACK_PHASES];
 	struct track_comm comms[TRACK_COMMS];
 	struct track_op ops[TRACK_OPS];
 	struct track_record ring[TRACK_RING];
@@ -76,11 +84,14 @@ struct track_block {
 
 _Static_assert(sizeof(struct track_header) == 512, "docs/tracker.md");
 _Static_assert(sizeof(struct track_now) == 128, "docs/tracker.md");
+_Static_assert(sizeof(struct track_phase) * TRACK_PHASES == 384, "docs/tracker.md");
 _Static_assert(sizeof(struct track_comm) == 64, "docs/tracker.md");
 _Static_assert(sizeof(struct track_record) == 64, "docs/tracker.md");
 
 /* For programs, in any language: iteration n (from 1) of the main loop has ended. */
 void fabric_track_step(uint64_t n);
+/* A phase of the program begins, and the one before ends; NULL or "": none begins. */
+void fabric_track_mark(const char *name);
 /* For hooks of other libraries: a call of op (128 to 255) begins, has ended. */
 void fabric_track_enter(uint32_t op, int32_t peer, uint64_t bytes);
 void fabric_track_exit(void);

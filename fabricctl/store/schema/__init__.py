@@ -22,6 +22,7 @@ from fabricctl.store.schema.node import (
     StepEvent,
 )
 from fabricctl.store.schema.paths import PATH_EVENT, PathEvent, PathLevel, PathReason
+from fabricctl.store.schema.sources import PHASE, READING, TCP_FLOW
 from fabricctl.store.schema.state import (
     CHECKPOINT,
     LAUNCH,
@@ -59,6 +60,9 @@ TABLES: tuple[Table, ...] = (
     STALL,
     CHECKPOINT,
     LAUNCH,
+    READING,
+    TCP_FLOW,
+    PHASE,
 )
 BY_NUMBER = {table.number: table for table in TABLES}
 BY_NAME = {table.name: table for table in TABLES}
@@ -83,16 +87,19 @@ __all__ = [
     "NOTE",
     "NOT_MEASURED",
     "PATH_EVENT",
+    "PHASE",
     "RAIL",
     "RANK",
     "RANK_POSITION",
     "RDMA_PORT",
+    "READING",
     "REAL",
     "SCHEMA_VERSION",
     "STALL",
     "STEP",
     "TABLES",
     "TCP",
+    "TCP_FLOW",
     "TRACE_ATTRIBUTES",
     "Attribute",
     "CheckpointEvent",

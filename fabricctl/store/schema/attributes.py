@@ -32,6 +32,7 @@ NODE_ATTRIBUTES = (
     Attribute("boot_id", "text", "1", "The kernel's boot id: CLOCK_MONOTONIC counts from it."),
     Attribute("agent_version", "text", "1", "Version of the agent that wrote the journal."),
     Attribute("rails", "text", "1", "Interfaces in rail order, with a space between them."),
+    Attribute("addresses", "text", "1", "The rails' addresses, `0/10.78.0.11`, spaces between."),
     Attribute("sample_hz", "float", "Hz", "Samples asked for per second."),
     *_begin_end("the allocation on this node", required=True),
     Attribute("lives", "int", "1", "How often the agent was started: journals, rows of `life`."),

@@ -13,6 +13,7 @@ int MPI_Allreduce(const void *, void *, int, int, int, int), MPI_Comm_split(int,
 int MPI_Send(const void *, int, int, int, int, int);
 void mpi_send_(void *, int *, int *, int *, int *, int *, int *);
 void fabric_track_step(uint64_t) __attribute__((weak));
+void fabric_track_mark(const char *) __attribute__((weak));
 
 static double now_s(void)
 {
@@ -50,6 +51,16 @@ int main(int argc, char **argv)
 	mpi_send_(&from, &count, &type, &peer, &tag, &world, &error);
 	if (fabric_track_step)
 		fabric_track_step(42);
+	if (fabric_track_mark) {
+		char name[3] = "pa";
+
+		fabric_track_mark("load");
+		for (int i = 0; i < 12; i++, name[1]++) /* more than there are places for */
+			fabric_track_mark(name);
+		fabric_track_mark("load");
+		fabric_track_mark("");
+		fabric_track_mark("train");
+	}
 	puts("ready");
 	fflush(stdout);
 	if (getchar() == 'f')
