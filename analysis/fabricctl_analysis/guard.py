@@ -123,6 +123,7 @@ def _killed(number: int, limits: Limits) -> str:
 def _child(path: Path, work: Callable[[], Texts], limits: Limits, writer: int) -> None:
     status = 1
     try:
+        _quiet_libraries()
         _restrict(path, limits)
         try:
             answer: dict[str, object] = {"texts": work()}
@@ -144,6 +145,21 @@ def _child(path: Path, work: Callable[[], Texts], limits: Limits, writer: int) -
     finally:
         sys.stderr.flush()
         os._exit(status)
+
+
+def _quiet_libraries() -> None:
+    """HDF5 itself prints on descriptor 2 what it thinks of a forged file; what Python has to say
+    still comes through."""
+    try:
+        own = sys.stderr is sys.__stderr__ and sys.stderr.fileno() == 2
+    except (OSError, ValueError, AttributeError):
+        own = False
+    if own:
+        sys.stderr.flush()
+        sys.stderr = os.fdopen(os.dup(2), "w", errors="backslashreplace")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
 def _restrict(path: Path, limits: Limits) -> None:

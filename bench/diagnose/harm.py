@@ -7,6 +7,7 @@ harms them, and keeps traces and truth.
 import argparse
 import json
 import random
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -64,7 +65,7 @@ class Bench:
         while not good() and time.monotonic() < end_s:
             time.sleep(0.3)
 
-    def save(self, job: int, name: str, harms: list[Harm]) -> None:
+    def save(self, job: int, name: str, harms: list[Harm], live: str = "") -> None:
         trace = self.lab.paths.shared / "traces" / "alice" / f"job-{job}.h5"
         self._until(lambda: trace.exists() and not self._missing(trace), 40)
         if not trace.exists():
@@ -74,6 +75,7 @@ class Bench:
         truth = {
             "harms": [asdict(harm) for harm in harms],
             "program": told,
+            "live": [json.loads(line) for line in live.splitlines()],
             "mono_to_real_ns": time.time_ns() - time.monotonic_ns(),
         }
         (self.keep / f"{name}.h5").write_bytes(trace.read_bytes())
@@ -105,6 +107,7 @@ class Bench:
         seconds = BEFORE_S + len(cases) * (LENGTH_S + sum(PAUSE_S) / 2 + 0.5) + AFTER_S
         job = self.submit(seconds, 4, told)
         self.wait_running(job)
+        follower = self._follow(job)
         time.sleep(BEFORE_S)
         harms: list[Harm] = []
         for case in cases:
@@ -116,7 +119,14 @@ class Bench:
                 harms.append(Harm(kind, node, begin_ns, self._end(KINDS[kind], node)))
             time.sleep(self.chance.uniform(*PAUSE_S))
         self._until(lambda: not self._state(job), 40)
-        self.save(job, name, harms)
+        follower.terminate()
+        self.save(job, name, harms, follower.communicate()[0])
+
+    def _follow(self, job: int) -> "subprocess.Popen[str]":
+        """What a user on a node of the job would see meanwhile."""
+        argv = ["fabricctl", "report", str(job), "--follow", "--json"]
+        words = self.lab.exec_argv("n1", argv, user="alice")
+        return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
 
     def _begin(self, kind: Kind, node: str) -> int:
         if kind.fault in ("late", "checkpoint"):

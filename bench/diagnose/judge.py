@@ -44,6 +44,7 @@ class Job:
     harms: tuple[Harm, ...]
     usual_ns: int
     long: tuple[tuple[int, int], ...]  # begin (CLOCK_REALTIME) and length of long iterations
+    live: tuple[dict, ...] = ()  # type: ignore[type-arg]  # what `report --follow` said meanwhile
 
     @classmethod
     def read(cls, path: Path) -> "Job":
@@ -61,6 +62,7 @@ class Job:
                 tuple(Harm(**one) for one in truth["harms"]),
                 told["usual_ns"],
                 tuple((at + shift, ns) for at, ns in told["long"]),
+                tuple(truth.get("live", ())),
             )
 
     def report(self, until_ns: int | None = None) -> Report:
@@ -155,6 +157,7 @@ def judge_case(job: Job, case: list[Harm], there: Sequence[Verdict], quick: bool
     }
     if not quick and all(record["named"]) and record["cost"]:  # type: ignore[arg-type]
         record["verdict_s"] = verdict_s(job, case)
+        record["live_s"] = live_s(job, case)
     return record
 
 
@@ -167,6 +170,17 @@ def verdict_s(job: Job, case: list[Harm]) -> float | None:
         if any(names(one, case[0]) == (True, True) for one in verdicts):
             return half / 2
     return None
+
+
+def live_s(job: Job, case: list[Harm]) -> float | None:
+    """Seconds from a fault's begin until `report --follow` had told its cause and place."""
+    begin, end = min(h.begin_ns for h in case), max(h.end_ns for h in case)
+    right = [
+        one["told_real_ns"] for one in job.live
+        if begin < one["told_real_ns"] < end + 10 * S and one["cause"] in case[0].of.causes
+        and (case[0].of.place in ("all", "rail") or case[0].node in one["nodes"])
+    ]  # fmt: skip
+    return round((min(right) - begin) / S, 2) if right else None
 
 
 def judge(job: Job, quick: bool) -> Iterator[dict]:  # type: ignore[type-arg]
@@ -191,6 +205,7 @@ def figures(records: Sequence[dict]) -> dict[str, object]:  # type: ignore[type-
     wrong += sum(len(one.get("alarms", ())) for one in records)
     placed = sum(sum(one["placed"]) for one in cost)
     times = [one["verdict_s"] for one in cost if one.get("verdict_s")]
+    live = sorted(one["live_s"] for one in cost if one.get("live_s"))
     errors = [one["said_s"] / one["lost_s"] - 1 for one in cost]
     healthy = [one for one in records if one.get("healthy")]
     return {
@@ -204,6 +219,9 @@ def figures(records: Sequence[dict]) -> dict[str, object]:  # type: ignore[type-
         "place": placed / max(1, named),
         "verdict_s median": statistics.median(times) if times else None,
         "verdict_s p90": sorted(times)[int(0.9 * len(times))] if times else None,
+        "live verdicts": len(live),
+        "live_s median": statistics.median(live) if live else None,
+        "live_s p90": live[int(0.9 * len(live))] if live else None,
         "loss error median": statistics.median(errors) if errors else None,
     }
 

@@ -16,7 +16,7 @@ from fabricctl.telemetry.interfaces import lookup
 RECEIVE_AT_ONCE = 64  # datagrams taken before the samples get their turn
 RESOLVE_AGAIN_S = 30.0
 ASKER = "@"  # the sender of a question that is no agent: the job's user has the job's key
-OTHERS = ("where", "there", "waits", "alive", "event", "halt")
+OTHERS = ("where", "there", "waits", "alive", "event", "halt", "journal")
 Other = Callable[[Mapping[str, str]], dict[str, str] | None]
 Address = tuple[str, int, int, int] | tuple[str, int]
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from fabricctl import wire
+from fabricctl.agent import tail
 from fabricctl.agent.peers import GROUP, Send
 from fabricctl.agent.record import Assignment, Record, mono_ns
 from fabricctl.errors import DataError
@@ -49,6 +50,7 @@ class Whereabouts:
         start = given.start
         self._nodes, self._own = start.nodes, start.node
         self._record, self._send, self._rails = record, send, rails
+        self._journal = given.journal
         self._ranks = Ranks(given.files.track_dir(start.job), letter_of)
         self._checkpoints = Follower(
             given.files.checkpoint_events(start.job), checkpoint_events.row
@@ -81,6 +83,8 @@ class Whereabouts:
         kind, node = message.get("kind"), message.get("node", "")
         if kind == "where":
             return self._answer()
+        if kind == "journal":
+            return tail.answer(self._journal, message)
         if kind == "alive":
             return {"kind": "here", "halt": self._halt}
         if kind == "halt":

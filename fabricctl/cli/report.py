@@ -22,6 +22,8 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
               help="How JOB2 differs from JOB, and what that time was spent on.")  # fmt: skip
 @click.option("--attempt", type=click.IntRange(min=0), metavar="N",
               help="Of a requeued job: the run after N requeues; default the newest.")  # fmt: skip
+@click.option("--follow", is_flag=True,
+              help="Of a running job: its verdicts as they are found, until it ends.")  # fmt: skip
 @click.option(
     "--limits/--no-limits",
     default=True,
@@ -35,6 +37,7 @@ def command(
     form: str | None,
     other: str | None,
     attempt: int | None,
+    follow: bool,
     limits: bool,
 ) -> None:
     """Where a job's time went: what it lost to which link, node or cause, what ran where, each
@@ -46,6 +49,14 @@ def command(
     from fabricctl.cli import find_trace
     from fabricctl_analysis.guard import NO_LIMITS, Limits, guarded
 
+    if follow:
+        from fabricctl.cli.report_follow import follow as follow_job
+        from fabricctl.errors import UsageError
+
+        if any((html, pdf, other, attempt is not None, form == "markdown")):
+            raise UsageError("--follow prints text or --json: it goes with no other option")
+        follow_job(job, form == "json")
+        return
     path = find_trace.find(job, attempt)
     if other is not None:
         _compare(path, find_trace.find(other), form, (html, pdf), limits)

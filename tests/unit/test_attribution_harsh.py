@@ -199,3 +199,9 @@ def test_addresses_of_nobody_and_forged_ones_are_left_out() -> None:
     of = {"10.78.0.2": "n1", "10.78.0.3": "stranger"}
     ((name, edges),) = as_edges([("n1", streams(rows, 0))], of, ["n1", "n2"])
     assert (name, edges) == ("n1", [])
+
+
+@pytest.mark.parametrize("seconds", [1, 2, 3, 5, 8])
+def test_a_job_of_a_moment_has_accounts_too(seconds: int) -> None:
+    found = accounts(Sim(1, seconds=seconds))
+    assert found.elapsed_ns == seconds * 4 * S and found.verdicts == ()
