@@ -18,13 +18,14 @@ _SERIES = {
     "host": (),
     "job": (),
     "tcp": (),
+    "tcp_flow": ("rail", "peer"),
     "rdma_port": ("port",),
     "gpu": ("gpu",),
 }
 # Gauges among their unsigned 64-bit columns; the rest of these are counters.
 _GAUGES = (
     "memory_total_bytes", "memory_available_bytes", "memory_bytes", "memory_used_bytes",
-    "throttle_reasons",
+    "throttle_reasons", "delivery_bytes_per_s",
 )  # fmt: skip
 
 

@@ -150,9 +150,10 @@ def _child(path: Path, work: Callable[[], Texts], limits: Limits, writer: int) -
 def _quiet_libraries() -> None:
     """HDF5 itself prints on descriptor 2 what it thinks of a forged file; what Python has to say
     still comes through."""
+    told = sys.stderr
     try:
-        own = sys.stderr is sys.__stderr__ and sys.stderr.fileno() == 2
-    except (OSError, ValueError, AttributeError):
+        own = told is sys.__stderr__ and told is not None and told.fileno() == 2
+    except (OSError, ValueError):
         own = False
     if own:
         sys.stderr.flush()

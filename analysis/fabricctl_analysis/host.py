@@ -174,3 +174,18 @@ def peak(
     known = tops[~np.isnan(tops)]
     highest = float(known.max()) if len(known) else None
     return Figure(highest, unit, len(known), counter.not_measured)
+
+
+def own_cost(rows: NodeRows) -> tuple[float | None, int | None]:
+    """What the agent itself took: cores, and bytes at most."""
+    table, times = rows.tables["reading"], rows.real_ns["reading"]
+    mine = table["source"] == b"agent"
+    cpu = mine & (table["figure"] == b"cpu_ms")
+    memory = table["value"][mine & (table["figure"] == b"memory_kib")]
+    cores = None
+    if cpu.sum() >= 2:
+        took_ms = float(table["value"][cpu][-1]) - float(table["value"][cpu][0])
+        passed_ns = int(times[cpu][-1] - times[cpu][0])
+        cores = took_ms * 1e6 / passed_ns if passed_ns > 0 and took_ms >= 0 else None
+    held = int(min(memory.max(), 1 << 40)) << 10 if len(memory) else None
+    return cores, held

@@ -112,6 +112,8 @@ class NodeSummary:
     series: dict[str, Series] = field(default_factory=dict, repr=False)
     clock: ClockSummary | None = None  # None: no job time on this node
     state: JobState | None = None  # None: a node without a trace
+    own_cores: float | None = None  # what the agent itself took
+    own_bytes: int | None = None
 
     @property
     def measured_ns(self) -> int:
@@ -200,6 +202,19 @@ class Heat:
 
 
 @dataclass(frozen=True)
+class Strip:
+    """``levels[row, part]``; what a level means is the name's own affair, 255 is not measured.
+
+    ``of``: how many rows there were.
+    """
+
+    name: str  # `delay`, `waiting`, `gpu`
+    rows: tuple[str, ...]
+    levels: NDArray[np.uint8] = field(repr=False)
+    of: int
+
+
+@dataclass(frozen=True)
 class Accounts:
     """Where the allocation's time went, in node-ns: ``elapsed_ns`` is the sum of ``no_step_ns``
     (no step ran), ``unknown_pace_ns`` (not measured), ``ideal_ns`` (what the work takes at the
@@ -277,6 +292,7 @@ class Report:
     paths: tuple[PathMark, ...] = ()
     accounts: Accounts | None = None  # None: the trace does not say when the job began and ended
     moves: Moves = field(default_factory=Moves)
+    strips: tuple[Strip, ...] = ()
 
     @property
     def coverage(self) -> float:

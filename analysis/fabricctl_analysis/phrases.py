@@ -109,6 +109,20 @@ def clock(report: Report) -> str:
     )
 
 
+def overhead(report: Report) -> str:
+    """What measuring itself took; empty where nobody knows."""
+    cores = {node.name: node.own_cores for node in report.nodes if node.own_cores is not None}
+    held = [node.own_bytes for node in report.nodes if node.own_bytes is not None]
+    if not cores or not held:
+        return ""
+    most = max(cores, key=lambda name: cores[name])
+    mean, worst = 100 * sum(cores.values()) / len(cores), 100 * cores[most]
+    return (
+        f"Measuring took {mean:.2f} % of a core on each node ({most}: {worst:.2f} %) and "
+        f"{max(held) / (1 << 20):.0f} MiB of memory at most."
+    )
+
+
 def unmeasured(one: Unmeasured, when: When) -> str:
     """``n4: everything (the trace has nothing from there)``."""
     text = f"{folded(one.nodes)}: {one.what}" if one.nodes else one.what

@@ -33,7 +33,7 @@ ALL = 0.75
 _KINDS: dict[Literal["lost", "late", "again"], tuple[str, float]] = {
     "lost": ("probes were lost", 1.0),
     "late": ("probes were queued for milliseconds", 0.5),
-    "again": ("the job's connections sent again", 0.5),
+    "again": ("the job's connections sent again", 0.2),
 }
 
 
@@ -47,6 +47,7 @@ class Edge:
     lost: tuple[Span, ...]
     late: tuple[Span, ...] = ()
     again: tuple[Span, ...] = ()  # in which the job's own connections sent again
+    stream: bool = False  # of the job's own connections, not of probes
 
 
 def edges(rows: NodeRows, shift_ns: int) -> tuple[Edge, ...]:
@@ -123,7 +124,7 @@ def _of_kind(
     bad: dict[tuple[int, int], list[tuple[str, str]]] = defaultdict(list)
     for node, owned in of_nodes:
         for edge in owned:
-            if edge.peer >= len(names):
+            if edge.peer >= len(names) or edge.stream != (kind == "again"):
                 continue
             ends = (node, names[edge.peer])
             edges_of[edge.rail].append(ends)

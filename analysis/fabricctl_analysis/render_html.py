@@ -13,6 +13,7 @@ import fabricctl
 from fabricctl_analysis import phrases
 from fabricctl_analysis.choose import most_telling
 from fabricctl_analysis.html_accounts import accounts_section, heat_map, pace_plot
+from fabricctl_analysis.html_strips import strip_plot, strips_section
 from fabricctl_analysis.html_tables import of_many, tables
 from fabricctl_analysis.model import Finding, RailSummary, Report
 from fabricctl_analysis.plot_clock import clock_chart, section
@@ -49,6 +50,7 @@ def render_html(report: Report, found: Sequence[Finding], when: When) -> str:
             *_findings(report, found, axis),
             *accounts_section(report, axis, places),
             *_time_line(report, places),
+            *strips_section(report.strips, places),
             *_traffic(report, places),
             *_hosts(report, places),
             *section(report, when, places.get("clock")),
@@ -121,6 +123,8 @@ def _plots(report: Report, axis: Axis) -> dict[str, Model]:
         made = host_chart(report, name, axis)
         if made is not None:
             plots[name] = made
+    for strip in report.strips:
+        plots[f"strip-{strip.name}"] = strip_plot(strip, report.whole, axis)
     if (drawn := clock_chart(report, axis)) is not None:
         plots["clock"] = drawn
     return plots
@@ -252,4 +256,6 @@ def _foot(report: Report) -> Iterator[str]:
         f"“>” marks a lower bound (the counter was reset). Trace {report.job.source}, schema "
         f"version {report.job.schema_version}; report by fabricctl {fabricctl.__version__}."
     )
+    if cost := phrases.overhead(report):
+        yield f'<p class="small">{escape(cost)}</p>'
     yield f'<p class="small soft">{escape(words)}</p>'

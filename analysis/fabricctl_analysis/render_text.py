@@ -55,6 +55,7 @@ def render_text(
         "",
         *(line for words in clock_words.sentences(report, when) for line in _wrap(words)),
         *_wrap(phrases.clock(report)),
+        *(_wrap(cost) if (cost := phrases.overhead(report)) else ()),
     ]
     text = "\n".join(lines) + "\n"
     return text if screen.unicode else text.encode("ascii", "replace").decode()

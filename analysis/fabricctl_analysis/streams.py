@@ -55,5 +55,5 @@ def as_edges(
         for one in several:
             peer = place.get(addresses.get(one.peer, ""))
             if peer is not None and names[peer] != node:
-                edges.append(Edge(one.rail, peer, (), (), one.again))
+                edges.append(Edge(one.rail, peer, (), again=one.again, stream=True))
         yield node, edges

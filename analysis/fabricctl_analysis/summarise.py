@@ -26,7 +26,7 @@ from fabricctl_analysis.common_time import (
 )
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.evidence import Evidence, silent
-from fabricctl_analysis.host import host_figures
+from fabricctl_analysis.host import host_figures, own_cost
 from fabricctl_analysis.job_clock import clock_summary
 from fabricctl_analysis.job_state import job_state
 from fabricctl_analysis.model import (
@@ -46,6 +46,7 @@ from fabricctl_analysis.probes import Edge, edges, troubles
 from fabricctl_analysis.rails import rail_summary
 from fabricctl_analysis.rows import NodeRows, apart_ns, clean, of_rail
 from fabricctl_analysis.streams import Stream, as_edges, streams
+from fabricctl_analysis.strips import NodeStrips, joined, node_strips
 from fabricctl_analysis.told import told
 from fabricctl_analysis.unmeasured import empty_figures, gaps_of, missing_nodes
 
@@ -82,6 +83,7 @@ class NodePart:
     told: tuple[Evidence, ...] = ()
     streams: tuple[Stream, ...] = ()
     addresses: tuple[str, ...] = ()
+    strips: NodeStrips | None = None
 
 
 def summarise(
@@ -97,7 +99,7 @@ def summarise(
     ``damage`` is looked at after the last node: reading nodes may add to it.
     """
     grid = _Grids(begin_ns, end_ns)
-    parts = [node_part(rows, grid) for rows in nodes]
+    parts = [node_part(rows, grid, job.nodes) for rows in nodes]
     ends = [at for part in parts for at in part.ends_ns]
     ends += instants(begin_ns, end_ns)
     whole = Span(min(ends), max(ends)) if ends else Span(0, 0)
@@ -146,6 +148,7 @@ def summarise(
         paths=paths,
         accounts=accounts,
         moves=moves_of(row for part in parts for row in part.path_rows),
+        strips=joined([(p.summary.name, p.strips) for p in parts if p.strips], job.nodes),
     )
 
 
@@ -190,8 +193,8 @@ class _Grids:
         return self.grid
 
 
-def node_part(rows: NodeRows, grids: _Grids) -> NodePart:
-    """One node's part, whatever the other nodes hold."""
+def node_part(rows: NodeRows, grids: _Grids, names: Sequence[str]) -> NodePart:
+    """One node's part, whatever the other nodes hold; ``names``: the job's list of nodes."""
     times = _sample_times(rows)
     period_ns = _period_ns(rows, times)
     limit_ns = coverage.gap_limit_ns(period_ns or 0)
@@ -202,6 +205,7 @@ def node_part(rows: NodeRows, grids: _Grids) -> NodePart:
     errors = [clock.error_ns for clock in rows.clocks]
     known = [error for error in errors if error is not None]
     indices = {*range(len(rows.rails)), *np.unique(rows.tables["rail"]["rail"]).tolist()}
+    own_cores, own_bytes = own_cost(rows)
     summary = NodeSummary(
         name=rows.name,
         measured=tuple(spans),
@@ -212,6 +216,8 @@ def node_part(rows: NodeRows, grids: _Grids) -> NodePart:
         series=series,
         clock=clock_summary(rows),
         state=job_state(rows),
+        own_cores=own_cores,
+        own_bytes=own_bytes,
     )
     ends = instants(rows.begin_ns, rows.end_ns)
     ends += [int(times[0]), int(times[-1])] if len(times) else []
@@ -234,7 +240,13 @@ def node_part(rows: NodeRows, grids: _Grids) -> NodePart:
         told=() if grid is None else told(rows, shift_ns, grid),
         streams=streams(rows, shift_ns),
         addresses=rows.addresses,
+        strips=None if grid is None else _strips(rows, grid, shift_ns, names),
     )
+
+
+def _strips(rows: NodeRows, grid: Grid, shift_ns: int, names: Sequence[str]) -> NodeStrips:
+    place = names.index(rows.name) if rows.name in names else None
+    return node_strips(shifted(rows, shift_ns), grid, place)
 
 
 def _activity(

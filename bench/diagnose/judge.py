@@ -133,7 +133,9 @@ def names(one: Verdict, harm: Harm) -> tuple[bool, bool]:
                            for nodes, rail in mine)  # fmt: skip
 
 
-def judge_case(job: Job, case: list[Harm], there: Sequence[Verdict], quick: bool) -> dict:  # type: ignore[type-arg]
+def judge_case(  # type: ignore[type-arg]
+    job: Job, case: list[Harm], there: Sequence[Verdict], verdicts: Sequence[Verdict], quick: bool
+) -> dict:
     lost_s = job.lost_s(case)
     allowed = {cause for harm in case for cause in harm.of.causes}
     if len(case) > 1:  # beside what stops the program some cannot be seen
@@ -142,7 +144,8 @@ def judge_case(job: Job, case: list[Harm], there: Sequence[Verdict], quick: bool
             harm for harm in case
             if not harm.of.alone and not (rail and harm.of.place == "link")
         ] or case  # fmt: skip
-    found = [[names(one, harm) for one in there] for harm in case]
+    # One verdict may span two faults of one kind at one place, seconds apart.
+    found = [[names(one, harm) for one in near(verdicts, case)] for harm in case]
     wrong = [one for one in there if one.cause not in (*allowed, *NO_CAUSE)]
     record = {
         "job": job.name,
@@ -189,7 +192,7 @@ def judge(job: Job, quick: bool) -> Iterator[dict]:  # type: ignore[type-arg]
     cases = list(job.cases())
     *of_cases, left = by_case(verdicts, cases)
     for case, there in zip(cases, of_cases, strict=True):
-        yield judge_case(job, case, there, quick)
+        yield judge_case(job, case, there, verdicts, quick)
     left = [one for one in left if one.cause not in NO_CAUSE]
     alarms = [f"{v.cause} {','.join(v.nodes)} {v.loss_ns / S:.1f}" for v in left]
     yield {"job": job.name, "healthy": not job.harms, "alarms": alarms}

@@ -20,6 +20,7 @@ from fabricctl.telemetry.kmsg import KmsgReader
 from fabricctl.telemetry.membw import MembwReader
 from fabricctl.telemetry.netfs import NetfsReader
 from fabricctl.telemetry.numa import NumaReader
+from fabricctl.telemetry.own import OwnReader
 from fabricctl.telemetry.processes import Stepd
 from fabricctl.telemetry.ras import EdacReader, ThermalReader
 from fabricctl.telemetry.rdma import RdmaSource
@@ -55,6 +56,7 @@ def readers(rails: Sequence[str], tell: Tell) -> list[Reader]:
         NetfsReader(),
         MembwReader(),
         KmsgReader(tell),
+        OwnReader(),
     ]
 
 

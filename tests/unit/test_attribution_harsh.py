@@ -13,7 +13,7 @@ from fabricctl_analysis.evidence import Evidence
 from fabricctl_analysis.model import Accounts, Verdict
 from fabricctl_analysis.pace import pace, period_of, slow_windows
 from fabricctl_analysis.pieces import _settled, telling
-from fabricctl_analysis.probes import troubles
+from fabricctl_analysis.probes import Edge, troubles
 from fabricctl_analysis.program import checkpoints, phases
 from fabricctl_analysis.rows import Boot, NodeRows, place
 from fabricctl_analysis.streams import as_edges, streams
@@ -205,3 +205,17 @@ def test_addresses_of_nobody_and_forged_ones_are_left_out() -> None:
 def test_a_job_of_a_moment_has_accounts_too(seconds: int) -> None:
     found = accounts(Sim(1, seconds=seconds))
     assert found.elapsed_ns == seconds * 4 * S and found.verdicts == ()
+
+
+def test_connections_do_not_blur_the_place_that_probes_know() -> None:
+    names = [f"n{n}" for n in range(1, 5)]
+    lost = (Span(BEGIN_NS + 20 * S, BEGIN_NS + 30 * S),)
+    probes = [("n1", [Edge(0, 1, ()), Edge(0, 2, lost), Edge(0, 3, ())]),
+              ("n2", [Edge(0, 2, lost), Edge(0, 3, ())]), ("n3", [Edge(0, 3, lost)])]  # fmt: skip
+    streams_of = [(n, [Edge(0, p, (), again=lost, stream=True) for p in range(4)]) for n in names]
+    grid = Grid.over(Span(BEGIN_NS, BEGIN_NS + 60 * S), S)
+    found = list(troubles([*probes, *streams_of], names, grid))
+    (one,) = [evidence for evidence in found if "probes" in evidence.text]
+    assert one.nodes == ("n3",)
+    _, nodes = telling(found, one.span)
+    assert nodes == ("n3",)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from fabricctl.cli.main import main
 from tests.support.traces import Cut, Plan, write
@@ -126,6 +127,9 @@ def test_a_trace_is_exported_as_openmetrics(site: Path, fabricctl: Fabricctl) ->
     assert len(series) == 5 and series[0][1] == "1790000000.100"
     assert not any(line.startswith("fabricctl_host_psi_io_full_us_total") for line in lines)
     assert any(line.startswith("fabricctl_host_memory_available_bytes{") for line in lines)
+    families = list(text_string_to_metric_families(Path("job.om").read_text()))
+    samples = sum(len(family.samples) for family in families)
+    assert samples == sum(not line.startswith("#") for line in lines)
     failure(fabricctl("4711", command="export"), 2, ["--parquet", "--openmetrics"])
 
 
