@@ -24,7 +24,7 @@ _REQUEST = struct.Struct("=IHHII BBBxI 48x")
 _MESSAGE = struct.Struct("=4B 2s2s16s16sI8s 5I")
 _TCP_INFO = struct.Struct("=8B24I4Q6IQ")  # to tcpi_delivery_rate
 _LEAST_INFO = 104  # to tcpi_total_retrans: Linux 2.6
-PERIOD_S = 1.0
+PERIOD_S = 2.0
 SHARE = 0.002
 ADDRESSES_S = 30.0
 MAX_PEERS = 4096
@@ -59,7 +59,7 @@ class _Peer:
 
 
 class FlowSource:
-    """Rows of the ``tcp_flow`` table: one a second and peer address that is connected."""
+    """Rows of the ``tcp_flow`` table: one every two seconds and peer address that is connected."""
 
     def __init__(
         self,

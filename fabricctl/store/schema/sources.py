@@ -18,7 +18,7 @@ READING = Table(
 TCP_FLOW = Table(
     "tcp_flow",
     81,
-    "The TCP connections of the job's user, summed by remote address: a row a second for each "
+    "The TCP connections of the job's user, summed by remote address: a row every 2 s for each "
     "that has some (sock_diag); on nodes with thousands of connections more seldom.",
     (
         time_column("When the kernel was asked."),

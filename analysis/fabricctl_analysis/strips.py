@@ -1,0 +1,127 @@
+"""Maps of the whole job at a glance: one row a rail of a node, a rank or a GPU, time from left to
+right in two hundred parts at most.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fabricctl.store import schema
+from fabricctl_analysis.activity import FOREVER_NS, MAX_RANKS, NOT_WAITING, Grid, windowed
+from fabricctl_analysis.counters import increments
+from fabricctl_analysis.model import Strip
+from fabricctl_analysis.rows import NodeRows
+from fabricctl_analysis.series import Floats
+
+PARTS = 200
+MAX_ROWS = 256  # drawn: of 1,024 nodes those with the most; a page of 5 MB holds them
+UNKNOWN = 255
+Key = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class NodeStrips:
+    """What one node adds: rows by their keys, of which some are told by several nodes."""
+
+    delay: Mapping[Key, Floats]  # rail, place of the destination in the job's nodes: p99, ns
+    waiting: Mapping[Key, Floats]  # rank: share of its time in MPI
+    gpu: Mapping[Key, Floats]  # GPU: utilisation
+
+
+def coarse(grid: Grid) -> Grid:
+    """The same time in no more parts than are drawn."""
+    times = max(1, -(-grid.count // PARTS))
+    return Grid(grid.begin_ns, grid.width_ns * times, -(-grid.count // times))
+
+
+def node_strips(rows: NodeRows, grid: Grid, own: int | None) -> NodeStrips:
+    """``own``: the node's place in the job's list."""
+    parts = coarse(grid)
+    return NodeStrips(dict(_delays(rows, parts, own)), dict(_waiting(rows, parts)),
+                      dict(_gpus(rows, parts)))  # fmt: skip
+
+
+def _delays(rows: NodeRows, grid: Grid, own: int | None) -> Iterator[tuple[Key, Floats]]:
+    table, times = rows.tables["delay"], rows.real_ns["delay"]
+    keep = (table["size_class"] == 0) & (table["count"] > 0) & (table["p99_ns"] >= 0)
+    table, part = table[keep], (times[keep] - grid.begin_ns) // grid.width_ns
+    inside = (part >= 0) & (part < grid.count)
+    table, part = table[inside], part[inside]
+    to = np.where(table["inbound"] == 1, -1 if own is None else own, table["peer"].astype(np.int64))
+    for rail, place in np.unique(np.stack([table["rail"].astype(np.int64), to]), axis=1).T.tolist():
+        mine = (table["rail"] == rail) & (to == place)
+        most = np.full(grid.count, np.nan)
+        np.fmax.at(most, part[mine], table["p99_ns"][mine].astype(np.float64))
+        if place >= 0:
+            yield (rail, place), most
+
+
+def _waiting(rows: NodeRows, grid: Grid) -> Iterator[tuple[Key, Floats]]:
+    table, times = rows.tables["mpi_time"], rows.real_ns["mpi_time"]
+    for rank in np.unique(table["rank"])[:MAX_RANKS].tolist():
+        mine = np.flatnonzero(table["rank"] == rank)
+        total, known = np.zeros(grid.count), np.zeros(grid.count, dtype=bool)
+        for key in np.unique(table[["launch", "op"]][mine]):
+            if key["op"] in NOT_WAITING:
+                continue
+            at = mine[table[["launch", "op"]][mine] == key]
+            grown = windowed(increments(times[at], table["time_ns"][at]), grid, FOREVER_NS)
+            known |= ~np.isnan(grown)
+            total += np.nan_to_num(grown)
+        yield (rank,), np.where(known, np.clip(total / grid.width_ns, 0, 1), np.nan)
+
+
+def _gpus(rows: NodeRows, grid: Grid) -> Iterator[tuple[Key, Floats]]:
+    table, times = rows.tables["gpu"], rows.real_ns["gpu"]
+    part = (times - grid.begin_ns) // grid.width_ns
+    used = table["utilisation_percent"]
+    good = (used != schema.NOT_MEASURED["B"]) & (part >= 0) & (part < grid.count)
+    for gpu in np.unique(table["gpu"][good]).tolist():
+        mine = good & (table["gpu"] == gpu)
+        counts = np.bincount(part[mine], minlength=grid.count)
+        sums = np.bincount(part[mine], used[mine].astype(np.float64), minlength=grid.count)
+        mean = np.full(grid.count, np.nan)
+        np.divide(sums, counts, out=mean, where=counts > 0)
+        yield (gpu,), mean
+
+
+def joined(nodes: Sequence[tuple[str, NodeStrips]], names: Sequence[str]) -> tuple[Strip, ...]:
+    """All nodes' rows together, those that have something to show."""
+    delay: dict[Key, Floats] = {}
+    waiting: dict[Key, tuple[str, Floats]] = {}
+    gpus: list[tuple[str, Floats]] = []
+    for node, one in nodes:
+        for key, values in one.delay.items():
+            delay[key] = np.fmax(delay[key], values) if key in delay else values
+        for key, values in one.waiting.items():
+            waiting[key] = (f"{key[0]} on {node}", values)
+        gpus += [(f"{node} g{key[0]}", values) for key, values in one.gpu.items()]
+    to = [(f"{names[place]} r{rail}", delay[rail, place])
+          for rail, place in sorted(delay, key=lambda key: (key[1], key[0]))
+          if place < len(names)]  # fmt: skip
+    made = (
+        _strip("delay", [(name, _log(values)) for name, values in to]),
+        _strip("waiting", [(waiting[key][0], 100 * waiting[key][1]) for key in sorted(waiting)]),
+        _strip("gpu", gpus),
+    )
+    return tuple(one for one in made if one is not None)
+
+
+def _log(ns: Floats) -> Floats:
+    """40 a factor of ten, from 0 at a microsecond: 200 is a tenth of a second."""
+    return 40 * np.log10(np.maximum(ns, 1000.0) / 1000)
+
+
+def _strip(name: str, rows: Sequence[tuple[str, Floats]]) -> Strip | None:
+    rows = [(label, values) for label, values in rows if not np.isnan(values).all()]
+    if not rows:
+        return None
+    count = len(rows)
+    if count > MAX_ROWS:
+        order = sorted(range(count), key=lambda nth: -float(np.nanmax(rows[nth][1])))
+        rows = [rows[nth] for nth in sorted(order[:MAX_ROWS])]
+    width = min(len(values) for _, values in rows)
+    stacked = np.array([values[:width] for _, values in rows])
+    levels = np.where(np.isnan(stacked), UNKNOWN, np.clip(stacked, 0, 200)).astype(np.uint8)
+    return Strip(name, tuple(label for label, _ in rows), levels, count)
