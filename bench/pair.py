@@ -1,0 +1,219 @@
+"""fabric-pathd on two nodes without Slurm: the stall of a stream when a rail falls silent, false
+moves, a host that stands still, the CPU that probing takes.
+
+    bench/pair.py stall [--turns 25] [--block 1024]    rail 0 falls silent both ways
+    bench/pair.py healthy [--seconds 60]               every core busy, no fault: moves must be none
+    bench/pair.py freeze [--turns 40]                  one fabric-pathd stopped, 3 ms to 1 s
+    bench/pair.py cpu [--seconds 10]                   of fabric-pathd with one busy peer
+
+Two network namespaces and three cables. Streams run at real-time priority, below fabric-pathd's, so
+that what else the machine does shows little: what is left are TCP's own timers, which tick at the
+kernel's HZ, and the detection. --pathd names another executable, to compare. Needs root.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+STREAM = ["/usr/bin/python3", str(ROOT / "bench" / "failover_stream.py")]
+AS_USER = ["chrt", "-f", "5", "setpriv", "--reuid", "1000", "--clear-groups"]
+SILENT = " bpf bytecode '1,6 0 0 2,' da"  # TC_ACT_SHOT
+STOPS_S = (0.003, 0.01, 0.05, 0.3, 1.0)
+CONFIGURATION = """job 7
+self {self}
+key 000102030405060708090a0b0c0d0e0f
+ports 20501 20502 20503 20504
+manage 10.90.0.{host}
+dir {dir}/7
+leases {dir}
+own 1000
+interval_us {interval}
+hold_ms 200
+hold_max_ms 200
+rail r0 fab0 10.91.0.{host}/24 -
+rail r1 fab1 10.92.0.{host}/24 -
+node n1 10.90.0.1
+node n2 10.90.0.2
+end
+"""
+
+
+def sh(command: str) -> str:
+    done = subprocess.run(command, shell=True, check=True, capture_output=True, text=True)
+    return done.stdout
+
+
+class Pair:
+    """Both nodes; names of their namespaces in :attr:`nodes`."""
+
+    def __init__(self, stack: contextlib.ExitStack, pathd: str, interval_us: int) -> None:
+        self.stack = stack
+        self.nodes = [f"pair{os.getpid()}{letter}" for letter in "ab"]
+        self.work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for node in self.nodes:
+            sh(f"ip netns add {node} && ip -n {node} link set lo up")
+            stack.callback(sh, f"ip netns del {node}")
+        for index, name in enumerate(("m0", "r0", "r1")):
+            one, two = self.nodes
+            sh(f"ip -n {one} link add {name} type veth peer name {name} netns {two}")
+            for number, node in enumerate(self.nodes, 1):
+                sh(f"ip -n {node} address add 10.9{index}.0.{number}/24 dev {name}")
+                sh(f"ip -n {node} link set {name} up")
+        for number, node in enumerate(self.nodes):
+            sh(f"tc -n {node} qdisc add dev r0 clsact")
+            (self.work / node / "7").mkdir(parents=True)
+            begun = self.start(node, [pathd, "run"], stdin=subprocess.PIPE)
+            assert begun.stdin is not None
+            begun.stdin.write(CONFIGURATION.format(
+                self=number, host=number + 1, dir=self.work / node, interval=interval_us
+            ))  # fmt: skip
+            begun.stdin.close()
+        time.sleep(1.5)
+
+    def start(self, node: str, argv: list[str], **more: int) -> subprocess.Popen[str]:
+        argv = ["ip", "netns", "exec", node, *argv]
+        begun: subprocess.Popen[str] = subprocess.Popen(argv, text=True, **more)  # type: ignore[call-overload]
+        self.stack.callback(begun.wait, 10)
+        self.stack.callback(begun.terminate)
+        return begun
+
+    def stream(self, seconds: float, block: int) -> subprocess.Popen[str]:
+        words = ["10.91.0.2", "5001", "--seconds", str(seconds)]
+        there = self.start(
+            self.nodes[1], [*AS_USER, *STREAM, "serve", *words], stdout=subprocess.PIPE
+        )
+        assert there.stdout is not None
+        assert there.stdout.readline() == "listening\n"
+        more = ["--keep", "1000000", "--block", str(block), "--pause", "0.0005"]
+        argv = [*AS_USER, *STREAM, "ask", *words, *more]
+        begun = self.start(self.nodes[0], argv, stdout=subprocess.PIPE)
+        time.sleep(2.5)
+        return begun
+
+    def silent(self, on: bool) -> None:
+        what, drop = ("add", SILENT) if on else ("del", "")
+        for node in self.nodes:
+            sh(f"tc -n {node} filter {what} dev r0 ingress pref 1 protocol all{drop}")
+
+    def worker(self, node: str) -> int:
+        lines = (self.work / node / "7" / "state").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("pid="))[4:])
+
+    def moves(self) -> list[int]:
+        """When traffic left a rail, at either end, CLOCK_MONOTONIC in ns."""
+        found = []
+        for node in self.nodes:
+            for line in (self.work / node / "7" / "events").read_text().splitlines():
+                event = dict(part.split("=", 1) for part in line.split(";"))
+                if event["event"] == "path" and event["level"] != "good":
+                    found.append(int(event["moved_mono_ns"]))
+        return [at for at in found if at]
+
+
+def percentiles(values: list[float]) -> str:
+    ordered = sorted(values)
+    at = [ordered[int(share * (len(ordered) - 1))] for share in (0.5, 0.9, 1)]
+    return "p50 {:.1f}, p90 {:.1f}, max {:.1f} ms".format(*at)
+
+
+def stall(pair: Pair, args: argparse.Namespace) -> int:
+    client = pair.stream(args.turns * 1.3 + 5, args.block)
+    faults = []
+    for _ in range(args.turns):
+        time.sleep(0.7)
+        begin = time.monotonic_ns()
+        pair.silent(True)
+        faults.append((begin, time.monotonic_ns()))
+        time.sleep(0.3)
+        pair.silent(False)
+    gaps = [
+        (gap["begin_mono_ns"], gap["gap_ns"])
+        for gap in json.loads(client.communicate()[0])["longest"]
+    ]
+    stalls, moved = [], []
+    for begin, end in faults:  # the exchange that was lost tells when the fault was
+        length, lost = max((g, b) for b, g in gaps if b < end + 5e7 and b + g > begin)
+        ends = [at - lost for at in pair.moves() if 0 < at - lost < 3e8]
+        if ends:
+            stalls.append(length / 1e6)
+            moved.append(max(ends) / 1e6)
+    quiet = [g / 1e6 for b, g in gaps if not any(-1e6 < b - begin < 6e8 for begin, _ in faults)]
+    print(f"blocks of {args.block} B, {len(stalls)} faults that hit: stall {percentiles(stalls)}")
+    print(f"  both ends had moved after {percentiles(moved)}; exchanges without a fault: "
+          f"{percentiles(quiet)}")  # fmt: skip
+    return 0
+
+
+def count_moves(pair: Pair, run: Iterator[None]) -> int:
+    before = len(pair.moves())
+    for _ in run:
+        pass
+    moves = len(pair.moves()) - before
+    print(f"false moves: {moves}")
+    return 1 if moves else 0
+
+
+def healthy(pair: Pair, args: argparse.Namespace) -> int:
+    def run() -> Iterator[None]:
+        pair.stream(args.seconds + 5, args.block)
+        spin = ["timeout", str(args.seconds), "sh", "-c", "while :; do :; done"]
+        hogs = [pair.start(pair.nodes[0], spin) for _ in range((os.cpu_count() or 1) + 1)]
+        for hog in hogs:
+            hog.wait()
+        yield
+
+    return count_moves(pair, run())
+
+
+def freeze(pair: Pair, args: argparse.Namespace) -> int:
+    def run() -> Iterator[None]:
+        pair.stream(args.turns * 1.5 + 5, args.block)
+        for _ in range(args.turns):
+            pid = pair.worker(random.choice(pair.nodes))
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(random.choice(STOPS_S))
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.3)
+            yield
+
+    return count_moves(pair, run())
+
+
+def cpu(pair: Pair, args: argparse.Namespace) -> int:
+    pair.stream(args.seconds + 5, args.block)
+    used = Path(f"/proc/{pair.worker(pair.nodes[0])}/schedstat")
+    begin, since = int(used.read_text().split()[0]), time.monotonic()
+    time.sleep(args.seconds)
+    part = (int(used.read_text().split()[0]) - begin) / 1e9 / (time.monotonic() - since)
+    print(f"fabric-pathd: {part:.2%} of a core, probes every {args.interval_us} us")
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=("stall", "healthy", "freeze", "cpu"))
+    parser.add_argument("--turns", type=int, default=25)
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--block", type=int, default=1024)
+    parser.add_argument("--interval-us", type=int, default=2000)
+    parser.add_argument("--pathd", default=str(ROOT / "build" / "paths" / "fabric-pathd"))
+    args = parser.parse_args()
+    run = {"stall": stall, "healthy": healthy, "freeze": freeze, "cpu": cpu}[args.what]
+    with contextlib.ExitStack() as stack:
+        status = run(Pair(stack, args.pathd, args.interval_us), args)
+        print(f"  (load {os.getloadavg()[0]:.0f})")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
