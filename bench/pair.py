@@ -42,6 +42,9 @@ hold_ms 200
 hold_max_ms 200
 rail r0 fab0 10.91.0.{host}/24 -
 rail r1 fab1 10.92.0.{host}/24 -
+rate r0 10000000
+rate r1 10000000
+reroute_us 2000
 node n1 10.90.0.1
 node n2 10.90.0.2
 end
@@ -115,6 +118,8 @@ class Pair:
         for node in self.nodes:
             for line in (self.work / node / "7" / "events").read_text().splitlines():
                 event = dict(part.split("=", 1) for part in line.split(";"))
+                if event["event"] == "rerouted":
+                    found.append(int(event["time_mono_ns"]))
                 if event["event"] == "path" and event["level"] != "good":
                     found.append(int(event["moved_mono_ns"]))
         return [at for at in found if at]
