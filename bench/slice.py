@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 STREAM = ["/usr/bin/python3", str(ROOT / "bench" / "slice_stream.py")]
 NODES = ("n1", "n2", "n3", "n4")
 RATE_MBIT = 200
+# Of which 1,448 bytes of 1,538 are payload: Ethernet with preamble and gap, IP, TCP with stamps.
+PAYLOAD_MBIT = RATE_MBIT * 1448 / 1538
 CONFIG = f"""
 [share]
 rail_mbit = {RATE_MBIT}
@@ -226,8 +228,8 @@ def as_text(one: dict[str, Any]) -> str:
     if "alice_p50_ms" in one:
         her = f"alice p50 {one['alice_p50_ms']:.2f} p99 {one['alice_p99_ms']:.2f} ms"
     else:
-        part = one["alice_mbit"] / RATE_MBIT
-        her = f"alice {one['alice_mbit']:.1f} Mbit/s, {part:.1%} of the rail"
+        part = one["alice_mbit"] / PAYLOAD_MBIT
+        her = f"alice {one['alice_mbit']:.1f} Mbit/s, {part:.1%} of what the rail can carry"
     words = "with shares" if one["shares"] else "without    "
     return (
         f"{one['case']:14} {words}: {her}; bob {one['bob_mbit']:.1f} Mbit/s "
