@@ -3,8 +3,8 @@
     bench/throughput.py [--turns 5] [--seconds 6] [--rate-mbit 200] [--json FILE]
 
 A job of two nodes sends over both rails' addresses at once, protected and not, in turn. Given are
-the sum of both rails, as part of what they can carry, and the ratio of the two. Where the rails are slower
-than the machine the figures do not depend on its load.
+the sum of both rails, as part of what they can carry, and the ratio of the two. Where the rails are
+slower than the machine the figures do not depend on its load.
 """
 
 import argparse
@@ -97,7 +97,8 @@ def main() -> int:
     whole = len(RAILS) * args.rate_mbit * 1448 / 1514  # payload of what the lab's links count
     plain, protected = (statistics.median(found[ours]) for ours in (False, True))
     print(
-        f"both rails: plain {plain / whole:.1%}, protected {protected / whole:.1%} of what they can carry; "
+        f"both rails: plain {plain / whole:.1%}, protected {protected / whole:.1%} of what they "
+        f"can carry; "
         f"protected / plain {protected / plain:.3f} (medians of {args.turns})"
     )
     if args.json:
