@@ -200,6 +200,20 @@ def test_a_report_knows_whether_it_was_changed_and_two_alike_have_one_verdict() 
     assert "<td>no carrier</td>" in report.page(first, "today")
 
 
+def test_probes_that_do_not_come_back_are_not_measured_and_not_fine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ask(nodes: object, words: list[str], *_: object) -> dict[str, object]:
+        own = {"checks": [GOOD], "rails": {"r0": "10.0.0.1"}}
+        return dict.fromkeys(("n1", "n2"), own) if words == ["audit-self"] else {}
+
+    monkeypatch.setattr(run, "_ask", ask)
+    checks = run.audit([node("n1"), node("n2")], 20980)
+    assert {(c.node, c.name) for c in checks if c.status == "not measured"} == {
+        ("n1", "probes"), ("n2", "probes"),
+    }  # fmt: skip
+
+
 def test_the_command_says_what_failed_and_what_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,10 @@ def audit(
         for name, line in _ask(alive, ["audit-links"], given, via).items():
             pairs += pair_answer(name, line)
         checks += fabric.checks(pairs, table, table)
+        # Who was to probe and said nothing, in time, is not fine by that.
+        heard = {pair.node for pair in pairs}
+        checks += [Check(name, "fabric", "probes", "not measured", "its probes did not come back",
+                         "come back") for name in table if name not in heard]  # fmt: skip
         if full is not None:
 
             def ask(said: str) -> Mapping[str, Mapping[str, object]]:
