@@ -49,17 +49,30 @@ class Checkpoints:
 
 
 @dataclass(frozen=True)
+class Told:
+    """One event of a program's checkpoints."""
+
+    event: CheckpointEvent
+    at_ns: int
+    step: int
+    ranks: int
+    stall_ns: int
+
+
+@dataclass(frozen=True)
 class JobState:
     """What one node's agent recorded for the whole job."""
 
     stalls: tuple[Stall, ...] = ()
     launches: tuple[Launched, ...] = ()
     checkpoints: Checkpoints | None = None
+    told: tuple[Told, ...] = ()
 
 
 def job_state(rows: NodeRows) -> JobState:
     """Rows whose kind or event is not known are left out."""
-    return JobState(tuple(_stalls(rows)), tuple(_launches(rows)), _checkpoints(rows))
+    stalls, launches = tuple(_stalls(rows)), tuple(_launches(rows))
+    return JobState(stalls, launches, _checkpoints(rows), tuple(_told(rows)))
 
 
 def _stalls(rows: NodeRows) -> Iterator[Stall]:
@@ -86,6 +99,16 @@ def _launches(rows: NodeRows) -> Iterator[Launched]:
         if event is not None:
             words = (clean(row["node"]), clean(row["text"]))
             yield Launched(event, at_ns, int(row["launch"]), *words)
+
+
+def _told(rows: NodeRows) -> Iterator[Told]:
+    events = {event.value: event for event in CheckpointEvent}
+    real_ns = rows.real_ns["checkpoint"].tolist()
+    for row, at_ns in zip(rows.tables["checkpoint"], real_ns, strict=True):
+        event = events.get(int(row["event"]))
+        if event is not None:
+            stall_ns = min(int(row["stall_ns"]), _LONGEST_NS)
+            yield Told(event, at_ns, int(row["step"]), int(row["ranks"]), stall_ns)
 
 
 def _checkpoints(rows: NodeRows) -> Checkpoints | None:

@@ -61,6 +61,13 @@ def list_steps(name: str) -> None:
         click.echo(step)
 
 
+@command.command()
+@_name
+def done(name: str) -> None:
+    """The program ended well: its checkpoints are not needed any more. By every rank."""
+    Files(_who(), name=name).close(done=True)
+
+
 def _who() -> Alone:
     """This rank, from Slurm or from an MPI's launcher."""
     for rank, ranks in (

@@ -1,6 +1,8 @@
 """Checkpoints through real keepers, one process a node."""
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -318,3 +320,36 @@ def test_old_steps_on_the_shared_file_system_go(keepers: KeeperSet, tmp_path: Pa
     run(keepers, program(12), shared_keep=3, **options)
     steps = sorted(partfile.whole_steps(shared, "main"))
     assert 3 <= len(steps) <= 6 and steps[-1] >= 10
+
+
+def test_the_c_functions_commit_restore_and_forget(tmp_path: Path) -> None:
+    """Through the library, in a process of its own, as a program's rank has it."""
+    program = """
+import ctypes, pathlib, sys
+library = ctypes.CDLL(sys.argv[1])
+library.fabric_ckpt_dir.restype = ctypes.c_char_p
+step, none = ctypes.c_uint64(7), ctypes.c_uint64(0)
+place = pathlib.Path(library.fabric_ckpt_dir().decode())
+assert library.fabric_ckpt_restore(ctypes.byref(step), none) == 66 and step.value == 0
+(place / "heat.bin").write_bytes(b"state")
+assert library.fabric_ckpt_commit(ctypes.c_uint64(40)) == 0
+(place / "heat.bin").unlink()
+assert library.fabric_ckpt_restore(ctypes.byref(step), none) == 0 and step.value == 40
+assert (place / "heat.bin").read_bytes() == b"state"
+assert library.fabric_ckpt_restore(ctypes.byref(step), ctypes.c_uint64(40)) == 66
+assert library.fabric_ckpt_done() == 0
+assert library.fabric_ckpt_restore(ctypes.byref(step), none) == 66
+print(place)
+"""
+    command = Path(sys.executable).with_name("fabricctl")
+    with KeeperSet(tmp_path, nodes=2) as keepers:
+        env = {"FABRIC_KEEPER": str(keepers.where / "n0"), "FABRICCTL": str(command),
+               "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_JOB_ID": "12",
+               "TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin"}  # fmt: skip
+        argv = [sys.executable, "-c", program, str(raw.find("libfabricckpt.so"))]
+        done = subprocess.run(
+            argv, env=env, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()) == tmp_path / "fabric-ckpt-12.0.0"
+    assert Path(done.stdout.strip()).stat().st_mode & 0o777 == 0o700

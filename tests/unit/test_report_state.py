@@ -69,3 +69,29 @@ def test_checkpoints_are_told_with_what_they_cost(tmp_path: Path) -> None:
         "11 checkpoints up to step 55, 1.0 MiB of rank 0, each usually held the ranks up for "
         "10 ms, together 1.1 % of the time; restored at step 55."
     )
+
+
+def test_ettr_is_told_with_what_each_failure_cost(tmp_path: Path) -> None:
+    """Saved every second; n3 dies at 30 s, the save of 29 s is restored at 33 s: 4 s are lost."""
+    saved = [("n1", float(at), CheckpointEvent.SAVED, at) for at in range(2, 30)]
+    after = [("n1", float(at), CheckpointEvent.SAVED, at - 4) for at in range(34, 54)]
+    begun = ("n1", 1.5, CheckpointEvent.BEGUN, 0)
+    restored = ("n1", 33.0, CheckpointEvent.RESTORED, 29)
+    launches = (*LAUNCHES[:3], ("n1", 54.0, LaunchEvent.END, ""))
+    plan = Plan(checkpoints=[begun, *saved, restored, *after], launches=launches)
+    found = told(tmp_path, plan)
+    (one,) = found["ettr"]
+    assert one.text == (
+        "ETTR 0.915: of 53.00 s from 14:13:21.0 on, checkpoints took 480 ms, 1 failure 4.00 s "
+        "(16.0 rank-seconds); goodput 0.925 steps a second."
+    )
+    (death,) = found["restart"]
+    assert death.text.endswith(
+        "without a requeue; 4.00 s lost (16.0 rank-seconds), it went on from step 29, from memory."
+    )
+
+
+def test_without_a_restore_after_a_failure_ettr_is_not_known(tmp_path: Path) -> None:
+    saved = [("n1", float(at), CheckpointEvent.SAVED, at) for at in range(2, 30)]
+    (one,) = told(tmp_path, Plan(checkpoints=saved, launches=LAUNCHES[:3]))["ettr"]
+    assert one.text.startswith("ETTR is not known: of ")

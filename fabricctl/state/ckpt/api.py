@@ -434,7 +434,7 @@ class Checkpoint:
             if done:
                 self._gather(True)
                 with contextlib.suppress(OSError, FabricError):
-                    self._keeper.ask("done")
+                    self._keeper.ask("done", everywhere=int(self._rank == 0))
             elif self._pending is not None:
                 self._commit(shared=True)
         self._leave()

@@ -133,9 +133,17 @@ class Keeper:
             link.send({"kind": "dropped"})
         elif kind == "done":
             self._holding.clear(name_of(message))
+            if message.get("everywhere") == "1":  # also where no rank is, but copies are
+                tell = lambda node: self._clear(node, name_of(message))  # noqa: E731
+                list(self._workers.map(tell, self._others.partners()))
             link.send({"kind": "cleared"})
         else:
             raise DataError(f"keeper: {str(kind)[:24]!r} is not known")
+
+    def _clear(self, node: str, name: str) -> None:
+        with contextlib.suppress(OSError, FabricError):
+            with contextlib.closing(self._others.call(node)) as link:
+                link.ask({"kind": "clear", "name": name})
 
     def _room(self, link: Link, message: Mapping[str, str]) -> None:
         keep = {int(word) for word in message.get("keep", "").split(",") if word.isdecimal()}

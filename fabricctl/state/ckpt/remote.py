@@ -19,6 +19,7 @@ class Remote:
         self._kinds = {
             "hello": self._hello,
             "list": self._list,
+            "clear": self._clear,
             "give": self._give,
             "hold": self._hold,
             "fold": self._fold,
@@ -42,6 +43,10 @@ class Remote:
     def _list(self, link: Link, message: Mapping[str, str]) -> None:
         text = json.dumps(self._holding.listed(name_of(message))).encode()
         link.send({"kind": "list"}, memoryview(text))
+
+    def _clear(self, link: Link, message: Mapping[str, str]) -> None:
+        self._holding.clear(name_of(message))
+        link.send({"kind": "cleared"})
 
     def _give(self, link: Link, message: Mapping[str, str]) -> None:
         part = self._holding.part(*key_of(message))
