@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fabricctl.store.schema import CheckpointEvent, LaunchEvent
 from fabricctl_analysis.job_state import JobState, Launched, Told
 
-_DEATHS = (LaunchEvent.NODE_DEAD, LaunchEvent.RANKS_DEAD)
+_DEATHS = (LaunchEvent.NODE_DEAD, LaunchEvent.RANKS_DEAD, LaunchEvent.HANG)
 _BACK = (CheckpointEvent.RESTORED, CheckpointEvent.RESTORED_SHARED, CheckpointEvent.BEGUN)
 
 

@@ -73,11 +73,18 @@ def _stall(stall: Stall, report: Report, when: When) -> Finding:
     return Finding("error", "stall", (), None, stall.begin_ns, end_ns, text)
 
 
+_WHAT = {
+    LaunchEvent.NODE_DEAD: "Node {nodes} was found dead",
+    LaunchEvent.RANKS_DEAD: "The program died on living nodes",
+    LaunchEvent.HANG: "The program hung ({text}) and was ended",
+}
+
+
 def _deaths(
     launches: tuple[Launched, ...], losses: Sequence[Loss], when: When
 ) -> Iterator[Finding]:
     for nth, one in enumerate(launches):
-        if one.event not in (LaunchEvent.NODE_DEAD, LaunchEvent.RANKS_DEAD, LaunchEvent.GIVE_UP):
+        if one.event not in (*_WHAT, LaunchEvent.GIVE_UP):
             continue
         after = next((e for e in launches[nth + 1 :] if e.event != LaunchEvent.NODE_DEAD), None)
         at = when.clock(one.at_ns, 1)
@@ -85,8 +92,7 @@ def _deaths(
             text = f"The program was not started again at {at}: {one.text}."
             yield Finding("error", "gave_up", (), None, one.at_ns, one.at_ns, text)
             continue
-        dead = one.event == LaunchEvent.NODE_DEAD
-        what = f"Node {one.nodes} was found dead" if dead else "The program died on living nodes"
+        what = _WHAT[one.event].format(nodes=one.nodes, text=one.text)
         text, end_ns = f"{what} at {at}", one.at_ns
         if after is not None and after.event == LaunchEvent.START:
             end_ns = after.at_ns

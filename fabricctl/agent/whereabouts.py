@@ -5,6 +5,7 @@ ask all nodes, and the first of them that lives records the verdict.
 """
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from fabricctl.telemetry import processes
 WATCH_S = 0.4
 HINT_S = 2.0  # how long a node's word that its ranks wait is believed
 SILENT_S = 1.5  # a node that was asked and did not answer for so long
+_HALT = re.compile(r"now|checkpoint|before:[0-9]{1,12}|")
 _NO_RANK = 0xFFFF_FFFF
 _NET = Path("/sys/class/net")
 
@@ -60,6 +62,8 @@ class Whereabouts:
         self._asked_s: dict[str, float] = {}
         self._heard: dict[str, tuple[float, list[Position], str]] = {}
         self._told: tuple[StallKind, int | None, str] | None = None
+        self._holds: Verdict | None = None  # what was told last, while it is hard
+        self._since_ns = 0
         self._usual_s = 0.0
         self._event = self._halt = ""
         self._levels: dict[tuple[str, int], int] = {}
@@ -86,7 +90,7 @@ class Whereabouts:
         if kind == "journal":
             return tail.answer(self._journal, message)
         if kind == "alive":
-            return {"kind": "here", "halt": self._halt}
+            return {"kind": "here", "halt": self._halt, **self._stalled()}
         if kind == "halt":
             return self._take_halt(message.get("how", ""))
         if kind == "event":
@@ -103,7 +107,7 @@ class Whereabouts:
     def _take_halt(self, how: str) -> dict[str, str]:
         """What the job's user ordered; `fabricctl run` reads it from here. "" takes it back."""
         node = how.removeprefix("from:") if how.startswith("from:") else ""
-        if how not in ("", "now", "checkpoint") and node not in self._nodes:
+        if _HALT.fullmatch(how) is None and node not in self._nodes:
             raise DataError(f"message: halt {how[:24]!r} is not known")
         self._halt = how
         return {"kind": "noted"}
@@ -124,6 +128,20 @@ class Whereabouts:
     def _answer(self) -> dict[str, str]:
         ranks = position.encode(self._positions())
         return {"kind": "there", "ranks": ranks, "links": self._links()}
+
+    def _stalled(self) -> dict[str, str]:
+        """The verdict that holds, for `fabricctl run`: it acts when it holds for long."""
+        found = self._holds
+        if found is None:
+            return {}
+        since_ms = max(0, mono_ns() - self._since_ns) // 1_000_000
+        return {
+            "stall": str(int(found.kind)),
+            "stall_node": found.node[:60],
+            "stall_text": found.text[:160],
+            "stall_ms": str(since_ms),
+            "usual_ms": str(int(self._usual_s * 1000)),
+        }
 
     def _positions(self) -> list[Position]:
         now_mono_ns = mono_ns()
@@ -168,7 +186,7 @@ class Whereabouts:
         asked = [node for node, at_s in self._asked_s.items() if now_s - at_s >= SILENT_S]
         silent = [node for node in asked if now_s - self._heard_s(node) >= SILENT_S]
         if any(node not in silent and node in self._asked_s for node in self._before_us()):
-            self._told = None  # another one tells; should it go, this one begins anew
+            self._told = self._holds = None  # another one tells; should it go, this one begins anew
             return
         fresh = {node: told for node, told in self._heard.items() if now_s - told[0] < 2 * SILENT_S}
         here = self._positions()
@@ -198,6 +216,8 @@ class Whereabouts:
             return
         self._told = said
         now = mono_ns()
+        self._holds = found if found.hard else None
+        self._since_ns = now - found.since_ms * 1_000_000
         kind = found.kind if found.hard else StallKind.NONE
         text = found.text if found.hard else "the ranks go on"
         rank = _NO_RANK if found.rank is None or not found.hard else found.rank

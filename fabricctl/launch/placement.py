@@ -18,23 +18,33 @@ class Placement:
         """Nodes with ranks, in rank order."""
         return tuple(dict.fromkeys(self.hosts))
 
-    def without(self, dead: Collection[str]) -> "Placement | None":
+    def without(self, dead: Collection[str], least: int = 0) -> "Placement | None":
         """Spares in the places of dead nodes; ranks of the others stay where they are, and with
-        them their checkpoints. None: there are not enough spares."""
+        them their checkpoints. With too few spares ranks are given up, as long as ``least`` nodes
+        (not 0) are left. None: there are not enough."""
         spares = [node for node in self.spares if node not in dead]
         lost = [node for node in self.nodes if node in dead]
-        if len(spares) < len(lost):
+        short = len(lost) - len(spares)
+        if short > 0 and not 0 < least <= len(self.nodes) - short:
             return None
         instead = dict(zip(lost, spares, strict=False))
-        hosts = tuple(instead.get(node, node) for node in self.hosts)
+        placed = (instead.get(node, node) for node in self.hosts)
+        hosts = tuple(node for node in placed if node not in dead)
         return replace(self, hosts=hosts, spares=tuple(spares[len(lost) :]))
 
 
-def first(nodes: Sequence[str], here: str, spares: int, tasks: int | None) -> Placement:
+def first(
+    given: Sequence[str],
+    here: str,
+    spares: int,
+    tasks: int | None,
+    exclude: Collection[str] = (),
+) -> Placement:
     """At the start: the last nodes are spares, but never the one that this runs on.
 
     Ranks are placed in blocks, as many on each node. Raises :class:`UsageError`.
     """
+    nodes = [node for node in given if node not in exclude]
     if spares >= len(nodes):
         raise UsageError(f"run: {spares} spares of {len(nodes)} nodes leave none to run on")
     ordered = [here, *(node for node in nodes if node != here)] if here in nodes else list(nodes)

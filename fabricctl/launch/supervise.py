@@ -14,29 +14,17 @@ from fabricctl.config import Config
 from fabricctl.errors import DataError, FabricError
 from fabricctl.launch.heartbeat import Heartbeat, answers
 from fabricctl.launch.placement import Placement
+from fabricctl.launch.policy import PROGRESS_S, HangWatch, Policy, Stall
 from fabricctl.launch.step import Step
 from fabricctl.state.ckpt.bytes import find
 from fabricctl.state.ckpt.link import ports
 from fabricctl.state.track import position
-from fabricctl.store.schema import LaunchEvent, RankState
+from fabricctl.store.schema import LaunchEvent, RankState, StallKind
 from fabricctl.telemetry.interfaces import lookup
 
-DO_NOT_RESTART = 79  # a program that ends with this is not started again
 GRACE_S = 2.0  # after a failed srun: a node's death may be seen a little later
 GONE_S = 10.0  # for the ranks before to be gone from the living nodes
-PROGRESS_S = 20.0  # a start that failed sooner made no progress
-QUICK_FAILURES = 3
 MASTER_PORT, MASTER_PORTS = 22_000, 2000  # below those that the kernel gives to callers
-
-
-@dataclass(frozen=True)
-class Policy:
-    """Limits of one run."""
-
-    max_restarts: int = 20
-    mpi: str = "pmix"
-    track: bool = True
-    options: tuple[str, ...] = ()
 
 
 @dataclass
@@ -55,10 +43,14 @@ class Supervisor:
     _given: str = ""  # the order that is being carried out
     _leaving: str = ""  # the node that ranks shall leave
     _dead: list[str] = field(default_factory=list)
+    _left: set[str] = field(default_factory=set)  # nodes that live, but hold the ranks up
+    _hung: Stall | None = None
 
     def run(self) -> int:
         """The program's exit status, as a shell would have it."""
         self._asker = Asker(self.member, self.config)
+        self._hangs = HangWatch(self.policy)
+        self._halt_at_s = self.policy.halt_at_s
         state = self.config.state
         candidates = ports(self.member.job, state.port_first, state.port_count)
         self._hearts = Heartbeat(
@@ -94,7 +86,11 @@ class Supervisor:
         try:
             status, dead = self._watch(step)
             if self._leaving and status == 0 and not dead & set(self.placement.nodes):
-                if (placed := self.placement.without(self._hearts.dead | {self._leaving})) is None:
+                if (
+                    placed := self.placement.without(
+                        self._hearts.dead | self._left | {self._leaving}
+                    )
+                ) is None:
                     return 0
                 self._tell(LaunchEvent.END, nodes, f"saved, to leave {self._leaving}")
                 self.placement, self._leaving, self._given = placed, "", ""
@@ -127,7 +123,8 @@ class Supervisor:
         return None
 
     def _watch(self, step: Step) -> tuple[int | None, set[str]]:
-        """Until srun ends or a node with ranks dies: its status, and the nodes that died."""
+        """Until srun ends, a node with ranks dies or the ranks hang: its status, and the nodes
+        that died."""
         died: set[str] = set()
         ended_s: float | None = None
         status: int | None = None
@@ -139,8 +136,13 @@ class Supervisor:
                 step.cancel(name.get(signal.Signals(self._signal), "USR2"))
                 if self._signal in (signal.SIGUSR1, signal.SIGUSR2):
                     self._signal = 0
+            if self._halt_at_s is not None and time.time() >= self._halt_at_s:
+                self._halt_at_s, self._order = None, "checkpoint"
             if self._order:
                 self._obey(step)
+            self._hung = self._hangs.expired()
+            if self._hung is not None and status is None:
+                return None, died
             if died & set(self.placement.nodes):
                 return step.poll(), died
             if status is None:
@@ -153,6 +155,12 @@ class Supervisor:
         """Once for each order; ranks that are told to save end by themselves."""
         order, self._order = self._order, ""
         if self._given:
+            return
+        if order.startswith("before:"):
+            self._halt_at_s = float(order.removeprefix("before:"))
+            for _ in self._asker.ask(self.member.nodes, 1.0, "halt", {"how": ""}):
+                pass
+            self._order = ""
             return
         self._given = order
         for _ in self._asker.ask(self.member.nodes, 1.0, "halt", {"how": ""}):
@@ -174,25 +182,31 @@ class Supervisor:
             names = hostlist.fold(lost)
             self._tell(LaunchEvent.NODE_DEAD, names, "its agent is silent, its ports are, too")
             sys.stderr.write(f"fabric: run: node {names} is dead\n")
+        elif self._hung is not None:
+            self._tell(LaunchEvent.HANG, self._hung.node, self._hung.text)
+            sys.stderr.write(f"fabric: run: the ranks hang: {self._hung.text}\n")
         elif status:
             self._tell(LaunchEvent.RANKS_DEAD, "", f"srun ended with status {status}")
             sys.stderr.write(f"fabric: run: the program ended with status {status}\n")
 
     def _next(self, status: int | None, dead: set[str], begin_s: float) -> str:
         """Chooses the next placement; why there is none, or "" ."""
-        self._dead = sorted(self._hearts.dead)
-        placement = self.placement.without(self._hearts.dead)
+        if self._hung is not None and self._hung.kind in (StallKind.HOST, StallKind.LINK):
+            self._left |= {self._hung.node} & set(self.placement.nodes)
+        least = self.policy.min_nodes
+        placement = self.placement.without(self._hearts.dead | self._left, least)
+        if placement is None and self._left - self._hearts.dead:  # better there than nowhere
+            self._left &= self._hearts.dead
+            placement = self.placement.without(self._hearts.dead, least)
+        self._dead = sorted(self._hearts.dead | self._left)
         if placement is None:
             return f"no spare left for {hostlist.fold(dead)}"
-        if status == DO_NOT_RESTART and not dead:
-            return f"the program ended with {DO_NOT_RESTART}: do not restart"
-        if self.launch >= self.policy.max_restarts:
-            return f"it was started {self.launch + 1} times (--max-restarts)"
         quick = not dead and time.monotonic() - begin_s < PROGRESS_S
         self._quick = self._quick + 1 if quick else 0
-        if self._quick >= QUICK_FAILURES:
-            return f"it failed {self._quick} times within {PROGRESS_S:g} s of its start"
+        if refusal := self.policy.refusal(self.launch, status, bool(dead), self._quick):
+            return refusal
         self.placement = placement
+        self._hangs.forget()
         return ""
 
     def _wait_gone(self) -> None:
@@ -233,6 +247,7 @@ class Supervisor:
         found = set()
         for node, message in self._asker.ask(nodes, wait_s, "alive"):
             found.add(node)
+            self._hangs.hear(message)
             if node == self.member.node:
                 self._order = message.get("halt", "")
         time.sleep(max(0.0, end_s - time.monotonic()))  # all answered: the pace stays

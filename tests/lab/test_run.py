@@ -95,14 +95,15 @@ def test_a_killed_rank_and_a_lost_node_change_nothing_in_the_result(lab: Lab) ->
 
 
 def test_c_and_fortran_programs_go_on_from_their_files(lab: Lab, tmp_path: Path) -> None:
-    """Each first unbroken and without checkpoints, then with a rank that is killed."""
+    """Each first unbroken and without checkpoints, then with a rank that is killed, or stopped:
+    that is a hang."""
     build = ROOT / "build" / "state"
     where = lab.paths.shared / "home" / "alice"
     for compiler, source in (("mpicc", "stencil.c"), ("mpifort", "stencil.f90")):
         argv = [compiler, "-O2", f"-I{ROOT}/fabricctl/state/ckpt", "-o", str(where / compiler)]
         argv += [str(ROOT / "examples" / source), f"-L{build}", f"-Wl,-rpath,{build}"]
         subprocess.run([*argv, "-lfabricckpt"], check=True)
-    one = "fabricctl run --spares 1 ./{} 300 {}\necho {} ended $?\n"
+    one = "fabricctl run --spares 1 --hang-timeout 2 ./{} 300 {}\necho {} ended $?\n"
     script = "#!/bin/bash\nexport OMPI_MCA_mpi_yield_when_idle=1\n"
     script += "".join(
         one.format(program, every, program)
@@ -116,17 +117,18 @@ def test_c_and_fortran_programs_go_on_from_their_files(lab: Lab, tmp_path: Path)
     def output() -> str:
         return path.read_text() if path.exists() else ""
 
-    def kill_one(program: str, commits: int) -> None:
+    def harm(program: str, signal: str, commits: int) -> None:
         """A rank of it, when all four have committed its step 100."""
         wait_for("a checkpoint", lambda: output().count("step 100: 1 files") >= commits)
         found = lab.exec("n1", ["pgrep", "-u", "alice", "-x", program], check=False).stdout.split()
         assert found, output()
-        lab.exec("n1", ["kill", "-9", found[-1]])
+        lab.exec("n1", ["kill", signal, found[-1]])
         wait_for("the end", lambda: output().count(f"{program} ended 0") == 2)
 
-    kill_one("mpicc", 4)
-    kill_one("mpifort", 8)
+    harm("mpicc", "-KILL", 4)
+    harm("mpifort", "-STOP", 8)
     said = output()
+    assert "the ranks hang: rank" in said and "is stopped by a signal" in said, said
     rings = re.findall(r"ring ([0-9a-fA-F]{16})", said)
     assert len(rings) == 4 and rings[0] == rings[1] and rings[2] == rings[3], said
     begins = [int(step) for step in re.findall(r"from step (\d+)", said)]

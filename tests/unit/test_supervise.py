@@ -2,15 +2,19 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import pytest
 
 from fabricctl.agent.ask import Member
+from fabricctl.cli.job_halt import at_time
 from fabricctl.config import Config
+from fabricctl.errors import UsageError
 from fabricctl.launch import heartbeat, supervise
 from fabricctl.launch.placement import Placement, first
-from fabricctl.launch.supervise import DO_NOT_RESTART, Policy, Supervisor
-from fabricctl.store.schema import LaunchEvent
+from fabricctl.launch.policy import DO_NOT_RESTART, HangWatch, Policy
+from fabricctl.launch.supervise import Supervisor
+from fabricctl.store.schema import LaunchEvent, StallKind
 
 NODES = ("n1", "n2", "n3", "n4", "n5")
 
@@ -23,6 +27,7 @@ class World:
     plays: Callable[[int, int], int | None]
     silent: set[str] = field(default_factory=set)
     order: str = ""
+    stall: dict[str, str] = field(default_factory=dict)
     now_s: float = 1000.0
     placed: list[tuple[str, ...]] = field(default_factory=list)
     environments: list[Mapping[str, str]] = field(default_factory=list)
@@ -82,7 +87,8 @@ class FakeAsker:
         if kind == "halt" and more:
             self.world.order = more["how"]
         for node in set(nodes) - self.world.silent:
-            yield node, {"ranks": "", "halt": self.world.order}
+            mine = self.world.stall if node == "n1" and kind == "alive" else {}
+            yield node, {"ranks": "", "halt": self.world.order, **mine}
 
     def close(self) -> None:
         pass
@@ -90,7 +96,7 @@ class FakeAsker:
 
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, World]]:
-    def of(world: World, spares: int = 1, **policy: int) -> tuple[int, World]:
+    def of(world: World, spares: int = 1, **policy: float | None) -> tuple[int, World]:
         FakeStep.world = FakeAsker.world = world
 
         def sleep(seconds: float) -> None:
@@ -107,7 +113,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, World]]:
         monkeypatch.setattr(heartbeat.time, "monotonic", lambda: world.now_s)
         member = Member(7, b"k" * 32, NODES, "n1", spares)
         placed = first(NODES, "n1", spares, None)
-        given = Policy(track=False, **policy)
+        given = Policy(track=False, **policy)  # type: ignore[arg-type]
         one = Supervisor(member, Config(), placed, ["app"], given)
         return one.run(), world
 
@@ -218,3 +224,119 @@ def test_migrate_without_a_spare_changes_nothing(
     assert play(world, spares=0)[0] == 0
     assert (len(world.placed), world.signals) == (1, [])
     assert "no spare to take the place of n2" in capsys.readouterr().err
+
+
+def stalled(kind: StallKind, node: str, usual_ms: int = 0) -> dict[str, str]:
+    said = {"stall": str(int(kind)), "stall_node": node, "stall_text": "rank 2 is stopped"}
+    return {**said, "stall_ms": "1000", "usual_ms": str(usual_ms)}
+
+
+def hangs(kind: StallKind, node: str, looks_at: int = 5, usual_ms: int = 0) -> World:
+    """The first start hangs from its fifth look on."""
+    world = World(lambda _launch, _looks: None)
+
+    def plays(launch: int, looks: int) -> int | None:
+        world.stall = stalled(kind, node, usual_ms) if launch == 0 and looks >= looks_at else {}
+        return 0 if launch else None
+
+    world.plays = plays
+    return world
+
+
+def test_ranks_that_hang_are_ended_and_started_again(play: Play) -> None:
+    world = hangs(StallKind.RANK, "n3")
+    status, _ = play(world)
+    assert (status, world.placed) == (0, [("n1", "n2", "n3", "n4")] * 2)
+    assert (LaunchEvent.HANG, "n3") in world.events
+    assert world.signals == ["KILL"]
+
+
+@pytest.mark.parametrize("kind", [StallKind.HOST, StallKind.LINK])
+def test_a_node_that_holds_the_ranks_up_is_left_for_a_spare(play: Play, kind: StallKind) -> None:
+    world = hangs(kind, "n3")
+    status, _ = play(world)
+    assert (status, world.placed[1]) == (0, ("n1", "n2", "n5", "n4"))
+    assert world.environments[1]["FABRIC_DEAD_NODES"] == "n3"
+
+
+def test_a_hang_waits_for_five_times_what_is_usual() -> None:
+    now = 100.0
+    watch = HangWatch(Policy(), clock=lambda: now)
+    for at_s in range(100, 160):
+        now = float(at_s)
+        watch.hear(stalled(StallKind.RANK, "n3", usual_ms=9000))
+        assert (watch.expired() is not None) == (at_s >= 144), at_s
+    now += 3
+    assert watch.expired() is None, "the ranks go on"
+
+
+def test_a_hang_timeout_of_zero_never_acts() -> None:
+    now = 100.0
+    watch = HangWatch(Policy(hang_s=0), clock=lambda: now)
+    for at_s in range(100, 400, 10):
+        now = float(at_s)
+        watch.hear(stalled(StallKind.RANK, "n3"))
+        assert watch.expired() is None
+
+
+@pytest.mark.parametrize("damage", [{"stall": "99"}, {"stall": "x"}, {"stall_ms": "-1"}])
+def test_what_is_no_verdict_is_none(damage: dict[str, str]) -> None:
+    watch = HangWatch(Policy(hang_s=1e-9), clock=lambda: 1e6)
+    watch.hear({**stalled(StallKind.RANK, "n3"), **damage})
+    assert watch.expired() is None
+
+
+def test_with_fewer_nodes_allowed_it_goes_on_without_a_spare(play: Play) -> None:
+    world = World(lambda _launch, _looks: None)
+
+    def plays(launch: int, looks: int) -> int | None:
+        if launch == 0 and looks > 5:
+            world.silent = {"n3", "n4"}
+        return 0 if launch else None
+
+    world.plays = plays
+    status, _ = play(world, min_nodes=3)
+    assert (status, world.placed[1]) == (0, ("n1", "n2", "n5"))
+
+
+def test_excluded_nodes_are_neither_used_nor_spares() -> None:
+    placed = first(NODES, "n1", 1, None, {"n2"})
+    assert (placed.nodes, placed.spares) == (("n1", "n3", "n4"), ("n5",))
+
+
+def test_all_save_and_end_before_a_time(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(lambda _launch, _looks: 0 if "USR1" in world.signals else None)
+    monkeypatch.setattr("time.time", lambda: world.now_s)
+    begin_s = world.now_s
+    assert play(world, halt_at_s=begin_s + 30)[0] == 0
+    assert world.signals == ["USR1"] and 30 <= world.now_s - begin_s < 35
+
+
+def test_an_order_to_end_before_a_time_waits_for_it(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(lambda _launch, _looks: 0 if "USR1" in world.signals else None)
+    world.order = f"before:{int(world.now_s) + 60}"
+    monkeypatch.setattr("time.time", lambda: world.now_s)
+    begin_s = world.now_s
+    assert play(world)[0] == 0
+    assert world.signals == ["USR1"] and 60 <= world.now_s - begin_s < 65
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("17:30", "2026-03-01 17:30"),
+        ("09:15", "2026-03-02 09:15"),
+        ("+20", "2026-03-01 12:20"),
+        ("2026-03-05T08:00", "2026-03-05 08:00"),
+    ],
+)
+def test_times_of_halt_are_read(text: str, found: str) -> None:
+    now = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+    assert f"{at_time(text, now):%F %H:%M}" == found
+
+
+def test_what_is_no_time_is_refused() -> None:
+    with pytest.raises(UsageError, match="--before 'soon'"):
+        at_time("soon", datetime.now(UTC))

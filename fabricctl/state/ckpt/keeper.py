@@ -141,9 +141,11 @@ class Keeper:
             raise DataError(f"keeper: {str(kind)[:24]!r} is not known")
 
     def _clear(self, node: str, name: str) -> None:
-        with contextlib.suppress(OSError, FabricError):
-            with contextlib.closing(self._others.call(node)) as link:
-                link.ask({"kind": "clear", "name": name})
+        with (
+            contextlib.suppress(OSError, FabricError),
+            contextlib.closing(self._others.call(node)) as link,
+        ):
+            link.ask({"kind": "clear", "name": name})
 
     def _room(self, link: Link, message: Mapping[str, str]) -> None:
         keep = {int(word) for word in message.get("keep", "").split(",") if word.isdecimal()}

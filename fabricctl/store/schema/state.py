@@ -33,6 +33,7 @@ class LaunchEvent(IntEnum):
     RANKS_DEAD = 2  # the program ended otherwise, its nodes live
     NODE_DEAD = 3
     GIVE_UP = 4  # it is not started again, `text` says why
+    HANG = 5  # its ranks hung, `text` says how, and were ended
 
 
 class StallKind(IntEnum):
