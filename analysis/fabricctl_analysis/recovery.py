@@ -71,11 +71,15 @@ def recoveries(states: Iterable[JobState | None], end_ns: int) -> list[Recovery]
     launches = sorted((e for state in known for e in state.launches), key=lambda e: e.at_ns)
     told = sorted((e for state in known for e in state.told), key=lambda e: e.at_ns)
     runs: list[list[Launched]] = []
+    over = True
     for event in launches:
-        if event.event == LaunchEvent.START and (event.launch == 0 or not runs):
+        if event.event == LaunchEvent.START and (over or event.launch == 0):
             runs.append([])
         if runs:
             runs[-1].append(event)
+        # One that ended to leave a node goes on.
+        left = event.text.startswith("saved, to leave")
+        over = event.event == LaunchEvent.GIVE_UP or (event.event == LaunchEvent.END and not left)
     found = []
     for nth, events in enumerate(runs):
         until_ns = runs[nth + 1][0].at_ns if nth + 1 < len(runs) else end_ns

@@ -63,7 +63,7 @@ class Whereabouts:
         self._heard: dict[str, tuple[float, list[Position], str]] = {}
         self._told: tuple[StallKind, int | None, str] | None = None
         self._holds: Verdict | None = None  # what was told last, while it is hard
-        self._since_ns = 0
+        self._since_ns = self._launch = 0
         self._usual_s = 0.0
         self._event = self._halt = ""
         self._levels: dict[tuple[str, int], int] = {}
@@ -137,6 +137,7 @@ class Whereabouts:
         since_ms = max(0, mono_ns() - self._since_ns) // 1_000_000
         return {
             "stall": str(int(found.kind)),
+            "stall_launch": str(self._launch),
             "stall_node": found.node[:60],
             "stall_text": found.text[:160],
             "stall_ms": str(since_ms),
@@ -191,7 +192,7 @@ class Whereabouts:
         fresh = {node: told for node, told in self._heard.items() if now_s - told[0] < 2 * SILENT_S}
         here = self._positions()
         all_of = here + [at for _, found, _ in fresh.values() for at in found]
-        launch = max((at.launch for at in all_of), default=0)
+        launch = self._launch = max((at.launch for at in all_of), default=0)
         links = {node: text for node, (_, _, text) in fresh.items() if text}
         links |= {self._own: text} if (text := self._links()) else {}
         newest = [at for at in all_of if at.launch == launch]

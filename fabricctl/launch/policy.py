@@ -59,10 +59,10 @@ class HangWatch:
     _stall: Stall | None = None
     _heard_s: float = 0.0
 
-    def hear(self, message: Mapping[str, str]) -> None:
-        """An agent's answer; those that hold no verdict say none."""
+    def hear(self, message: Mapping[str, str], launch: int) -> None:
+        """An agent's answer; those that hold no verdict on this launch say none."""
         found = _stall(message, self.clock())
-        if found is None:
+        if found is None or message.get("stall_launch") != str(launch):
             return
         if self._stall is None or found.text != self._stall.text:
             self._stall = found

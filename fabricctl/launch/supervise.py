@@ -1,5 +1,6 @@
 """Runs a program to its end over deaths of ranks and nodes, inside of one allocation."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ from fabricctl.store.schema import LaunchEvent, RankState, StallKind
 from fabricctl.telemetry.interfaces import lookup
 
 GRACE_S = 2.0  # after a failed srun: a node's death may be seen a little later
+FIRST_S = 0.5  # for all nodes to say what ran before
 GONE_S = 10.0  # for the ranks before to be gone from the living nodes
 MASTER_PORT, MASTER_PORTS = 22_000, 2000  # below those that the kernel gives to callers
 
@@ -51,6 +53,7 @@ class Supervisor:
         self._asker = Asker(self.member, self.config)
         self._hangs = HangWatch(self.policy)
         self._halt_at_s = self.policy.halt_at_s
+        self.launch = self._first = self._launches()
         state = self.config.state
         candidates = ports(self.member.job, state.port_first, state.port_count)
         self._hearts = Heartbeat(
@@ -64,6 +67,15 @@ class Supervisor:
             return status
         finally:
             self._asker.close()
+
+    def _launches(self) -> int:
+        """How many starts the job has seen, also by earlier runs: it tells ranks apart."""
+        found = [-1]
+        for node, message in self._asker.ask(self.member.nodes, FIRST_S):
+            with contextlib.suppress(DataError):
+                there = position.decode(message.get("ranks", ""), node)
+                found += [at.launch for at in there]
+        return max(found) + 1
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
         self._signal = number
@@ -119,7 +131,7 @@ class Supervisor:
         self.launch += 1
         took = f"{time.monotonic() - seen_s:.2f} s after the death was seen"
         where = hostlist.fold(self.placement.nodes)
-        sys.stderr.write(f"fabric: run: start {self.launch + 1} on {where}, {took}\n")
+        sys.stderr.write(f"fabric: run: start {self.launch - self._first + 1} on {where}, {took}\n")
         return None
 
     def _watch(self, step: Step) -> tuple[int | None, set[str]]:
@@ -203,7 +215,9 @@ class Supervisor:
             return f"no spare left for {hostlist.fold(dead)}"
         quick = not dead and time.monotonic() - begin_s < PROGRESS_S
         self._quick = self._quick + 1 if quick else 0
-        if refusal := self.policy.refusal(self.launch, status, bool(dead), self._quick):
+        if refusal := self.policy.refusal(
+            self.launch - self._first, status, bool(dead), self._quick
+        ):
             return refusal
         self.placement = placement
         self._hangs.forget()
@@ -247,7 +261,7 @@ class Supervisor:
         found = set()
         for node, message in self._asker.ask(nodes, wait_s, "alive"):
             found.add(node)
-            self._hangs.hear(message)
+            self._hangs.hear(message, self.launch)
             if node == self.member.node:
                 self._order = message.get("halt", "")
         time.sleep(max(0.0, end_s - time.monotonic()))  # all answered: the pace stays

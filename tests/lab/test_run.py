@@ -120,9 +120,10 @@ def test_c_and_fortran_programs_go_on_from_their_files(lab: Lab, tmp_path: Path)
     def harm(program: str, signal: str, commits: int) -> None:
         """A rank of it, when all four have committed its step 100."""
         wait_for("a checkpoint", lambda: output().count("step 100: 1 files") >= commits)
-        found = lab.exec("n1", ["pgrep", "-u", "alice", "-x", program], check=False).stdout.split()
-        assert found, output()
-        lab.exec("n1", ["kill", signal, found[-1]])
+        argv = ["fabricctl", "job", "where", str(job), "--json"]
+        ranks = json.loads(lab.exec("n1", argv, user="alice").stdout)["ranks"]
+        victim = next(rank for rank in ranks if rank["rank"] == 1)
+        lab.exec(victim["node"], ["kill", signal, str(victim["pid"])])
         wait_for("the end", lambda: output().count(f"{program} ended 0") == 2)
 
     harm("mpicc", "-KILL", 4)

@@ -228,7 +228,7 @@ def test_migrate_without_a_spare_changes_nothing(
 
 def stalled(kind: StallKind, node: str, usual_ms: int = 0) -> dict[str, str]:
     said = {"stall": str(int(kind)), "stall_node": node, "stall_text": "rank 2 is stopped"}
-    return {**said, "stall_ms": "1000", "usual_ms": str(usual_ms)}
+    return {**said, "stall_launch": "0", "stall_ms": "1000", "usual_ms": str(usual_ms)}
 
 
 def hangs(kind: StallKind, node: str, looks_at: int = 5, usual_ms: int = 0) -> World:
@@ -264,7 +264,7 @@ def test_a_hang_waits_for_five_times_what_is_usual() -> None:
     watch = HangWatch(Policy(), clock=lambda: now)
     for at_s in range(100, 160):
         now = float(at_s)
-        watch.hear(stalled(StallKind.RANK, "n3", usual_ms=9000))
+        watch.hear(stalled(StallKind.RANK, "n3", usual_ms=9000), 0)
         assert (watch.expired() is not None) == (at_s >= 144), at_s
     now += 3
     assert watch.expired() is None, "the ranks go on"
@@ -275,14 +275,16 @@ def test_a_hang_timeout_of_zero_never_acts() -> None:
     watch = HangWatch(Policy(hang_s=0), clock=lambda: now)
     for at_s in range(100, 400, 10):
         now = float(at_s)
-        watch.hear(stalled(StallKind.RANK, "n3"))
+        watch.hear(stalled(StallKind.RANK, "n3"), 0)
         assert watch.expired() is None
 
 
-@pytest.mark.parametrize("damage", [{"stall": "99"}, {"stall": "x"}, {"stall_ms": "-1"}])
+@pytest.mark.parametrize(
+    "damage", [{"stall": "99"}, {"stall": "x"}, {"stall_ms": "-1"}, {"stall_launch": "1"}]
+)
 def test_what_is_no_verdict_is_none(damage: dict[str, str]) -> None:
     watch = HangWatch(Policy(hang_s=1e-9), clock=lambda: 1e6)
-    watch.hear({**stalled(StallKind.RANK, "n3"), **damage})
+    watch.hear({**stalled(StallKind.RANK, "n3"), **damage}, 0)
     assert watch.expired() is None
 
 
