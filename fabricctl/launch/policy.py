@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from fabricctl.store.schema import StallKind
 
 DO_NOT_RESTART = 79  # a program that ends with this is not started again
-PROGRESS_S = 20.0  # a start that failed sooner made no progress
+# A start that failed sooner, and whose ranks told no new iteration, made no progress. Starting
+# alone takes tens of seconds on big or busy machines.
+PROGRESS_S = 60.0
 QUICK_FAILURES = 3
 # A verdict leaves no explanation that ends by itself; what a person does by hand (a debugger, a
 # cable put back) and failover to another rail get this time.

@@ -40,6 +40,7 @@ class Supervisor:
     policy: Policy
     launch: int = 0
     _quick: int = 0
+    _best: int = 0  # the furthest iteration of any start
     _signal: int = 0
     _order: str = ""  # of `job halt` and `job migrate`
     _given: str = ""  # the order that is being carried out
@@ -213,7 +214,8 @@ class Supervisor:
         self._dead = sorted(self._hearts.dead | self._left)
         if placement is None:
             return f"no spare left for {hostlist.fold(dead)}"
-        quick = not dead and time.monotonic() - begin_s < PROGRESS_S
+        best, self._best = self._best, max(self._best, self._iteration())
+        quick = not dead and time.monotonic() - begin_s < PROGRESS_S and self._best <= best
         self._quick = self._quick + 1 if quick else 0
         if refusal := self.policy.refusal(
             self.launch - self._first, status, bool(dead), self._quick
@@ -222,6 +224,16 @@ class Supervisor:
         self.placement = placement
         self._hangs.forget()
         return ""
+
+    def _iteration(self) -> int:
+        """How far the ranks of this start came, as they told the tracker; 0: they told nothing."""
+        living = [node for node in self.placement.nodes if node not in self._hearts.dead]
+        found = [0]
+        for node, message in self._asker.ask(living, FIRST_S):
+            with contextlib.suppress(DataError):
+                there = position.decode(message.get("ranks", ""), node)
+                found += [at.step for at in there if at.launch == self.launch]
+        return max(found)
 
     def _wait_gone(self) -> None:
         """Ranks of the start before must be gone before others take their place."""

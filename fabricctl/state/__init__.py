@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fabricctl.state.ckpt.api import Checkpoint
     from fabricctl.state.ckpt.items import Same, Share
+    from fabricctl.state.torch_hooks import install as track_torch
 
-__all__ = ["Checkpoint", "Same", "Share"]
+__all__ = ["Checkpoint", "Same", "Share", "track_torch"]
 
 
 def __getattr__(name: str) -> Any:
@@ -29,4 +30,8 @@ def __getattr__(name: str) -> Any:
         from fabricctl.state.ckpt import items
 
         return getattr(items, name)
+    if name == "track_torch":
+        from fabricctl.state.torch_hooks import install
+
+        return install
     raise AttributeError(name)

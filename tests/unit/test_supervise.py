@@ -178,8 +178,18 @@ def test_a_program_that_never_gets_anywhere_is_left(play: Play) -> None:
     assert (status, len(world.placed)) == (3, 3)
 
 
+def test_a_program_that_gets_further_each_time_is_not_left(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks that die every few seconds, each time after more iterations than before."""
+    world = World(lambda launch, _looks: 9 if launch < 6 else 0)
+    monkeypatch.setattr(Supervisor, "_iteration", lambda self: 10 * (self.launch + 1))
+    status, _ = play(world)
+    assert (status, len(world.placed)) == (0, 7)
+
+
 def test_restarts_have_an_end(play: Play) -> None:
-    world = World(lambda _launch, looks: 9 if looks > 150 else None)
+    world = World(lambda _launch, looks: 9 if looks > 350 else None)
     status, _ = play(world, max_restarts=4)
     assert (status, len(world.placed)) == (9, 5)
 

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -171,3 +172,40 @@ def test_layout_is_what_the_document_says() -> None:
     text = (ROOT / "docs" / "tracker.md").read_text()
     for place in (block.NOW_AT, block.PHASES_AT, block.COMMS_AT, block.OPS_AT, block.RING_AT):
         assert f"| {place} |" in text
+
+
+TORCH = """
+import ctypes, sys, types
+from fabricctl.state import torch_hooks
+dist = types.SimpleNamespace(get_rank=lambda: 1, get_world_size=lambda: 4,
+    all_reduce=lambda t, op=None, group=None: "reduced", broadcast=lambda t, src, group=None: t,
+    send=lambda t, dst: None)
+assert torch_hooks.install(dist)
+assert dist.all_reduce(memoryview(bytes(800))) == "reduced"
+dist.broadcast(memoryview(bytes(8)), 2)
+dist.broadcast(memoryview(bytes(8)), src=3)
+dist.all_reduce(memoryview(bytes(8)), group="other")
+dist.send(memoryview(bytes(16)), 3)
+ctypes.CDLL(None).fabric_track_step(ctypes.c_uint64(9))
+sys.stdout.write("ready\\n"); sys.stdout.flush()
+sys.stdin.read()
+"""
+
+
+def test_torch_distributed_is_stamped_without_mpi(built: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "LD_PRELOAD": str(built), "FABRIC_TRACK_DIR": str(tmp_path)}
+    argv = [sys.executable, "-c", TORCH]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        (rank,) = block.read_all(tmp_path)
+        process.communicate("")
+    assert (rank.rank, rank.ranks, rank.library) == (1, 4, "torch.distributed")
+    sums = {block.op_name(item.op): (item.calls, item.bytes) for item in rank.sums}
+    assert sums == {
+        "torch.all_reduce": (2, 808),
+        "torch.broadcast": (2, 16),
+        "torch.send": (1, 16),
+    }
+    assert rank.steps == 9
+    assert rank.comms[0].colls == 3, "one was on another group"

@@ -10,6 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from fabricctl.errors import DataError, FabricError
+from fabricctl.state import torch_hooks
 from fabricctl.state.ckpt import bytes as raw
 from fabricctl.state.ckpt import client, partfile, sets, shares
 from fabricctl.state.ckpt.client import Client, Found, Manifest
@@ -156,6 +157,8 @@ class Checkpoint:
     def _start_at(self, step: int) -> None:
         self._begin_s, self._begin_step = time.monotonic(), step
         self._interval.start_at(step)
+        if self._comm == "torch":
+            torch_hooks.step_to(step)
 
     # In the loop
 
@@ -470,6 +473,8 @@ def _adapt(comm: Any) -> tuple[int, int, Callable[[Any], list[Any]]]:
         return 0, 1, lambda value: [value]
     if comm == "torch":
         import torch.distributed as dist
+
+        torch_hooks.install()
 
         def gather(value: Any) -> list[Any]:
             told: list[Any] = [None] * dist.get_world_size()

@@ -18,7 +18,24 @@ from fabricctl.errors import DataError
 MAGIC = b"FBTRACK\0"
 VERSION = 1
 COMMS, OPS, RING = 64, 256, 512
-HOOK_OPS = {128: "torch.collective", 129: "torch.step", 130: "nccl", 131: "checkpoint"}
+HOOK_OPS = {
+    128: "torch.collective",
+    129: "torch.step",
+    130: "nccl",
+    131: "checkpoint",
+    132: "torch.all_reduce",
+    133: "torch.broadcast",
+    134: "torch.all_gather",
+    135: "torch.reduce_scatter",
+    136: "torch.all_to_all",
+    137: "torch.reduce",
+    138: "torch.gather",
+    139: "torch.scatter",
+    140: "torch.barrier",
+    141: "torch.send",
+    142: "torch.recv",
+    143: "torch.backward",
+}
 
 _HEAD = struct.Struct("=8s9I2i3I24s40s6Q")
 _NOW = struct.Struct("=4QIiII5Q")

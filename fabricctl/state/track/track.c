@@ -377,16 +377,15 @@ static void find_handles(void)
 	null_handle = 0x04000000;
 }
 
-static void begin(void)
+/* All but who the rank is. */
+static struct track_header *begin_head(const char *library)
 {
 	struct track_block *made = make_block();
 	struct track_header *head = &made->head;
 	const char *launch = getenv("FABRIC_LAUNCH");
-	uint64_t self;
 
 	memset(made, 0, sizeof *made);
 	block = made;
-	find_handles();
 	head->version = TRACK_VERSION;
 	head->size = sizeof *made;
 	head->comms_at = offsetof(struct track_block, comms), head->comms = TRACK_COMMS;
@@ -403,9 +402,25 @@ static void begin(void)
 	head->ticks_source = 3;
 #endif
 	snprintf(head->step, sizeof head->step, "%s", step_name());
-	snprintf(head->library, sizeof head->library, "%s",
-		 is_open_mpi ? "Open MPI" : "MPICH ABI");
+	snprintf(head->library, sizeof head->library, "%s", library);
 	begin_clocks(head);
+	return head;
+}
+
+static void opened(struct track_header *head)
+{
+	head->state = TRACK_RUNNING;
+	owner = 1;
+	memcpy(head->magic, TRACK_MAGIC, sizeof head->magic);
+}
+
+static void begin(void)
+{
+	struct track_header *head;
+	uint64_t self;
+
+	find_handles();
+	head = begin_head(is_open_mpi ? "Open MPI" : "MPICH ABI");
 	call("PMPI_Comm_rank", (word)world_handle, (word)&head->rank, 0, 0, 0);
 	call("PMPI_Comm_size", (word)world_handle, (word)&head->ranks, 0, 0, 0);
 	call("PMPI_Comm_group", (word)world_handle, (word)&world_group, 0, 0, 0);
@@ -413,9 +428,7 @@ static void begin(void)
 	add_comm(world_handle, 1);
 	self = is_open_mpi ? (uint64_t)find_symbol("ompi_mpi_comm_self") : 0x44000001;
 	add_comm(self, 2);
-	head->state = TRACK_RUNNING;
-	owner = 1;
-	memcpy(head->magic, TRACK_MAGIC, sizeof head->magic);
+	opened(head);
 }
 
 /* --- the stamps ------------------------------------------------------------------------------ */
@@ -523,6 +536,33 @@ EXPORT void fabric_track_exit(void)
 {
 	if (owner && --depth == 0)
 		stamp_exit(hook_begun, block->now.op, 0);
+}
+
+/* A program without MPI: one block, and one communicator of all its ranks. */
+EXPORT void fabric_track_begin(uint32_t rank, uint32_t ranks, const char *library)
+{
+	struct track_header *head;
+
+	if (block != &fallback)
+		return;
+	head = begin_head(library);
+	head->rank = (int32_t)rank, head->ranks = (int32_t)ranks;
+	block->comms[0].id = 1; /* as MPI_COMM_WORLD's */
+	block->comms[0].size = ranks, block->comms[0].rank = (int32_t)rank;
+	opened(head);
+}
+
+/* A collective of all ranks; it ends by fabric_track_exit. */
+EXPORT void fabric_track_meet(uint32_t op, int32_t root, uint64_t bytes)
+{
+	if (owner && depth++ == 0)
+		hook_begun = stamp_enter(op & (TRACK_OPS - 1), 0, root, bytes, 1);
+}
+
+EXPORT void fabric_track_end(void)
+{
+	if (owner)
+		block->head.state = TRACK_FINALIZED;
 }
 
 /* What a call means beside its stamps; `comm` is the parent's place, `made` the new handle. */

@@ -95,5 +95,10 @@ void fabric_track_mark(const char *name);
 /* For hooks of other libraries: a call of op (128 to 255) begins, has ended. */
 void fabric_track_enter(uint32_t op, int32_t peer, uint64_t bytes);
 void fabric_track_exit(void);
+/* For programs without MPI, which call it once; then collectives of all ranks, which end by
+ * fabric_track_exit, and the end of the rank's work. */
+void fabric_track_begin(uint32_t rank, uint32_t ranks, const char *library);
+void fabric_track_meet(uint32_t op, int32_t root, uint64_t bytes);
+void fabric_track_end(void);
 
 #endif
