@@ -152,6 +152,36 @@ def test_a_dead_node_is_replaced_without_waiting_for_srun(play: Play) -> None:
     assert (LaunchEvent.NODE_DEAD, "n3") in world.events
 
 
+def test_two_nodes_at_once_are_replaced_by_two_spares(play: Play) -> None:
+    world = World(lambda _launch, _looks: None)
+
+    def plays(launch: int, looks: int) -> int | None:
+        if launch == 0 and looks > 5:
+            world.silent = {"n2", "n3"}
+        return 0 if launch else None
+
+    world.plays = plays
+    status, _ = play(world, spares=2)
+    assert (status, world.placed) == (0, [("n1", "n2", "n3"), ("n1", "n4", "n5")])
+    assert world.environments[1]["FABRIC_DEAD_NODES"] == "n2,n3"
+
+
+def test_a_node_that_dies_during_recovery_is_replaced_too(play: Play) -> None:
+    """n2 dies; while its ranks start on n4, n4 dies before it has done anything."""
+    world = World(lambda _launch, _looks: None)
+
+    def plays(launch: int, looks: int) -> int | None:
+        if launch == 0 and looks > 5:
+            world.silent = {"n2"}
+        if launch == 1:
+            world.silent = {"n2", "n4"}
+        return 0 if launch == 2 else None
+
+    world.plays = plays
+    status, _ = play(world, spares=2)
+    assert (status, world.placed[1:]) == (0, [("n1", "n4", "n3"), ("n1", "n5", "n3")])
+
+
 def test_a_dead_spare_is_nothing_to_stop_for(play: Play) -> None:
     world = World(lambda _launch, looks: 0 if looks > 20 else None, silent={"n5"})
     status, _ = play(world)

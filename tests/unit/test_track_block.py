@@ -193,7 +193,8 @@ sys.stdin.read()
 
 
 def test_torch_distributed_is_stamped_without_mpi(built: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "LD_PRELOAD": str(built), "FABRIC_TRACK_DIR": str(tmp_path)}
+    environment = {**os.environ, "FABRIC_TRACK_DIR": str(tmp_path)}
+    environment["LD_PRELOAD"] = str(built / "libfabrictrack.so")
     argv = [sys.executable, "-c", TORCH]
     pipe = subprocess.PIPE
     with subprocess.Popen(argv, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
