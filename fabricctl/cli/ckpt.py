@@ -31,12 +31,20 @@ def command() -> None:
 @click.argument("step", type=click.IntRange(0))
 @_dir
 @_name
-@click.option("--copies", type=click.IntRange(0, 8), default=1, show_default=True)
-def commit(step: int, directory: Path, name: str, copies: int) -> None:
+@click.option("--scheme", type=click.Choice(["single", "partner", "xor", "rs"]),
+              envvar="FABRIC_CKPT_SCHEME", default="partner", show_default=True)  # fmt: skip
+@click.option("--copies", type=click.IntRange(0, 8), default=1, show_default=True,
+              help="With partner: nodes that hold a copy.")  # fmt: skip
+@click.option("--losses", type=click.IntRange(1, 7), default=2, show_default=True,
+              help="With rs: members of a set that may be lost.")  # fmt: skip
+def commit(  # noqa: PLR0917 - click hands them by name
+    step: int, directory: Path, name: str, scheme: str, copies: int, losses: int
+) -> None:
     """The files in this rank's directory are the state of STEP; returns when they are safe."""
     if not directory.is_dir():
         raise UsageError(f"{directory}: no such directory")
-    count = Files(_who(), name=name, copies=copies).commit(directory, step)
+    files = Files(_who(), name=name, copies=copies, scheme=scheme, losses=losses)
+    count = files.commit(directory, step)
     click.echo(f"step {step}: {count} files", err=True)
 
 

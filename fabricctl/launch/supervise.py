@@ -26,6 +26,7 @@ from fabricctl.telemetry.interfaces import lookup
 GRACE_S = 2.0  # after a failed srun: a node's death may be seen a little later
 FIRST_S = 0.5  # for all nodes to say what ran before
 GONE_S = 10.0  # for the ranks before to be gone from the living nodes
+PLACES_MOST = 100_000  # below MAX_ARG_STRLEN of execve(2)
 MASTER_PORT, MASTER_PORTS = 22_000, 2000  # below those that the kernel gives to callers
 
 
@@ -255,6 +256,9 @@ class Supervisor:
         given = dict(os.environ)
         given["FABRIC_LAUNCH"] = str(self.launch)
         given["FABRIC_DEAD_NODES"] = ",".join(self._dead)
+        places = ",".join(self.placement.hosts)  # of the ranks, for sets of files
+        if len(places) < PLACES_MOST:
+            given["FABRIC_PLACES"] = places
         # Of torch.distributed; another port each time, for the last one's may still be held.
         given["MASTER_ADDR"] = self.placement.hosts[0]
         port = MASTER_PORT + (self.member.job * 64 + self.launch) % MASTER_PORTS

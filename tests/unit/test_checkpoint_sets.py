@@ -13,6 +13,7 @@ from fabricctl.state import groups
 from fabricctl.state.ckpt import bytes as raw
 from fabricctl.state.ckpt.api import Checkpoint
 from fabricctl.state.ckpt.erasure import Code
+from fabricctl.state.ckpt.files import Alone, Files
 from fabricctl.state.ckpt.sets import Scheme, divide, scheme
 from tests.support.keepers import KeeperSet
 from tests.support.ranks import expected, program, run
@@ -165,3 +166,28 @@ def test_copies_go_to_another_switch_first(tmp_path: Path) -> None:
             keepers.kill(node)
         places = ["n2", "n3", "n2"]
         assert run(keepers, program(12), places=places, every_steps=1) == expected(12, 10)
+
+
+def test_files_of_ranks_come_back_from_a_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where ranks are is known from `fabricctl run`."""
+    work = tmp_path / "work"
+    work.mkdir()
+
+    def of(rank: int, node: str) -> Files:
+        monkeypatch.setenv("FABRIC_KEEPER", str(tmp_path / node))
+        return Files(Alone(rank, 3), scheme="xor")
+
+    monkeypatch.setenv("FABRIC_PLACES", "n0,n1,n2")
+    with KeeperSet(tmp_path, nodes=4) as keepers:
+        for rank in range(3):
+            (work / "state.bin").write_bytes(bytes([rank + 1]) * (50_000 + rank))
+            one = of(rank, f"n{rank}")
+            one.commit(work, 5)
+            one.close(done=False)
+        keepers.kill("n1")
+        one = of(1, "n3")
+        assert one.fetch(work) == 5
+        one.close(done=False)
+        assert (work / "state.bin").read_bytes() == bytes([2]) * 50_001

@@ -138,7 +138,7 @@ class Checkpoint:
             return
         here = [who for who, _ in told if who is not None]
         if len(here) == len(told):
-            self._members = _set_of(self._rank, here, self._scheme)
+            self._members = set_of(self._rank, here, self._scheme)
         if self._members is None:
             self._scheme = sets.Scheme(copies=self._scheme.losses)
             if self._rank == 0:
@@ -451,7 +451,7 @@ class Checkpoint:
             self._keeper = None
 
 
-def _set_of(
+def set_of(
     rank: int, here: list[tuple[str, dict[str, str]]], scheme: sets.Scheme
 ) -> list[tuple[int, str]] | None:
     """A rank's set with its members' nodes, as far apart as can be; None: none can be made."""

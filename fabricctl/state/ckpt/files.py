@@ -4,13 +4,16 @@ Every rank has a directory of its own. Without a communicator there is no messag
 a step counts when the keepers hold it for every rank, and the two newest such steps are kept.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fabricctl.errors import DataError, FabricError, NotFoundError, SystemRefusedError
-from fabricctl.state.ckpt.api import Checkpoint, Step
+from fabricctl.state.ckpt import client
+from fabricctl.state.ckpt.api import Checkpoint, Step, set_of
 from fabricctl.state.ckpt.client import Manifest
+from fabricctl.state.ckpt.sets import Scheme
 
 FILES_MOST = 1000
 
@@ -35,11 +38,34 @@ class Alone:
 class Files(Checkpoint):
     """One rank's files."""
 
-    def __init__(self, who: Alone, *, name: str = "files", copies: int = 1) -> None:
+    def __init__(
+        self,
+        who: Alone,
+        *,
+        name: str = "files",
+        copies: int = 1,
+        scheme: str = "partner",
+        losses: int = 2,
+    ) -> None:
         """Raises :class:`SystemRefusedError` without a keeper."""
-        super().__init__(who, name=name, copies=copies)
+        super().__init__(who, name=name, copies=copies, scheme=scheme, losses=losses)
         if self._keeper is None:
             raise SystemRefusedError("checkpoint: no keeper on this node: is the job protected?")
+
+    def _meet(self) -> None:
+        """Where the other ranks are is known from `fabricctl run` alone."""
+        if self._met:
+            return
+        self._met = True
+        places = os.environ.get("FABRIC_PLACES", "").split(",")
+        self._serial = f"{os.environ.get('FABRIC_LAUNCH', '0')}.files"
+        if not self._scheme.losses:
+            return
+        if len(places) == self._ranks:
+            self._members = set_of(self._rank, [(node, {}) for node in places], self._scheme)
+        if self._members is None:
+            client.warn("no sets can be made, copies instead: they need `fabricctl run` and nodes")
+            self._scheme = Scheme(copies=self._scheme.losses)
 
     def commit(self, directory: Path, step: int) -> int:
         """The directory's files as the state of ``step``; how many. Returns when they are safe.
@@ -47,6 +73,7 @@ class Files(Checkpoint):
         Raises :class:`DataError`, :class:`SystemRefusedError`.
         """
         assert self._keeper is not None
+        self._meet()
         files = sorted(path for path in directory.iterdir() if path.is_file())
         if not 0 < len(files) <= FILES_MOST:
             raise DataError(f"{directory}: {len(files)} files, 1 to {FILES_MOST} can be committed")
