@@ -138,6 +138,7 @@ class Whereabouts:
         return {
             "stall": str(int(found.kind)),
             "stall_launch": str(self._launch),
+            "computing": str(int(found.computing)),
             "stall_node": found.node[:60],
             "stall_text": found.text[:160],
             "stall_ms": str(since_ms),

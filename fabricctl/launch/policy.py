@@ -14,6 +14,8 @@ QUICK_FAILURES = 3
 # A verdict leaves no explanation that ends by itself; what a person does by hand (a debugger, a
 # cable put back) and failover to another rail get this time.
 HANG_LEAST_S = 10.0
+# Who computes may come yet: rank 0 reads its input while all others wait for it.
+COMPUTING_LEAST_S = 900.0
 HANG_USUAL = 5.0  # times the longest that ranks were seen to compute while others waited
 
 
@@ -50,6 +52,13 @@ class Stall:
     text: str
     since_s: float
     usual_s: float
+    computing: bool = False
+
+    @property
+    def limit_s(self) -> float:
+        """How long it may last, from what the job normally does."""
+        least_s = COMPUTING_LEAST_S if self.computing else HANG_LEAST_S
+        return max(least_s, HANG_USUAL * self.usual_s)
 
 
 @dataclass
@@ -78,7 +87,7 @@ class HangWatch:
         if now_s - self._heard_s > 2.0:  # the ranks go on
             self._stall = None
             return None
-        limit_s = self.policy.hang_s or max(HANG_LEAST_S, HANG_USUAL * self._stall.usual_s)
+        limit_s = self.policy.hang_s or self._stall.limit_s
         return self._stall if now_s - self._stall.since_s >= limit_s else None
 
     def forget(self) -> None:
@@ -95,4 +104,5 @@ def _stall(message: Mapping[str, str], now_s: float) -> Stall | None:
     if kind not in list(StallKind) or kind == StallKind.NONE:
         return None
     words = message.get("stall_node", "")[:60], message.get("stall_text", "")[:160]
-    return Stall(StallKind(kind), *words, now_s - since_ms / 1000, usual_ms / 1000)
+    times = now_s - since_ms / 1000, usual_ms / 1000
+    return Stall(StallKind(kind), *words, *times, message.get("computing") == "1")

@@ -155,7 +155,7 @@ class Supervisor:
             if self._order:
                 self._obey(step)
             self._hung = self._hangs.expired()
-            if self._hung is not None and status is None:
+            if self._hung is not None and status is None and self._acts_on(self._hung):
                 return None, died
             if died & set(self.placement.nodes):
                 return step.poll(), died
@@ -164,6 +164,13 @@ class Supervisor:
                 ended_s = time.monotonic()
             elif status == 0 or time.monotonic() - (ended_s or 0) > GRACE_S or self._signal:
                 return status, died
+
+    def _acts_on(self, stall: Stall) -> bool:
+        """A host or link at fault may come back: without a spare that is waited for."""
+        away = _nodes(stall)
+        if self.policy.hang_s is not None or not away:
+            return True
+        return self.placement.without(self._hearts.dead | self._left | away) is not None
 
     def _obey(self, step: Step) -> None:
         """Once for each order; ranks that are told to save end by themselves."""
@@ -205,8 +212,8 @@ class Supervisor:
 
     def _next(self, status: int | None, dead: set[str], begin_s: float) -> str:
         """Chooses the next placement; why there is none, or "" ."""
-        if self._hung is not None and self._hung.kind in (StallKind.HOST, StallKind.LINK):
-            self._left |= {self._hung.node} & set(self.placement.nodes)
+        if self._hung is not None:
+            self._left |= _nodes(self._hung) & set(self.placement.nodes)
         least = self.policy.min_nodes
         placement = self.placement.without(self._hearts.dead | self._left, least)
         if placement is None and self._left - self._hearts.dead:  # better there than nowhere
@@ -297,3 +304,13 @@ class Supervisor:
         }
         for _ in self._asker.ask([self.member.node], 0.5, "event", message):
             return
+
+
+def _nodes(stall: Stall) -> set[str]:
+    """Those that hold the ranks up by themselves, not by what runs on them."""
+    if stall.kind not in (StallKind.HOST, StallKind.LINK):
+        return set()
+    try:
+        return set(hostlist.expand(stall.node))
+    except FabricError:
+        return set()

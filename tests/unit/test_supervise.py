@@ -299,6 +299,27 @@ def test_a_node_that_holds_the_ranks_up_is_left_for_a_spare(play: Play, kind: St
     assert world.environments[1]["FABRIC_DEAD_NODES"] == "n3"
 
 
+def test_a_host_or_link_without_a_spare_is_waited_for(play: Play) -> None:
+    world = World(lambda _launch, _looks: None)
+
+    def plays(_launch: int, looks: int) -> int | None:
+        world.stall = stalled(StallKind.LINK, "n3") if looks < 200 else {}
+        return 0 if looks > 220 else None
+
+    world.plays = plays
+    assert (play(world, spares=0)[0], len(world.placed)) == (0, 1)
+
+
+def test_who_computes_has_a_quarter_of_an_hour() -> None:
+    """Rank 0 reads its input while all others wait for it."""
+    now = 100.0
+    watch = HangWatch(Policy(), clock=lambda: now)
+    for at_s in range(100, 1100):
+        now = float(at_s)
+        watch.hear({**stalled(StallKind.RANK, "n3"), "computing": "1"}, 0)
+        assert (watch.expired() is not None) == (at_s >= 999), at_s
+
+
 def test_a_hang_waits_for_five_times_what_is_usual() -> None:
     now = 100.0
     watch = HangWatch(Policy(), clock=lambda: now)

@@ -6,7 +6,7 @@ leaves no other explanation that ends by itself; else it says what is waited for
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fabricctl import hostlist
 from fabricctl.state.track import block
@@ -35,6 +35,7 @@ class Verdict:
     hard: bool = True
     waiting: int = 0
     since_ms: int = 0  # how long they have waited
+    computing: bool = False  # who is waited for computes: it may come yet
 
 
 NOBODY = Verdict(StallKind.NONE, "no rank waits", hard=False)
@@ -53,7 +54,7 @@ def judge(
     if found is None:
         return NOBODY
     since = max((at.age_ms for at in waiting), default=0)
-    return Verdict(found.kind, found.text, found.rank, found.node, found.hard, len(waiting), since)
+    return replace(found, waiting=len(waiting), since_ms=since)
 
 
 def waits(at: Position) -> bool:
@@ -241,7 +242,7 @@ def _late(
     age_s = max(at.age_ms for at in slow) / 1000
     hard = age_s > max(SOFT_S, 5 * usual_s)
     what = f"has been outside of MPI for {age_s:.1f} s ({_doing(slow[0].letter)})"
-    return _ranks(StallKind.RANK, slow, what, hard)
+    return replace(_ranks(StallKind.RANK, slow, what, hard), computing=True)
 
 
 def _doing(letter: str) -> str:
