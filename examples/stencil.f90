@@ -4,7 +4,7 @@
 !   mpifort -O2 -o stencil examples/stencil.f90 -lfabricckpt
 !   fabricctl run --spares 1 ./stencil 2000 200
 !
-! Arguments: steps, steps between checkpoints. Rank 0 prints where it began and a sum over the bits of
+! Arguments: steps, steps between checkpoints, milliseconds of sleep in each step. Rank 0 prints where it began and a sum over the bits of
 ! the whole ring: the same whatever died.
 program stencil
   use, intrinsic :: iso_c_binding
@@ -28,6 +28,11 @@ program stencil
       integer(c_int64_t), value :: before
       integer(c_int) :: status
     end function
+    function usleep(microseconds) bind(c) result(status)
+      import :: c_int
+      integer(c_int), value :: microseconds
+      integer(c_int) :: status
+    end function
     function fabric_ckpt_done() bind(c) result(status)
       import :: c_int
       integer(c_int) :: status
@@ -36,13 +41,14 @@ program stencil
   real(real64) :: heat(0:cells + 1), now, before
   integer(int64) :: steps, every, begin, n, sum_of_bits, total
   integer :: rank, ranks, left, right, error, i, unit
-  integer(c_int) :: status
+  integer(c_int) :: status, pause_us
 
   call MPI_Init(error)
   call MPI_Comm_rank(MPI_COMM_WORLD, rank, error)
   call MPI_Comm_size(MPI_COMM_WORLD, ranks, error)
   steps = argument(1, 1000_int64)
   every = argument(2, 100_int64)
+  pause_us = int(argument(3, 0_int64) * 1000, c_int)
   left = mod(rank + ranks - 1, ranks)
   right = mod(rank + 1, ranks)
   do i = 1, cells
@@ -71,6 +77,7 @@ program stencil
       heat(i) = heat(i) + 0.25_real64 * (before - 2 * now + heat(i + 1))
       before = now
     end do
+    status = usleep(pause_us)
     if (mod(n, every) == 0 .and. n < steps) then
       open (newunit=unit, file=place(), access='stream', form='unformatted', status='replace')
       write (unit) heat(1:cells)

@@ -94,49 +94,6 @@ def test_a_killed_rank_and_a_lost_node_change_nothing_in_the_result(lab: Lab) ->
     assert "node n3 is dead" in run.output
 
 
-def test_c_and_fortran_programs_go_on_from_their_files(lab: Lab, tmp_path: Path) -> None:
-    """Each first unbroken and without checkpoints, then with a rank that is killed, or stopped:
-    that is a hang."""
-    build = ROOT / "build" / "state"
-    where = lab.paths.shared / "home" / "alice"
-    for compiler, source in (("mpicc", "stencil.c"), ("mpifort", "stencil.f90")):
-        argv = [compiler, "-O2", f"-I{ROOT}/fabricctl/state/ckpt", "-o", str(where / compiler)]
-        argv += [str(ROOT / "examples" / source), f"-L{build}", f"-Wl,-rpath,{build}"]
-        subprocess.run([*argv, "-lfabricckpt"], check=True)
-    one = "fabricctl run --spares 1 --hang-timeout 2 ./{} 300 {}\necho {} ended $?\n"
-    script = "#!/bin/bash\nexport OMPI_MCA_mpi_yield_when_idle=1\n"
-    script += "".join(
-        one.format(program, every, program)
-        for program in ("mpicc", "mpifort")
-        for every in (1000, 100)
-    )
-    argv = ["sbatch", "--parsable", "--fabric-resilience", "--no-kill", "-p", "all", "-N5", "-n5"]
-    done = lab.exec("ctl", [*argv, "-o", "files-%j.out"], user="alice", input=script)
-    job, path = int(done.stdout), where / f"files-{int(done.stdout)}.out"
-
-    def output() -> str:
-        return path.read_text() if path.exists() else ""
-
-    def harm(program: str, signal: str, commits: int) -> None:
-        """A rank of it, when all four have committed its step 100."""
-        wait_for("a checkpoint", lambda: output().count("step 100: 1 files") >= commits)
-        argv = ["fabricctl", "job", "where", str(job), "--json"]
-        ranks = json.loads(lab.exec("n1", argv, user="alice").stdout)["ranks"]
-        victim = next(rank for rank in ranks if rank["rank"] == 1)
-        lab.exec(victim["node"], ["kill", signal, str(victim["pid"])])
-        wait_for("the end", lambda: output().count(f"{program} ended 0") == 2)
-
-    harm("mpicc", "-KILL", 4)
-    harm("mpifort", "-STOP", 8)
-    said = output()
-    assert "the ranks hang: rank" in said and "is stopped by a signal" in said, said
-    rings = re.findall(r"ring ([0-9a-fA-F]{16})", said)
-    assert len(rings) == 4 and rings[0] == rings[1] and rings[2] == rings[3], said
-    begins = [int(step) for step in re.findall(r"from step (\d+)", said)]
-    assert begins[0] == begins[1] == 0 and begins[2] >= 100, said
-    assert len(begins) == 6 and begins[5] >= 100, f"job {job}: {said}"
-
-
 def test_a_program_that_fails_at_once_is_not_started_for_ever(lab: Lab) -> None:
     script = "#!/bin/bash\nfabricctl run --spares 1 false\necho exit status $?\n"
     argv = ["sbatch", "--parsable", "--fabric-resilience", "-p", "all", "-N5", "-n5"]
