@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -269,6 +270,8 @@ def fault(
             for step in steps:
                 click.echo(step.sentence)
             return
+        # Whoever ends it, the faults are healed.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         plan.carry_out(lab.faults, steps, say=lambda text: click.echo(text, err=True))
     elif ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)

@@ -328,12 +328,25 @@ def quiet(lab: Lab, node: str) -> dict[str, set[str]]:
     }
 
 
+def what_was_said(lab: Lab, left: dict[str, set[str]]) -> str:
+    """By all nodes' services and sealers, of the jobs that left something."""
+    jobs = {Path(file).name.split(".")[0] for file in left.get("files", ())}
+    pattern = "|".join(rf"\b{job}\.|job={job}\b" for job in jobs if job.isdigit()) or "."
+    said = []
+    for node in NODES:
+        argv = ["grep", "-E", f"{pattern}|sealer:", "/var/log/fabricctl.log"]
+        said += [
+            f"{node}: {line}"
+            for line in lab.exec(node, argv, check=False).stdout.splitlines()[-60:]
+        ]
+    return "\n".join(said)
+
+
 def wait_same(lab: Lab, node: str, before: dict[str, set[str]]) -> None:
     # A spool that was refused six times while disks were full is tried again after 120 s.
     deadline_s = time.monotonic() + 240
     while (after := quiet(lab, node)) != before:
         left = {key: after[key] ^ before[key] for key in after if after[key] != before[key]}
         if time.monotonic() >= deadline_s:
-            log = lab.exec(node, ["tail", "-60", "/var/log/fabricctl.log"], check=False).stdout
-            raise AssertionError(f"{node}: {left}\n{log}")
+            raise AssertionError(f"{node}: {left}\n{what_was_said(lab, left)}")
         time.sleep(1)

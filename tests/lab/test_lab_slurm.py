@@ -1,7 +1,5 @@
 """What a lab's Slurm can do: users, kinds of jobs, containers, plans under load."""
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -92,7 +90,7 @@ def test_a_plan_keeps_its_times_says_what_it_leaves_out_and_heals_when_stopped(
     begin_ns = time.monotonic_ns()
     with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
         time.sleep(2.5)
-        os.kill(process.pid, signal.SIGINT)
+        process.terminate()
         said = process.communicate(timeout=20)[1]
     assert process.returncode == 130
     assert "left out: at 0.300 s for 1.000 s: kill n2 no-such-service: node n2: no service" in said
