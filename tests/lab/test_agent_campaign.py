@@ -329,16 +329,14 @@ def quiet(lab: Lab, node: str) -> dict[str, set[str]]:
 
 
 def what_was_said(lab: Lab, left: dict[str, set[str]]) -> str:
-    """By all nodes' services and sealers, of the jobs that left something."""
+    """By all nodes' services, agents and sealers: of the jobs that left something, and errors."""
     jobs = {Path(file).name.split(".")[0] for file in left.get("files", ())}
     pattern = "|".join(rf"\b{job}\.|job={job}\b" for job in jobs if job.isdigit()) or "."
     said = []
     for node in NODES:
-        argv = ["grep", "-E", f"{pattern}|sealer:", "/var/log/fabricctl.log"]
-        said += [
-            f"{node}: {line}"
-            for line in lab.exec(node, argv, check=False).stdout.splitlines()[-60:]
-        ]
+        argv = ["grep", "-E", f"{pattern}|ERROR", "/var/log/fabricctl.log"]
+        lines = lab.exec(node, argv, check=False).stdout.splitlines()
+        said += [f"{node}: {line[:300]}" for line in lines[-40:]]
     return "\n".join(said)
 
 
@@ -348,5 +346,5 @@ def wait_same(lab: Lab, node: str, before: dict[str, set[str]]) -> None:
     while (after := quiet(lab, node)) != before:
         left = {key: after[key] ^ before[key] for key in after if after[key] != before[key]}
         if time.monotonic() >= deadline_s:
-            raise AssertionError(f"{node}: {left}\n{what_was_said(lab, left)}")
+            raise AssertionError(f"{what_was_said(lab, left)}\n{node}: {left}")
         time.sleep(1)
