@@ -315,7 +315,7 @@ static struct track_block *make_block(void)
 {
 	char dir[PATH_MAX], path[PATH_MAX + 64];
 	void *made = MAP_FAILED;
-	int fd;
+	int fd, error;
 
 	if (directory(dir)) {
 		snprintf(path, sizeof path, "%s/%s-%d.track", dir, step_name(), getpid());
@@ -324,10 +324,11 @@ static struct track_block *make_block(void)
 		if (fd >= 0 && fchmod(fd, 0644)) /* the directory says who comes that far */
 			fprintf(stderr, "fabric: track: %s: %s\n", path, strerror(errno));
 		/* fallocate: a file system that is full says so now, not by SIGBUS later. */
-		if (fd >= 0 && posix_fallocate(fd, 0, sizeof *block) == 0)
+		error = fd < 0 ? errno : posix_fallocate(fd, 0, sizeof *block);
+		if (!error)
 			made = mmap(NULL, sizeof *block, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-		else if (errno != ENOENT)
-			fprintf(stderr, "fabric: track: %s: %s\n", path, strerror(errno));
+		else if (error != ENOENT)
+			fprintf(stderr, "fabric: track: %s: %s\n", path, strerror(error));
 		if (fd >= 0)
 			close(fd);
 	}
