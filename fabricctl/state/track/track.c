@@ -3,19 +3,15 @@
  * It is built without any mpi.h: handles are integers (MPICH and its kin) or pointers (Open MPI)
  * and travel in whole registers either way, so one library serves every MPI. MPI is found among
  * the loaded objects at the first call. docs/decisions/0030 tells why that holds. */
+#include "find.h"
+#include "home.h"
 #include "track.h"
 
-#include <dlfcn.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
-#include <link.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -27,9 +23,6 @@
 #define SLOTS 256		/* of the table of handles; a power of two, above TRACK_COMMS */
 #define TYPES 64
 #define ERR_COUNT 2 /* MPI_ERR_COUNT of Open MPI and of MPICH's ABI */
-
-typedef long word;
-typedef word (*any_function)();
 
 static struct track_block fallback; /* until MPI_Init, and where no directory is given */
 static struct track_block *block = &fallback;
@@ -71,77 +64,6 @@ static uint64_t mono_ns(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
-}
-
-/* --- finding MPI ----------------------------------------------------------------------------- */
-
-struct search {
-	const char *name;
-	void *found;
-};
-
-static int look_in(struct dl_phdr_info *info, size_t size, void *given)
-{
-	struct search *search = given;
-	void *object;
-
-	(void)size;
-	if (!info->dlpi_name || !*info->dlpi_name || !strstr(info->dlpi_name, "mpi"))
-		return 0;
-	object = dlopen(info->dlpi_name, RTLD_LAZY | RTLD_NOLOAD);
-	if (!object)
-		return 0;
-	search->found = dlsym(object, search->name);
-	dlclose(object); /* it stays: NOLOAD only counted it */
-	return search->found != NULL;
-}
-
-/* Symbols of an MPI that Python loaded for itself alone are not in the global scope. */
-static void *find_symbol(const char *name)
-{
-	struct search search = {.name = name, .found = dlsym(RTLD_DEFAULT, name)};
-
-	if (!search.found)
-		dl_iterate_phdr(look_in, &search);
-	return search.found;
-}
-
-static __attribute__((cold, noinline)) any_function resolve(const char *profiled,
-							    const char *plain, any_function *to)
-{
-	void *found = find_symbol(profiled);
-
-	if (!found)
-		found = dlsym(RTLD_NEXT, plain);
-	if (!found) {
-		fprintf(stderr, "fabric: track: %s: no MPI library in this program has it\n",
-			profiled);
-		abort();
-	}
-	*to = (any_function)found;
-	return *to;
-}
-
-/* 1: there is only the function with plain counts. */
-static __attribute__((cold, noinline)) int resolve_large(const char *profiled, any_function *to)
-{
-	char plain[64];
-	void *found = find_symbol(profiled);
-
-	if (found) {
-		*to = (any_function)found;
-		return 0;
-	}
-	snprintf(plain, sizeof plain, "%.*s", (int)(strlen(profiled) - 2), profiled);
-	resolve(plain, plain + 1, to);
-	return 1;
-}
-
-static word call(const char *name, word a, word b, word c, word d, word e)
-{
-	any_function function = (any_function)find_symbol(name);
-
-	return function ? function(a, b, c, d, e) : -1;
 }
 
 /* --- communicators --------------------------------------------------------------------------- */
@@ -276,65 +198,6 @@ static inline uint64_t size_of(uint64_t handle)
 
 /* --- the block ------------------------------------------------------------------------------- */
 
-static uint64_t own_start_ticks(void)
-{
-	char text[1024], *at;
-	int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
-	ssize_t length = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-
-	if (fd >= 0)
-		close(fd);
-	if (length <= 0)
-		return 0;
-	text[length] = '\0';
-	at = strrchr(text, ')');
-	for (int word_at = 2; at && word_at < 22; word_at++) /* starttime is field 22 of proc(5) */
-		at = strchr(at + 1, ' ');
-	return at ? strtoull(at, NULL, 10) : 0;
-}
-
-static int directory(char to[PATH_MAX])
-{
-	const char *given = getenv("FABRIC_TRACK_DIR"), *job = getenv("FABRIC_JOB_DIR"), *jobs;
-
-	if (given && *given)
-		return snprintf(to, PATH_MAX, "%s", given) < PATH_MAX - 64;
-	jobs = job ? strstr(job, "/jobs/") : NULL;
-	return jobs && snprintf(to, PATH_MAX, "%.*s/track/%s", (int)(jobs - job), job,
-				jobs + 6) < PATH_MAX - 64;
-}
-
-static const char *step_name(void)
-{
-	const char *step = getenv("SLURM_STEP_ID");
-
-	return step && strlen(step) < 20 && !step[strspn(step, "0123456789")] ? step : "0";
-}
-
-static struct track_block *make_block(void)
-{
-	char dir[PATH_MAX], path[PATH_MAX + 64];
-	void *made = MAP_FAILED;
-	int fd, error;
-
-	if (directory(dir)) {
-		snprintf(path, sizeof path, "%s/%s-%d.track", dir, step_name(), getpid());
-		unlink(path); /* of an earlier process with this number */
-		fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
-		if (fd >= 0 && fchmod(fd, 0644)) /* the directory says who comes that far */
-			fprintf(stderr, "fabric: track: %s: %s\n", path, strerror(errno));
-		/* fallocate: a file system that is full says so now, not by SIGBUS later. */
-		error = fd < 0 ? errno : posix_fallocate(fd, 0, sizeof *block);
-		if (!error)
-			made = mmap(NULL, sizeof *block, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-		else if (error != ENOENT)
-			fprintf(stderr, "fabric: track: %s: %s\n", path, strerror(error));
-		if (fd >= 0)
-			close(fd);
-	}
-	return made == MAP_FAILED ? &fallback : made;
-}
-
 static void pair_clocks(struct track_header *head)
 {
 	uint64_t ticks = ticks_now(), ns = mono_ns();
@@ -381,7 +244,7 @@ static void find_handles(void)
 /* All but who the rank is. */
 static struct track_header *begin_head(const char *library)
 {
-	struct track_block *made = make_block();
+	struct track_block *given = new_block(), *made = given ? given : &fallback;
 	struct track_header *head = &made->head;
 	const char *launch = getenv("FABRIC_LAUNCH");
 

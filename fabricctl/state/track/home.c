@@ -1,0 +1,70 @@
+#include "home.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+uint64_t own_start_ticks(void)
+{
+	char text[1024], *at;
+	int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+	ssize_t length = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+
+	if (fd >= 0)
+		close(fd);
+	if (length <= 0)
+		return 0;
+	text[length] = '\0';
+	at = strrchr(text, ')');
+	for (int word_at = 2; at && word_at < 22; word_at++) /* starttime is field 22 of proc(5) */
+		at = strchr(at + 1, ' ');
+	return at ? strtoull(at, NULL, 10) : 0;
+}
+
+static int directory(char to[PATH_MAX])
+{
+	const char *given = getenv("FABRIC_TRACK_DIR"), *job = getenv("FABRIC_JOB_DIR"), *jobs;
+
+	if (given && *given)
+		return snprintf(to, PATH_MAX, "%s", given) < PATH_MAX - 64;
+	jobs = job ? strstr(job, "/jobs/") : NULL;
+	return jobs && snprintf(to, PATH_MAX, "%.*s/track/%s", (int)(jobs - job), job,
+				jobs + 6) < PATH_MAX - 64;
+}
+
+const char *step_name(void)
+{
+	const char *step = getenv("SLURM_STEP_ID");
+
+	return step && strlen(step) < 20 && !step[strspn(step, "0123456789")] ? step : "0";
+}
+
+struct track_block *new_block(void)
+{
+	char dir[PATH_MAX], path[PATH_MAX + 64];
+	void *made = MAP_FAILED;
+	int fd, error;
+
+	if (directory(dir)) {
+		snprintf(path, sizeof path, "%s/%s-%d.track", dir, step_name(), getpid());
+		unlink(path); /* of an earlier process with this number */
+		fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+		if (fd >= 0 && fchmod(fd, 0644)) /* the directory says who comes that far */
+			fprintf(stderr, "fabric: track: %s: %s\n", path, strerror(errno));
+		/* fallocate: a file system that is full says so now, not by SIGBUS later. */
+		error = fd < 0 ? errno : posix_fallocate(fd, 0, sizeof(struct track_block));
+		if (!error)
+			made = mmap(NULL, sizeof(struct track_block), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		else if (error != ENOENT)
+			fprintf(stderr, "fabric: track: %s: %s\n", path, strerror(error));
+		if (fd >= 0)
+			close(fd);
+	}
+	return made == MAP_FAILED ? NULL : made;
+}
