@@ -1,5 +1,6 @@
 """TCP of the whole node: what was sent again, from /proc/net/snmp and /proc/net/netstat."""
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ COUNTERS = (
     ("TcpExt", "TCPTimeouts"),
     ("TcpExt", "TCPLostRetransmit"),
 )
+GROUPS = frozenset(group for group, _ in COUNTERS)
 
 
 class TcpSource:
@@ -64,17 +66,26 @@ class TcpSource:
 def parse(text: bytes) -> tuple[int | None, ...]:
     """The counters of :data:`COUNTERS`; each group is a line of names and one of values."""
     found: dict[tuple[str, str], int] = {}
-    heads: dict[str, list[str]] = {}
-    for line in text.decode("ascii", "replace").splitlines():
-        group, _, rest = line.partition(":")
-        words = rest.split()
-        if group in heads and len(words) == len(heads[group]):
-            names = heads.pop(group)
-            found |= {
-                (group, name): int(value)
-                for name, value in zip(names, words, strict=True)
-                if value.isdigit()
-            }
-        else:
-            heads[group] = words
+    names = b""
+    for line in text.splitlines():
+        group = line.partition(b":")[0].decode("ascii", "replace")
+        if group not in GROUPS:
+            continue
+        if names.partition(b":")[0] != line.partition(b":")[0]:
+            names = line
+            continue
+        words = line.split()
+        count, places = _places(names)
+        if len(words) == count:
+            found |= {(group, n): int(words[at]) for n, at in places if words[at].isdigit()}
+        names = b""
     return tuple(found.get(counter) for counter in COUNTERS)
+
+
+@functools.lru_cache(maxsize=len(GROUPS))
+def _places(names: bytes) -> tuple[int, list[tuple[str, int]]]:
+    """How many words a line of names has, and which of them the counters of :data:`COUNTERS` are.
+    It has up to 150 and stays as it is as long as the kernel runs."""
+    group, *rest = words = names.decode("ascii", "replace").split()
+    places = [(name, at) for at, name in enumerate(rest, 1) if (group[:-1], name) in COUNTERS]
+    return len(words), places

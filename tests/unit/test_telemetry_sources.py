@@ -77,6 +77,21 @@ def test_a_batch_asks_a_socket_and_waits_for_its_answer(batch: Batch) -> None:
         assert theirs.recv(99) == b"question"
 
 
+def test_answers_of_one_socket_go_to_the_slots_that_asked(batch: Batch) -> None:
+    with netlink.open_socket() as asked:
+        names = ("lo", "nowhere0", "lo")
+        slots = [batch.add() for _ in names]
+        for slot, name in zip(slots, names, strict=True):
+            batch.set(slot, asked.fileno(), 4096, netlink.request(name=name))
+        for _ in range(3):
+            batch.take()
+        for slot, name in zip(slots, names, strict=True):
+            answers = [bytes(got) for _, got in batch.drain(slot) if isinstance(got, bytes)]
+            kinds = [kind for got in answers for kind, _ in netlink.messages(memoryview(got))]
+            expected = netlink.RTM_NEWLINK if name == "lo" else netlink.NLMSG_ERROR
+            assert kinds == [expected] * 3
+
+
 def test_a_batch_samples_at_every_tick_until_something_else_is_ready(
     tmp_path: Path, batch: Batch
 ) -> None:

@@ -10,11 +10,13 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
 enum {
 	MAX_REQUEST = 128,
+	MAX_TOGETHER = 32,
 	MAX_READING = 4096,
 	MAX_EVENTS = 16,
 	EARLY_NS = 2000000,
@@ -69,32 +71,66 @@ static bool make_room(struct slot *slot)
 	return true;
 }
 
-static void read_slot(struct slot *slot)
+/* The requests of slots that follow each other on one socket go out together: netlink answers each
+ * message of a datagram by its own. 0, or the errno for all of them. */
+static int ask(const struct slot *slot, Py_ssize_t slots)
+{
+	struct iovec part[MAX_TOGETHER];
+	struct msghdr message = { .msg_iov = part, .msg_iovlen = (size_t)slots };
+
+	for (Py_ssize_t i = 0; i < slots; i++)
+		part[i] = (struct iovec){ (void *)slot[i].request, slot[i].request_bytes };
+	return sendmsg(slot->fd, &message, 0) < 0 ? errno : 0;
+}
+
+static void read_slot(struct slot *slot, int error)
 {
 	struct reading reading;
 	char *data;
-	ssize_t got;
+	ssize_t got = -1;
 
-	if (!make_room(slot))
+	if (!make_room(slot)) {
+		if (slot->request_bytes && !error) /* else the next sample would take this answer */
+			recv(slot->fd, &reading, sizeof(reading), 0);
 		return;
+	}
 	data = slot->kept + slot->used + sizeof(reading);
 	if (!slot->request_bytes)
 		got = pread(slot->fd, data, slot->limit, 0);
-	else if (send(slot->fd, slot->request, slot->request_bytes, 0) < 0)
-		got = -1;
-	else
+	else if (!error)
 		got = recv(slot->fd, data, slot->limit, 0);
-	reading.result = got < 0 ? -errno : got;
+	reading.result = got >= 0 ? got : error ? -error : -errno;
 	reading.time_mono_ns = mono_ns();
 	memcpy(slot->kept + slot->used, &reading, sizeof(reading));
 	slot->used += sizeof(reading) + (got > 0 ? (size_t)got : 0);
 }
 
+/* From `first` on: how many are to be asked together. */
+static Py_ssize_t together(const struct batch *self, Py_ssize_t first)
+{
+	const struct slot *slot = self->slot;
+	Py_ssize_t end = first;
+
+	while (end < self->slots && end - first < MAX_TOGETHER && slot[end].request_bytes &&
+	       slot[end].fd == slot[first].fd)
+		end++;
+	return end - first;
+}
+
 static void read_slots(struct batch *self)
 {
-	for (Py_ssize_t i = 0; i < self->slots; i++)
-		if (self->slot[i].fd >= 0)
-			read_slot(&self->slot[i]);
+	Py_ssize_t asked = 0; /* slots up to here, from the last time */
+	int error = 0;
+
+	for (Py_ssize_t i = 0; i < self->slots; i++) {
+		if (self->slot[i].fd < 0)
+			continue;
+		if (i >= asked && self->slot[i].request_bytes) {
+			asked = i + together(self, i);
+			error = ask(&self->slot[i], asked - i);
+		}
+		read_slot(&self->slot[i], self->slot[i].request_bytes ? error : 0);
+	}
 }
 
 static PyObject *take(struct batch *self, PyObject *Py_UNUSED(none))
