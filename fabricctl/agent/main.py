@@ -23,7 +23,6 @@ from fabricctl.agent.record import Assignment, Record, mono_ns
 from fabricctl.agent.samplers import Samplers
 from fabricctl.agent.steps import StepTracker, family
 from fabricctl.agent.survival import Survival
-from fabricctl.agent.ticker import Ticker
 from fabricctl.agent.whereabouts import WATCH_S, Whereabouts
 from fabricctl.config import Config
 from fabricctl.errors import SystemRefusedError
@@ -120,9 +119,9 @@ class Agent:
             self._given, self._config, rails, mesh.Resolver().address, record.tell
         )
         self._clock_fd: int | None = None
-        self._ticker = Ticker(int(1e9 / self._rate_hz))
+        self._period_ns = int(1e9 / self._rate_hz)
         self._poll = select.epoll()
-        for source in (self._ticker, self._ending, self._samplers.watch, self._mesh):
+        for source in (self._ending, self._samplers.watch, self._mesh):
             if source is not None:
                 self._poll.register(source.fileno(), select.EPOLLIN)
         try:
@@ -188,7 +187,7 @@ class Agent:
         due_mono_ns = begin_mono_ns
         while not self._ending.reason:
             wait_s = max(0, due_mono_ns - mono_ns()) / 1e9
-            ready, missed = self._samplers.wait(self._poll, self._ticker, wait_s)
+            ready, missed = self._samplers.wait(self._poll, self._period_ns, wait_s)
             self._missed_samples += missed
             for fd in ready:
                 self._take_in(fd)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fabricctl.agent.record import Record
-from fabricctl.agent.ticker import Ticker
 from fabricctl.config import Config
 from fabricctl.errors import DataError
 from fabricctl.store import schema
@@ -94,10 +93,10 @@ class Samplers:
         self._batch.take()
         self._taken += 1
 
-    def wait(self, poll: select.epoll, ticker: Ticker, timeout_s: float) -> tuple[list[int], int]:
-        """Samples at every tick until something else in ``poll`` is ready or the time is over:
+    def wait(self, poll: select.epoll, period_ns: int, timeout_s: float) -> tuple[list[int], int]:
+        """Samples at every period until something in ``poll`` is ready or the time is over:
         what is ready, and how many samples were missed."""
-        ready, taken, missed = self._batch.wait(poll.fileno(), ticker.fileno(), timeout_s)
+        ready, taken, missed = self._batch.wait(poll.fileno(), period_ns, timeout_s)
         self._taken += taken
         return ready, missed
 

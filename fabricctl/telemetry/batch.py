@@ -2,7 +2,6 @@
 
 import os
 import select
-import sys
 from dataclasses import dataclass, field
 from time import CLOCK_MONOTONIC, clock_gettime_ns
 from typing import Protocol
@@ -24,10 +23,10 @@ class Batch(Protocol):
     def take(self) -> None:
         """Reads every slot now."""
 
-    def wait(self, epoll: int, ticker: int, timeout_s: float, /) -> tuple[list[int], int, int]:
-        """Takes a sample whenever the descriptor ``ticker`` (a timerfd(2) in ``epoll``) has ticked,
-        until another one is ready or the time is over, at most a minute: those that are ready,
-        samples taken, and ticks that came while the one before had not been seen."""
+    def wait(self, epoll: int, period_ns: int, timeout_s: float, /) -> tuple[list[int], int, int]:
+        """Takes a sample at once and then at every ``period_ns``, without drift over all calls,
+        until a descriptor in ``epoll`` is ready or the time is over, at most a minute: those that
+        are ready, samples taken, and samples whose time passed while nobody waited."""
 
     def drain(self, slot: int, /) -> list[Reading]:
         """What was read since the last call, oldest first."""
@@ -46,6 +45,7 @@ class PlainBatch:
 
     def __init__(self) -> None:
         self._slots: list[_Slot] = []
+        self._due_ns = 0
 
     def add(self) -> int:
         self._slots.append(_Slot())
@@ -65,14 +65,19 @@ class PlainBatch:
                 got = error.errno or 0
             slot.kept.append((clock_gettime_ns(CLOCK_MONOTONIC), got))
 
-    def wait(self, epoll: int, ticker: int, timeout_s: float, /) -> tuple[list[int], int, int]:
+    def wait(self, epoll: int, period_ns: int, timeout_s: float, /) -> tuple[list[int], int, int]:
+        now_ns = clock_gettime_ns(CLOCK_MONOTONIC)
+        left_s = min(timeout_s, max(0, self._due_ns - now_ns) / 1e9)
         with select.epoll.fromfd(os.dup(epoll)) as own:
-            ready = [fd for fd, _ in own.poll(timeout_s)]
-        if ticker not in ready:
+            ready = [fd for fd, _ in own.poll(left_s)]
+        now_ns = clock_gettime_ns(CLOCK_MONOTONIC)
+        if now_ns < self._due_ns:
             return ready, 0, 0
-        ticks = int.from_bytes(os.read(ticker, 8), sys.byteorder)
+        begin_ns = self._due_ns or now_ns
+        missed = (now_ns - begin_ns) // period_ns
+        self._due_ns = begin_ns + (missed + 1) * period_ns
         self.take()
-        return [fd for fd in ready if fd != ticker], 1, ticks - 1
+        return ready, 1, missed
 
     def drain(self, slot: int, /) -> list[Reading]:
         known = self._slots[slot]

@@ -5,6 +5,7 @@
 #include <Python.h>
 
 #include <errno.h>
+#include <poll.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
@@ -13,6 +14,8 @@
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
+
+#define NS_PER_S INT64_C(1000000000)
 
 enum {
 	MAX_REQUEST = 128,
@@ -41,7 +44,8 @@ struct batch {
 	PyObject_HEAD
 	struct slot *slot;
 	Py_ssize_t slots;
-	long long samples, missed; /* by the ticker, since wait() told */
+	int64_t due_ns; /* of the next sample; 0: at once */
+	long long samples, missed; /* since wait() told */
 };
 
 static int64_t mono_ns(void)
@@ -49,7 +53,7 @@ static int64_t mono_ns(void)
 	struct timespec now;
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+	return now.tv_sec * NS_PER_S + now.tv_nsec;
 }
 
 static bool make_room(struct slot *slot)
@@ -139,53 +143,68 @@ static PyObject *take(struct batch *self, PyObject *Py_UNUSED(none))
 	Py_RETURN_NONE;
 }
 
-static void tick(struct batch *self, int ticker)
+static void sample(struct batch *self, int64_t period_ns, int64_t now_ns)
 {
-	uint64_t points = 0;
+	int64_t passed = self->due_ns ? (now_ns - self->due_ns) / period_ns : 0;
 
-	if (read(ticker, &points, sizeof(points)) != sizeof(points))
-		return;
+	self->due_ns = (self->due_ns ? self->due_ns : now_ns) + (passed + 1) * period_ns;
 	self->samples++;
-	self->missed += (long long)points - 1;
+	self->missed += passed;
 	read_slots(self);
 }
 
-/* Samples at every tick, until something else is ready or the time is over: the number of events
- * that are not the ticker's, put first, or -1. */
-static int wait_until(struct batch *self, int epoll, int ticker, int64_t end_ns, struct epoll_event *events)
+/* ppoll(2) and no timerfd(2), which takes a read more and arms a second timer for each sample. */
+static int poll_until(int epoll, int64_t end_ns)
 {
-	int others = 0, ready = 1;
+	struct pollfd events = { .fd = epoll, .events = POLLIN };
+	int64_t left_ns = end_ns - mono_ns();
+	struct timespec left = { 0 };
 
-	while (!others && ready > 0) {
-		int64_t left_ms = (end_ns - mono_ns() + 999999) / 1000000;
+	if (left_ns > 0)
+		left = (struct timespec){ left_ns / NS_PER_S, left_ns % NS_PER_S };
+	return ppoll(&events, 1, &left, NULL);
+}
 
-		ready = epoll_wait(epoll, events, MAX_EVENTS, left_ms < 0 ? 0 : left_ms > 60000 ? 60000 : (int)left_ms);
-		for (int i = 0; i < ready; i++) {
-			if (events[i].data.fd == ticker)
-				tick(self, ticker);
-			else
-				events[others++] = events[i];
-		}
+/* Samples whenever one is due, until something is ready or the time is over: the number of events,
+ * or -1. */
+static int wait_until(struct batch *self, int epoll, int64_t period_ns, int64_t end_ns,
+		      struct epoll_event *events)
+{
+	bool nearly = false;
+	int ready = 0;
+
+	while (!ready && !nearly) {
+		int64_t now_ns = mono_ns();
+
+		if (now_ns >= self->due_ns)
+			sample(self, period_ns, now_ns);
 		/* Another wake-up would cost more than what is nearly due, done now. */
-		if (mono_ns() >= end_ns - EARLY_NS)
-			break;
+		nearly = mono_ns() >= end_ns - EARLY_NS;
+		ready = poll_until(epoll, nearly ? 0 : self->due_ns < end_ns ? self->due_ns : end_ns);
 	}
-	return ready < 0 && errno != EINTR ? -1 : others;
+	if (ready > 0)
+		ready = epoll_wait(epoll, events, MAX_EVENTS, 0);
+	return ready < 0 && errno == EINTR ? 0 : ready;
 }
 
 static PyObject *wait_for(struct batch *self, PyObject *args)
 {
 	struct epoll_event events[MAX_EVENTS];
-	int epoll, ticker, others;
 	PyObject *list, *result;
-	double timeout_s;
 	int64_t end_ns;
+	long long period_ns;
+	double timeout_s;
+	int epoll, others;
 
-	if (!PyArg_ParseTuple(args, "iid", &epoll, &ticker, &timeout_s))
+	if (!PyArg_ParseTuple(args, "iLd", &epoll, &period_ns, &timeout_s))
 		return NULL;
-	end_ns = mono_ns() + (int64_t)((timeout_s < 60 ? timeout_s : 60) * 1e9);
+	if (period_ns <= 0) {
+		PyErr_SetString(PyExc_ValueError, "a period is above 0 ns");
+		return NULL;
+	}
+	end_ns = mono_ns() + (int64_t)((timeout_s < 60 ? timeout_s : 60) * NS_PER_S);
 	Py_BEGIN_ALLOW_THREADS
-	others = wait_until(self, epoll, ticker, end_ns, events);
+	others = wait_until(self, epoll, period_ns, end_ns, events);
 	Py_END_ALLOW_THREADS
 	if (others < 0)
 		return PyErr_SetFromErrno(PyExc_OSError);
