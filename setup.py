@@ -1,16 +1,17 @@
-"""What setup.cfg cannot say: the C parts of the agent.
+"""What setup.cfg cannot say: packages below two folders, and the C parts of the agent.
 
-They are optional: without a compiler the package installs all the same, samples cost more, and the
+These are optional: without a compiler the package installs all the same, samples cost more, and the
 clock says that it was built without them.
 """
 
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 
 CLOCK = Path("fabricctl/clock/csrc")
 
 setup(
+    packages=find_packages(include=["fabricctl", "fabricctl.*"]) + find_packages("analysis"),
     ext_modules=[
         Extension(
             "fabricctl.telemetry._batch",
