@@ -45,5 +45,5 @@ setup(
             libraries=["m"],
             optional=True,
         ),
-    ]
+    ],
 )
