@@ -1,27 +1,37 @@
-"""Many jobs' reports together: where the fleet's time went, and which nodes and links are to blame.
+"""Many jobs' reports together: each trace read to a small digest.
 
-Each trace is read on its own (in parallel, each in a child with limits) to a small digest; sums are
-made of digests alone.
+Each trace is read on its own (in parallel, each in a child with limits); sums
+(:mod:`fabricctl_analysis.fleet_sums`) are made of digests alone.
 """
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fabricctl.errors import FabricError
 from fabricctl_analysis.build import report_of
 from fabricctl_analysis.guard import Limits, Texts, guarded
 from fabricctl_analysis.model import Report
-from fabricctl_analysis.plan_model import Rate, poisson_cdf
+from fabricctl_analysis.recovery import failures, recoveries
 
-# A node is a lemon when so many incidents are its own and chance gives that to less than one node
-# in a thousand fleets.
-LEMON_INCIDENTS, LEMON_CHANCE = 3, 1e-3
 # Causes that lie in one node or its links, not in the program or the file system all share.
 _OWN = ("link_down", "host_stopped", "host_memory", "host_cpu", "steal", "rank_slow", "rail_slow",
         "gpu", "path", "queueing")  # fmt: skip
+_HOUR_NS = 3.6e12
+
+
+@dataclass(frozen=True)
+class Lost:
+    """One verdict, in node-hours; ``error`` is half of its interval of 95 %. ``nodes`` and ``rail``
+    are there when it lies in these nodes or their links."""
+
+    cause: str
+    hours: float
+    error: float
+    nodes: tuple[str, ...] = ()
+    rail: int | None = None
+    interface: str | None = None  # of that rail
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,7 @@ class Digest:
 
     path: str
     job: int
+    requeue: int
     user: str
     begin_ns: int
     end_ns: int
@@ -38,117 +49,59 @@ class Digest:
     ideal: float
     no_step: float
     not_known: float
-    lost: dict[str, float]  # by cause
-    of_node: dict[str, float]  # lost to a cause at that node
-    incidents: dict[str, int]  # by node: verdicts that name it
+    lost: tuple[Lost, ...]
     downs: dict[str, int]  # by "node rN": losses of link
+    # Of programs by `fabricctl run`: what they took, how much of it counted (docs/report.md, ETTR),
+    # and what was computed twice.
+    ran: float = 0.0
+    productive: float = 0.0
+    repeated: float = 0.0
+    failures: dict[str, int] | None = None  # by LaunchEvent in lower case
     error: str = ""
 
-
-@dataclass
-class Fleet:
-    """Sums over digests."""
-
-    digests: list[Digest] = field(default_factory=list)
-    failed: list[Digest] = field(default_factory=list)
-
     @property
-    def node_hours(self) -> dict[str, float]:
-        """Of each node in jobs."""
-        found: dict[str, float] = defaultdict(float)
-        for one in self.digests:
-            for node in one.nodes:
-                found[node] += (one.end_ns - one.begin_ns) / 3.6e12
-        return found
-
-    def total(self, name: str) -> float:
-        return float(sum(getattr(one, name) for one in self.digests))
-
-    def by_cause(self) -> Counter[str]:
-        return self._summed(one.lost for one in self.digests)
-
-    def by_node(self) -> Counter[str]:
-        return self._summed(one.of_node for one in self.digests)
-
-    def by_user(self) -> dict[str, tuple[float, float]]:
-        """Elapsed and lost."""
-        found: dict[str, tuple[float, float]] = {}
-        for one in self.digests:
-            elapsed, lost = found.get(one.user, (0.0, 0.0))
-            found[one.user] = (elapsed + one.elapsed, lost + sum(one.lost.values()))
-        return found
-
-    def incidents(self) -> Counter[str]:
-        counts: Counter[str] = Counter()
-        for one in self.digests:
-            counts.update(one.incidents)
-        return counts
-
-    def links(self) -> Rate:
-        """Losses of link in node-hours."""
-        downs = sum(sum(one.downs.values()) for one in self.digests)
-        return Rate("links", downs, max(1e-9, sum(self.node_hours.values())), "losses of link")
-
-    def worst_links(self) -> Counter[str]:
-        counts: Counter[str] = Counter()
-        for one in self.digests:
-            counts.update(one.downs)
-        return counts
-
-    def lemons(self) -> list[tuple[str, int, float]]:
-        """Node, its incidents, and how many chance would give it."""
-        counts, hours = self.incidents(), self.node_hours
-        whole_hours, whole = sum(hours.values()), sum(counts.values())
-        found = []
-        for node, count in counts.items():
-            # Of the others: a lemon must not set the measure that it is held against.
-            rest_hours = whole_hours - hours.get(node, 0.0)
-            rate = (whole - count + 1) / rest_hours if rest_hours > 0 else float("inf")
-            mean = rate * hours.get(node, 0.0)
-            chance = 1 - poisson_cdf(count - 1, mean)
-            if count >= LEMON_INCIDENTS and chance < LEMON_CHANCE / max(1, len(hours)):
-                found.append((node, count, mean))
-        return sorted(found, key=lambda one: -one[1])
-
-    @staticmethod
-    def _summed(amounts: Iterable[Mapping[str, float]]) -> Counter[str]:
-        found: Counter[str] = Counter()
-        for one in amounts:
-            for name, amount in one.items():
-                found[name] += amount  # type: ignore[assignment]
-        return found
+    def hours(self) -> float:
+        """Of each of its nodes."""
+        return (self.end_ns - self.begin_ns) / _HOUR_NS
 
 
 def digest(report: Report, path: Path) -> Digest:
     """One report in a few numbers."""
     accounts = report.accounts
-    hour = 3.6e12
-    lost: dict[str, float] = defaultdict(float)
-    of_node: dict[str, float] = defaultdict(float)
-    incidents: Counter[str] = Counter()
+    interfaces = {(rail.node, rail.index): rail.interface for rail in report.rails}
+    lost = []
     for one in accounts.verdicts if accounts else ():
-        lost[one.cause] += one.loss_ns / hour
-        if one.cause in _OWN and one.nodes and len(one.nodes) < max(2, len(report.nodes)):
-            for node in one.nodes:
-                of_node[node] += one.loss_ns / hour / len(one.nodes)
-                incidents[node] += 1
+        own = one.cause in _OWN and one.nodes and len(one.nodes) < max(2, len(report.nodes))
+        error = (one.high_ns - one.low_ns) / 2 / _HOUR_NS
+        made = Lost(one.cause, one.loss_ns / _HOUR_NS, error)
+        if own:
+            interface = interfaces.get((one.nodes[0], one.rail)) if one.rail is not None else None
+            made = replace(made, nodes=one.nodes, rail=one.rail, interface=interface)
+        lost.append(made)
     downs = {f"{r.node} r{r.index}": len(r.link.downs) for r in report.rails if r.link.downs}
-    elapsed = report.whole.length_ns * len(report.nodes) / hour
+    states = [node.state for node in report.nodes]
+    count = len(report.nodes) / _HOUR_NS
+    runs = [run for run in recoveries(states, report.whole.end_ns) if run.ettr is not None]
+    wholes = [(run.end_ns - run.begin_ns) * count for run in runs]
+    elapsed = report.whole.length_ns * count
     return Digest(
         path=str(path),
         job=report.job.job,
+        requeue=report.job.requeue,
         user=report.job.user or "?",
         begin_ns=report.whole.begin_ns,
         end_ns=report.whole.end_ns,
         nodes=tuple(node.name for node in report.nodes),
         elapsed=elapsed,
-        ideal=accounts.ideal_ns / hour if accounts else 0.0,
-        no_step=accounts.no_step_ns / hour if accounts else 0.0,
-        not_known=accounts.unknown_pace_ns / hour if accounts else elapsed,
-        lost=dict(lost),
-        of_node=dict(of_node),
-        incidents=dict(incidents),
+        ideal=accounts.ideal_ns / _HOUR_NS if accounts else 0.0,
+        no_step=accounts.no_step_ns / _HOUR_NS if accounts else 0.0,
+        not_known=accounts.unknown_pace_ns / _HOUR_NS if accounts else elapsed,
+        lost=tuple(lost),
         downs=downs,
+        ran=sum(wholes),
+        productive=sum((run.ettr or 0.0) * whole for run, whole in zip(runs, wholes, strict=True)),
+        repeated=sum(loss.repeated_ns for run in runs for loss in run.losses) * count,
+        failures=dict(Counter(event.name.lower() for event in failures(states))),
     )
 
 
@@ -161,15 +114,9 @@ def digest_of(path: Path) -> Digest:
     try:
         told = json.loads(guarded(path, work, Limits.of(path))["digest"])
     except (FabricError, OSError) as error:
-        return Digest(str(path), 0, "?", 0, 0, (), 0, 0, 0, 0, {}, {}, {}, {}, str(error))
-    return Digest(**{**told, "nodes": tuple(told["nodes"])})
-
-
-def summed(digests: Iterable[Digest]) -> Fleet:
-    fleet = Fleet()
-    for one in digests:
-        (fleet.failed if one.error else fleet.digests).append(one)
-    return fleet
+        return Digest(str(path), 0, 0, "?", 0, 0, (), 0, 0, 0, 0, (), {}, error=str(error))
+    lost = tuple(Lost(**{**one, "nodes": tuple(one["nodes"])}) for one in told["lost"])
+    return Digest(**{**told, "nodes": tuple(told["nodes"]), "lost": lost})
 
 
 def traces(trace_dir: Path, since_ns: int) -> list[Path]:
@@ -182,32 +129,3 @@ def traces(trace_dir: Path, since_ns: int) -> list[Path]:
         if written_ns >= since_ns:
             found.append((written_ns, path))
     return [path for _, path in sorted(found)]
-
-
-def document(fleet: Fleet) -> dict[str, object]:
-    """docs/report-json.md, "Many jobs"."""
-    links = fleet.links()
-    low, high = links.bounds()
-    return {
-        "format": "fabricctl-fleet-report",
-        "version": 1,
-        "jobs": len(fleet.digests),
-        "unreadable": [{"trace": one.path, "why": one.error} for one in fleet.failed],
-        "elapsed_node_h": fleet.total("elapsed"),
-        "ideal_node_h": fleet.total("ideal"),
-        "no_step_node_h": fleet.total("no_step"),
-        "pace_not_measured_node_h": fleet.total("not_known"),
-        "lost_node_h_by_cause": dict(fleet.by_cause().most_common()),
-        "lost_node_h_by_node": dict(fleet.by_node().most_common()),
-        "users": {
-            user: {"elapsed_node_h": elapsed, "lost_node_h": lost}
-            for user, (elapsed, lost) in sorted(fleet.by_user().items())
-        },
-        "link_losses": links.failures,
-        "link_losses_per_1000_node_h": [1000 * v for v in (links.per_node_hour, low, high)],
-        "links": dict(fleet.worst_links().most_common()),
-        "lemons": [
-            {"node": node, "incidents": count, "expected": mean}
-            for node, count, mean in fleet.lemons()
-        ],
-    }

@@ -33,6 +33,11 @@ class Loss:
         return None if self.back_ns is None else max(0, self.back_ns - self.from_ns)
 
     @property
+    def repeated_ns(self) -> int:
+        """Computed since that save, and lost."""
+        return max(0, self.seen_ns - self.from_ns)
+
+    @property
     def rank_seconds(self) -> float | None:
         return None if self.lost_ns is None else self.ranks * self.lost_ns / 1e9
 
@@ -62,6 +67,21 @@ class Recovery:
         """Steps that counted, a second."""
         whole_ns = self.end_ns - self.begin_ns
         return self.steps / whole_ns * 1e9 if self.steps and whole_ns > 0 else None
+
+
+def failures(states: Iterable[JobState | None]) -> list[LaunchEvent]:
+    """What ended programs: deaths before the next start are one failure, by its first."""
+    events = sorted((e for state in states if state for e in state.launches), key=lambda e: e.at_ns)
+    found: list[LaunchEvent] = []
+    dead = False
+    for one in events:
+        if one.event in _DEATHS:
+            if not dead:
+                found.append(one.event)
+            dead = True
+        elif one.event == LaunchEvent.START:
+            dead = False
+    return found
 
 
 def recoveries(states: Iterable[JobState | None], end_ns: int) -> list[Recovery]:

@@ -3,20 +3,24 @@
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from fabricctl.errors import UsageError
+from fabricctl.errors import FabricError, UsageError
 
 if TYPE_CHECKING:
-    from fabricctl_analysis.fleet import Fleet
+    from fabricctl.config import Config
+    from fabricctl.slurm.model import Usage
+    from fabricctl_analysis.fleet_sums import SwitchOf
 
 _AGO = re.compile(r"([1-9][0-9]{0,4})([hdw])")
 _SECONDS = {"h": 3600, "d": 86_400, "w": 7 * 86_400}
-MAX_ROWS = 10
+GROUPS = ("user", "account", "node", "link", "switch")
+# Attempts of a job whose trace is that old began at most so long before: the longest queue.
+_QUEUED_S = 30 * 86_400
 
 
 @click.command()
@@ -24,25 +28,46 @@ MAX_ROWS = 10
               help="Traces written since: 12h, 7d, 4w ago, or 2026-11-01.")  # fmt: skip
 @click.option("--dir", "folder", type=click.Path(exists=True, file_okay=False, path_type=Path),
               help="Another trace directory than the site's.")  # fmt: skip
+@click.option("--by", multiple=True, type=click.Choice(GROUPS),
+              help="Only these, each in full; default: ten of each.")  # fmt: skip
+@click.option("--slurm/--no-slurm", default=True,
+              help="Ask the accounting for accounts, waiting, preemption.")  # fmt: skip
 @click.option("--processes", type=click.IntRange(min=1), help="Default: one a core.")
 @click.option("--mpi", is_flag=True, help="By the ranks of an MPI job (docs/report.md).")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 def command(
-    *, since: str, folder: Path | None, processes: int | None, mpi: bool, as_json: bool
+    *,
+    since: str,
+    folder: Path | None,
+    by: tuple[str, ...],
+    slurm: bool,
+    processes: int | None,
+    mpi: bool,
+    as_json: bool,
 ) -> None:
-    """Lost node-hours by cause, user and node, nodes that fail more often than chance allows, and
-    how often links are lost, of all jobs whose traces you may read."""
+    """Lost node-hours by cause, user, account, node, link and switch; goodput, ETTR and MTBF; nodes
+    that fail more often than chance allows; of all jobs whose traces you may read.
+
+    Switches are the inventory's (`fabricctl inventory discover`)."""
     from fabricctl import config
     from fabricctl_analysis import fleet
+    from fabricctl_analysis.fleet_document import document
+    from fabricctl_analysis.fleet_sums import summed
+    from fabricctl_analysis.fleet_words import lines
     from fabricctl_analysis.pool import spread
 
-    trace_dir = folder or config.load().trace.dir
-    paths = fleet.traces(trace_dir, _since_ns(since))
-    made = fleet.summed(spread(fleet.digest_of, paths, processes, mpi))
+    settings = config.load()
+    trace_dir = folder or settings.trace.dir
+    begin_ns = _since_ns(since)
+    paths = fleet.traces(trace_dir, begin_ns)
+    digests = spread(fleet.digest_of, paths, processes, mpi)
+    usages = _usages(begin_ns // 10**9) if slurm and paths else ()
+    made = summed(digests, usages, _switches(settings) if paths else None)
     if as_json:
-        click.echo(json.dumps(fleet.document(made), indent=1))
+        click.echo(json.dumps(document(made), indent=1))
         return
-    click.echo("\n".join(_lines(made, trace_dir, since)))
+    title = f"{len(made.digests)} jobs in {trace_dir} since {since}"
+    click.echo("\n".join(lines(made, title, by)))
 
 
 def _since_ns(text: str) -> int:
@@ -54,47 +79,33 @@ def _since_ns(text: str) -> int:
         raise UsageError(f"--since {text[:40]!r}: neither 12h, 7d, 4w nor 2026-11-01") from None
 
 
-def _lines(made: "Fleet", trace_dir: Path, since: str) -> Iterator[str]:
-    elapsed = made.total("elapsed")
-    yield f"{len(made.digests)} jobs in {trace_dir} since {since}: {elapsed:.1f} node-h"
-    for one in made.failed[:MAX_ROWS]:
-        yield f"not read: {one.error}"
-    if not made.digests:
-        return
-    yield ""
-    yield f"{'WHERE THE TIME WENT':34}{'node-h':>12}{'share':>9}"
-    rows = [("work at the usual pace", made.total("ideal"))]
-    from fabricctl_analysis.verdicts import CAUSES
+def _usages(since_s: int) -> "Sequence[Usage]":
+    """None where there is no accounting: that is told, and what the traces know is reported."""
+    from fabricctl.slurm.choose import open_slurm
 
-    rows += [(f"lost: {CAUSES[cause]}", hours)  # type: ignore[index]
-             for cause, hours in made.by_cause().most_common()]  # fmt: skip
-    rows += [("no step ran", made.total("no_step")), ("not known", made.total("not_known"))]
-    for what, hours in rows:
-        yield f"{what:34}{hours:12.3f}{_share(hours, elapsed):>9}"
-    yield ""
-    yield f"{'USER':34}{'node-h':>12}{'lost':>9}"
-    by_loss = sorted(made.by_user().items(), key=lambda item: -item[1][1])
-    for user, (hours, lost) in by_loss[:MAX_ROWS]:
-        yield f"{user:34}{hours:12.3f}{_share(lost, hours):>9}"
-    nodes = made.by_node().most_common(MAX_ROWS)
-    if nodes:
-        yield ""
-        yield f"{'NODE':34}{'lost node-h':>12}{'incidents':>11}"
-        counts = made.incidents()
-        for node, hours in nodes:
-            yield f"{node:34}{hours:12.3f}{counts[node]:11}"
-    for node, count, mean in made.lemons():
-        yield f"LEMON {node}: {count} incidents, where chance gives {mean:.2g}: take it out"
-    links = made.links()
-    low, high = (1000 * bound for bound in links.bounds())
-    yield ""
-    yield (
-        f"Links were lost {links.failures} times: {1000 * links.per_node_hour:.3g} "
-        f"({low:.3g} to {high:.3g}) in 1,000 node-h."
-    )
-    for link, times in made.worst_links().most_common(3):
-        yield f"  {link}: {times} times"
+    try:
+        return open_slurm("commands").usage(max(1, since_s - _QUEUED_S), int(time.time()))
+    except FabricError as error:
+        click.echo(f"fabricctl: accounts and waiting are not known: {error}", err=True)
+        return ()
 
 
-def _share(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "-"
+def _switches(settings: "Config") -> "SwitchOf | None":
+    """By the inventory, where it is at hand and knows some."""
+    from fabricctl.fleet.inventory.formats import leaf_switch
+    from fabricctl.fleet.inventory.store import Inventory
+
+    where: str | Path = settings.fleet.inventory or settings.fleet.dir / "inventory.db"
+    if isinstance(where, Path) and not where.exists():
+        return None
+    try:
+        with Inventory(where) as inventory:
+            values = {node: dict(mine) for node, mine in inventory.declared().items()}
+            for node, seen in inventory.now().items():
+                values.setdefault(node, {}).update({key: one.value for key, one in seen.items()})
+    except (FabricError, OSError) as error:
+        click.echo(f"fabricctl: switches are not known: {error}", err=True)
+        return None
+    if not any(leaf_switch(mine) for mine in values.values()):
+        return None
+    return lambda node, interface: leaf_switch(values.get(node, {}), interface)

@@ -103,13 +103,21 @@ def read_topology(text: str) -> Values:
     return found
 
 
+def leaf_switch(facts: Mapping[str, str], interface: str | None = None) -> str | None:
+    """What a node hangs on: of an interface by the cable that LLDP saw there, else by
+    ``slurm.switch``, else by the first cable."""
+    if interface is not None and (cable := facts.get(f"nic.{interface}.cable")):
+        return cable.rpartition(":")[0]
+    cables = [v.rpartition(":")[0] for k, v in sorted(facts.items()) if k.endswith(".cable")]
+    return facts.get("slurm.switch") or next(iter(cables), None)
+
+
 def write_topology(values: Values) -> str:
     """topology.conf(5) of two levels, from ``slurm.switch`` or the cables that LLDP saw."""
     leaves: dict[str, list[str]] = {}
     lost = []
     for node, mine in values.items():
-        cables = [v.rpartition(":")[0] for k, v in sorted(mine.items()) if k.endswith(".cable")]
-        leaf = mine.get("slurm.switch") or next(iter(cables), None)
+        leaf = leaf_switch(mine)
         if leaf is None:
             lost.append(node)
         else:
@@ -128,8 +136,7 @@ def write_groups(values: Values) -> str:
     the power feed from ``site.power``, else the rack from ``site.rack``, as declared."""
     lines = []
     for node, mine in values.items():
-        cables = [v.rpartition(":")[0] for k, v in sorted(mine.items()) if k.endswith(".cable")]
-        switch = mine.get("slurm.switch") or next(iter(cables), "")
+        switch = leaf_switch(mine) or ""
         power = mine.get("site.power") or mine.get("site.rack", "")
         said = {"switch": "_".join(switch.split()), "power": "_".join(power.split())}
         words = [f"{level}={group}" for level, group in said.items() if group]
