@@ -98,6 +98,12 @@ class ClockConfig:
     """The job clock: all nodes of a protected job on one time base (docs/clock.md)."""
 
     enabled: bool = _key(True, "Keep a clock for jobs of two nodes or more.")
+    steering: tuple[str, ...] = _key(
+        (),
+        "What jobs may have follow it with --fabric-clock: ptp (the clocks of the rails' NICs), "
+        "system (CLOCK_REALTIME). Never where somebody else steers that clock.",
+        per_partition=True,
+    )
     port_first: int = _key(20900, "First UDP port of its messages.", 1024, 65000)
     port_count: int = _key(400, "How many ports it may use from port_first on.", 4, 40000)
 
@@ -460,6 +466,10 @@ def _check_whole(config: Config) -> None:
             sharing.parse_rule(rule)
         except DataError as error:
             _refuse(config, "share.rules", str(error))
+    for each in (config, *map(config.for_partition, config.partitions)):
+        for clock in each.clock.steering:
+            if clock not in ("ptp", "system"):
+                _refuse(each, "clock.steering", f"{clock!r} is not one of ptp, system")
     for cause in config.usage.credit:
         if cause not in LOSS_CAUSES:
             known = nearest(cause, LOSS_CAUSES)

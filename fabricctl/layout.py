@@ -27,6 +27,9 @@ On a node (``run_dir``, ``spool_dir`` from the configuration)::
           env                        root 0644   NAME=value for the job's tasks; there when ready
           events                     root 0644   one line of fields an event, joined by ;
           control                    root 0600   datagram socket
+      steer/                         root 0755   clocks that follow a job's (docs/clock.md)
+        <clock>.lease                root 0644   locked while held; what was there before
+        <job>.state                  root 0644   fields: v, state, why, and each clock's offset
       track/                         root 0711   a tmpfs of state.track_mib (docs/tracker.md)
         <job>/                       the job's user, group of the agents, 0750
           <step>-<pid>.track         a rank's block
@@ -75,6 +78,7 @@ class NodeFiles:
         self.paths = run_dir / "paths"
         self.live_dir = run_dir / "live"
         self.track = run_dir / "track"
+        self.steer = run_dir / "steer"
 
     def job_dir(self, job: int) -> Path:
         """The running allocation's directory."""
@@ -111,6 +115,10 @@ class NodeFiles:
     def paths_dir(self, job: int) -> Path:
         """What link failover of the job keeps."""
         return self.paths / str(job)
+
+    def steer_state(self, job: int) -> Path:
+        """What fabric-steer of the job says; absent where none was asked for."""
+        return self.steer / f"{job}.state"
 
     def path_events(self, job: int) -> Path:
         return self.paths_dir(job) / "events"

@@ -2,13 +2,14 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from fabricctl import fields, hostlist, layout, sharing
 from fabricctl.errors import DataError, EnvelopeError, FabricError
 
 Mode = Literal["observe", "on"]
 OnMissing = Literal["warn", "refuse"]
+Steer = Literal["page", "ptp", "system"]
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -23,6 +24,7 @@ class Envelope:
     on_missing: OnMissing = "warn"
     sample_hz: float | None = None  # None: the site's agent.sample_hz
     share: str | None = None  # of the rails, as --fabric-share has it
+    clock: Steer = "page"  # what follows the job's time, as --fabric-clock has it
 
     @classmethod
     def parse(cls, text: str) -> "Envelope":
@@ -54,6 +56,9 @@ class Envelope:
                 sharing.parse_asked(share)
         except DataError as error:
             raise EnvelopeError(f"envelope: {error}") from None
+        clock = given.get("clock", "page")
+        if clock not in ("page", "ptp", "system"):
+            raise EnvelopeError(f"envelope: clock {clock!r} is not page, ptp or system")
         return cls(
             mode="on" if mode == "on" else "observe",
             key=bytes.fromhex(key),
@@ -61,6 +66,7 @@ class Envelope:
             on_missing="refuse" if missing == "refuse" else "warn",
             sample_hz=None if rate is None else float(rate),
             share=share,
+            clock=cast("Steer", clock),
         )
 
     def text(self) -> str:
@@ -76,6 +82,8 @@ class Envelope:
             given["sample_hz"] = f"{self.sample_hz:g}"
         if self.share is not None:
             given["share"] = self.share
+        if self.clock != "page":
+            given["clock"] = self.clock
         return fields.encode(given, ";")
 
 

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #define MESSAGE_SIZE 400
-#define KEY_LONGEST 10 /* on_missing, sample_hz and the others fit */
+#define KEY_LONGEST 11 /* allow_clock and the others fit */
 
 static int set_default(struct args *args, const char *value)
 {
@@ -31,6 +31,25 @@ static int set_allow(struct args *args, const char *value)
 		word = comma ? comma + 1 : NULL;
 	}
 	memcpy(args->allowed, allowed, sizeof allowed);
+	return 0;
+}
+
+static int set_allow_clock(struct args *args, const char *value)
+{
+	bool allowed[STEER_COUNT] = {[STEER_PAGE] = true};
+
+	for (const char *word = value; word;) {
+		const char *comma = strchr(word, ',');
+		char name[10];
+		enum steer steer;
+
+		snprintf(name, sizeof name, "%.*s", comma ? (int)(comma - word) : 9, word);
+		if (steer_parse(name, &steer))
+			return -1;
+		allowed[steer] = true;
+		word = comma ? comma + 1 : NULL;
+	}
+	memcpy(args->allowed_clock, allowed, sizeof allowed);
 	return 0;
 }
 
@@ -74,6 +93,7 @@ static const struct {
 } known[] = {
 	{"default", "off, observe or on", set_default},
 	{"allow", "a list of observe and on, with commas", set_allow},
+	{"allow_clock", "a list of page, ptp and system, with commas", set_allow_clock},
 	{"max_spares", "a number of nodes, 0 to 99999", set_max_spares},
 	{"max_share", "a number of percent, 0 to 100", set_max_share},
 	{"on_missing", "warn or refuse", set_on_missing},
@@ -133,7 +153,7 @@ static void unknown(const char *arg, size_t length, void (*report)(const char *m
 	else
 		snprintf(message, sizeof message,
 			 "fabric: plugstack: unknown key '%s': known are default, allow, "
-			 "max_spares, max_share, on_missing, run_dir, sample_hz",
+			 "allow_clock, max_spares, max_share, on_missing, run_dir, sample_hz",
 			 shown);
 	report(message);
 }
@@ -176,6 +196,7 @@ void args_parse(struct args *args, int ac, char *const av[], void (*report)(cons
 		.default_mode = MODE_OFF,
 		.allowed = {[MODE_OFF] = true, [MODE_OBSERVE] = true, [MODE_ON] = true},
 		.max_spares = SPARES_LIMIT,
+		.allowed_clock = {[STEER_PAGE] = true},
 		.max_share = 50,
 		.run_dir = "/run/fabricctl",
 	};
@@ -196,4 +217,11 @@ const char *args_allowed(const struct args *args)
 	if (args->allowed[MODE_OBSERVE])
 		return args->allowed[MODE_ON] ? "off, observe, on" : "off, observe";
 	return args->allowed[MODE_ON] ? "off, on" : "off";
+}
+
+const char *args_allowed_clock(const struct args *args)
+{
+	if (args->allowed_clock[STEER_PTP])
+		return args->allowed_clock[STEER_SYSTEM] ? "page, ptp, system" : "page, ptp";
+	return args->allowed_clock[STEER_SYSTEM] ? "page, system" : "page";
 }

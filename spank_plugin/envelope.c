@@ -38,7 +38,12 @@ int envelope_text(const struct envelope *envelope, char text[ENVELOPE_SIZE])
 	if (envelope->sample_hz[0] &&
 	    fields_append(text, ENVELOPE_SIZE, ';', "sample_hz", envelope->sample_hz))
 		return -1;
-	return envelope->share[0] ? fields_append(text, ENVELOPE_SIZE, ';', "share", envelope->share) : 0;
+	if (envelope->share[0] &&
+	    fields_append(text, ENVELOPE_SIZE, ';', "share", envelope->share))
+		return -1;
+	return envelope->clock == STEER_PAGE ? 0
+					     : fields_append(text, ENVELOPE_SIZE, ';', "clock",
+							     steer_name(envelope->clock));
 }
 
 static int wrong(char why[FIELDS_WHY_SIZE], const char *key)
@@ -53,6 +58,7 @@ static int take(struct envelope *envelope, const struct fields *fields, char why
 	const char *key = fields_get(fields, "key"), *spares = fields_get(fields, "spares");
 	const char *missing = fields_get(fields, "on_missing");
 	const char *hz = fields_get(fields, "sample_hz"), *share = fields_get(fields, "share");
+	const char *clock = fields_get(fields, "clock");
 	uint32_t guarantee;
 
 	if (!version || strcmp(version, "1"))
@@ -70,6 +76,8 @@ static int take(struct envelope *envelope, const struct fields *fields, char why
 		return wrong(why, "sample_hz");
 	if (share && share_parse(share, &guarantee))
 		return wrong(why, "share");
+	if (clock && steer_parse(clock, &envelope->clock))
+		return wrong(why, "clock");
 	memcpy(envelope->key, key, sizeof envelope->key);
 	envelope->refuse = missing && strcmp(missing, "refuse") == 0;
 	snprintf(envelope->sample_hz, sizeof envelope->sample_hz, "%s", hz ? hz : "");

@@ -21,6 +21,12 @@ int mode_parse(const char *text, enum mode *mode); /* 0, or -1 when it is none o
 
 #define SHARE_SIZE 8 /* "100-100" and its end */
 
+/* What follows the job's time: nothing but its page, the NICs' clocks, CLOCK_REALTIME. */
+enum steer { STEER_PAGE, STEER_PTP, STEER_SYSTEM, STEER_COUNT };
+
+const char *steer_name(enum steer steer);
+int steer_parse(const char *text, enum steer *steer); /* 0, or -1 when it is none of them */
+
 int spares_parse(const char *text, uint32_t *spares);
 /* A guarantee of 0 to 100 percent, or guarantee-ceiling. */
 int share_parse(const char *text, uint32_t *guarantee);
@@ -60,6 +66,7 @@ struct envelope {
 	bool refuse;
 	char sample_hz[HZ_SIZE]; /* "": the site's */
 	char share[SHARE_SIZE]; /* "": none was asked for */
+	enum steer clock;
 };
 
 int envelope_new_key(struct envelope *envelope);
@@ -79,12 +86,14 @@ struct args {
 	bool refuse;
 	char run_dir[RUN_DIR_SIZE];
 	char sample_hz[HZ_SIZE];
+	bool allowed_clock[STEER_COUNT];
 };
 
 /* Each thing wrong is reported and left out; what remains is always usable. */
 void args_parse(struct args *args, int ac, char *const av[], void (*report)(const char *message));
 /* "off, observe": what users of this site may ask for. */
 const char *args_allowed(const struct args *args);
+const char *args_allowed_clock(const struct args *args);
 
 /* --- rundir.c: the node's run_dir, by descriptor; every int is -1 with errno when it fails -- */
 

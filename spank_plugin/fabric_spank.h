@@ -13,10 +13,11 @@
 /* --- options.c: --fabric-resilience and what goes with it---------------------------------- */
 
 struct options {
-	bool mode_set, spares_set, share_set;
+	bool mode_set, spares_set, share_set, clock_set;
 	enum mode mode;
 	uint32_t spares;
 	char share[SHARE_SIZE];
+	enum steer clock;
 };
 extern struct options options_given;
 
@@ -25,6 +26,7 @@ void options_register(spank_t spank, const struct args *args);
 int options_mode(const char *source, const char *text, enum mode *mode);
 int options_spares(const char *source, const char *text, uint32_t *spares);
 int options_share(const char *source, const char *text, char share[SHARE_SIZE]);
+int options_clock(const char *source, const char *text, enum steer *clock);
 
 /* --- local.c: sbatch, salloc, srun ---------------------------------------------------------- */
 

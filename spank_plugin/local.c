@@ -13,6 +13,7 @@ static const char *const handed_down[] = {
 	"_SLURM_SPANK_OPTION_fabric_fabric_resilience",
 	"_SLURM_SPANK_OPTION_fabric_fabric_spares",
 	"_SLURM_SPANK_OPTION_fabric_fabric_share",
+	"_SLURM_SPANK_OPTION_fabric_fabric_clock",
 };
 static const char *const of_the_job[] = {ENVELOPE_VARIABLE, "FABRIC_MODE", "FABRIC_JOB_DIR"};
 
@@ -124,6 +125,25 @@ static void decide_share(char share[SHARE_SIZE])
 		refuse_submission();
 }
 
+static enum steer decide_clock(enum mode mode)
+{
+	const char *text = getenv("FABRIC_CLOCK");
+	enum steer clock = STEER_PAGE;
+
+	if (options_given.clock_set)
+		clock = options_given.clock;
+	else if (text && *text && options_clock("FABRIC_CLOCK", text, &clock))
+		refuse_submission();
+	if (clock != STEER_PAGE && mode != MODE_ON) {
+		slurm_error("fabric: submit: %s=%s: needs --fabric-resilience=on: %s changes nothing "
+			    "on nodes",
+			    options_given.clock_set ? "--fabric-clock" : "FABRIC_CLOCK",
+			    steer_name(clock), mode_name(mode));
+		refuse_submission();
+	}
+	return clock;
+}
+
 static int hand_over(spank_t spank, const char *text)
 {
 	/* sbatch and salloc make the variable of the job control environment themselves; a job
@@ -159,11 +179,14 @@ static void submit_job(spank_t spank, const struct args *args)
 				    options_given.share);
 			refuse_submission();
 		}
+		if (options_given.clock_set && options_given.clock != STEER_PAGE)
+			decide_clock(mode); /* which refuses */
 		goto out;
 	}
 	envelope.mode = mode;
 	envelope.spares = decide_spares();
 	decide_share(envelope.share);
+	envelope.clock = decide_clock(mode);
 	envelope.refuse = args->refuse;
 	memcpy(envelope.sample_hz, args->sample_hz, sizeof envelope.sample_hz);
 	if (!later_component && envelope_new_key(&envelope))
@@ -176,10 +199,11 @@ static void submit_job(spank_t spank, const struct args *args)
 	}
 out:
 	explicit_bzero(text, sizeof text);
-	/* Spares and share are those of the component they were given to, the mode is the whole job's. */
+	/* Spares, share and clock are those of the component they were given to, the mode is the whole job's. */
 	options_given.spares_set = false;
 	options_given.spares = 0;
 	options_given.share_set = false;
+	options_given.clock_set = false;
 	later_component = true;
 }
 
@@ -223,6 +247,12 @@ static void submit_step(spank_t spank, const char *job)
 		slurm_error("fabric: step: --fabric-share=%s: the share is the whole job's: give it "
 			    "to sbatch or salloc",
 			    options_given.share);
+		refuse_submission();
+	}
+	if (options_given.clock_set) {
+		slurm_error("fabric: step: --fabric-clock=%s: the clock is the whole job's: give it "
+			    "to sbatch or salloc",
+			    steer_name(options_given.clock));
 		refuse_submission();
 	}
 	if (!options_given.mode_set || !known || options_given.mode <= mode)

@@ -21,6 +21,23 @@ int mode_parse(const char *text, enum mode *mode)
 	return -1;
 }
 
+static const char *const steers[STEER_COUNT] = {"page", "ptp", "system"};
+
+const char *steer_name(enum steer steer)
+{
+	return steers[steer];
+}
+
+int steer_parse(const char *text, enum steer *steer)
+{
+	for (int i = 0; i < STEER_COUNT; i++)
+		if (strcmp(text, steers[i]) == 0) {
+			*steer = (enum steer)i;
+			return 0;
+		}
+	return -1;
+}
+
 int spares_parse(const char *text, uint32_t *spares)
 {
 	size_t digits = strspn(text, "0123456789");

@@ -69,6 +69,24 @@ int options_share(const char *source, const char *text, char share[SHARE_SIZE])
 	return 0;
 }
 
+int options_clock(const char *source, const char *text, enum steer *clock)
+{
+	enum steer wanted;
+
+	if (steer_parse(text ? text : "", &wanted)) {
+		slurm_error("fabric: submit: %s=%.60s: not one of page, ptp, system", source,
+			    text ? text : "");
+		return -1;
+	}
+	if (!site->allowed_clock[wanted]) {
+		slurm_error("fabric: submit: %s=%s: this site allows %s", source, steer_name(wanted),
+			    args_allowed_clock(site));
+		return -1;
+	}
+	*clock = wanted;
+	return 0;
+}
+
 /* On a node the value was checked already; one that is not ours must not hurt the step. */
 static int on_resilience(int val, const char *text, int remote)
 {
@@ -108,6 +126,17 @@ static int on_share(int val, const char *text, int remote)
 	return 0;
 }
 
+static int on_clock(int val, const char *text, int remote)
+{
+	(void)val;
+	if (remote)
+		return 0;
+	if (options_clock("--fabric-clock", text, &options_given.clock))
+		return -1;
+	options_given.clock_set = true;
+	return 0;
+}
+
 static struct spank_option resilience = {
 	.name = "fabric-resilience",
 	.arginfo = "off|observe|on",
@@ -132,11 +161,21 @@ static struct spank_option share = {
 	.cb = on_share,
 };
 
+static struct spank_option timekeeping = {
+	.name = "fabric-clock",
+	.arginfo = "page|ptp|system",
+	.usage = "what follows the job's time: its page alone, the NICs' clocks too, or the system "
+		 "clock",
+	.has_arg = 1,
+	.cb = on_clock,
+};
+
 void options_register(spank_t spank, const struct args *args)
 {
 	site = args;
 	if (spank_option_register(spank, &resilience) != ESPANK_SUCCESS ||
 	    spank_option_register(spank, &spares) != ESPANK_SUCCESS ||
-	    spank_option_register(spank, &share) != ESPANK_SUCCESS)
+	    spank_option_register(spank, &share) != ESPANK_SUCCESS ||
+	    spank_option_register(spank, &timekeeping) != ESPANK_SUCCESS)
 		slurm_error("fabric: init: options: Slurm did not take them");
 }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fabricctl import fields
 from fabricctl.agent.record import Assignment
+from fabricctl.clock import steering
 from fabricctl.config import Config
 from fabricctl.errors import DataError, FabricError
 from fabricctl.store.schema import NOT_MEASURED, ClockStatus, Severity
@@ -48,6 +49,8 @@ class Clockwork:
         self._told = ""
         self._status = ClockStatus.UNSYNCHRONISED
         self._lab_text: str | None = None
+        self._steer = given.files.steer_state(given.start.job)
+        self._steered = "waiting" if given.start.envelope.clock != "page" else ""
         self._wanted = self._config.enabled and len(self._start.nodes) > 1 and bool(rails)
 
     @property
@@ -127,6 +130,8 @@ class Clockwork:
 
     def rows(self) -> tuple[Sequence[Row], Sequence[Row]]:
         """Rows of the tables ``job_clock`` and ``delay``, once a second."""
+        if self._steered:
+            self._tell_steered()
         if self._clock is None:
             return [], []
         self._follow_lab()
@@ -163,6 +168,21 @@ class Clockwork:
         before, virtual = self._lab_text, self._lab_clock()
         if self._lab_text != before:
             self._clock.set_virtual(virtual)
+
+    def _tell_steered(self) -> None:
+        """What becomes of --fabric-clock: each state once."""
+        try:
+            found = steering.read_state(self._steer)
+        except DataError as error:
+            self._complain(str(error))
+            return
+        if found is None or found.state in (self._steered, "ended"):
+            return
+        self._steered = found.state
+        good = found.state in ("slewing", "steady")
+        words = f"--fabric-clock={found.clock}: {found.state}"
+        text = f"{words}: {found.why}" if found.why else words
+        self._tell("clock", text, Severity.INFO if good else Severity.WARNING)
 
     def _tell_status(self) -> None:
         assert self._clock is not None

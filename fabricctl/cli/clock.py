@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from fabricctl.clock._page import Reading
     from fabricctl.clock.page import Body, ClockPage
+    from fabricctl.clock.steering import State
 
 JSON_VERSION = 1
 STATUSES = ("unsynchronised", "synchronised", "holdover")
@@ -83,10 +85,36 @@ def status(job: str | None, as_json: bool) -> None:
         given["rate_ppb"] = round(body.rate1 * 1e9, 3)
         given["system_clock_ahead_ns"] = time.time_ns() - page.now().time_ns
         given["conversions_reach_back_s"] = len(rows)
+    steered = _steered(page)
+    given["steering"] = None if steered is None else asdict(steered)
     if as_json:
         click.echo(json.dumps(given))
         return
     click.echo(_as_text(body, reading, given))
+    if steered is not None:
+        click.echo("\n".join(_steering_lines(steered)))
+
+
+def _steered(page: "ClockPage") -> "State | None":
+    """What follows the job's time beside its page; None: nothing was asked for."""
+    from fabricctl.clock import steering
+
+    run_dir = page.path.parents[2]  # fabricctl/layout.py
+    state = layout.NodeFiles(run_dir).steer_state(page.body().job)
+    return steering.read_state(state)
+
+
+def _steering_lines(found: "State") -> list[str]:
+    title = f"--fabric-clock={found.clock}"
+    lines = [f"{title}: {found.state}" + (f": {found.why}" if found.why else "")]
+    if found.state in ("slewing", "steady", "holding"):
+        for one in found.clocks:
+            where = "ahead of" if one.off_ns >= 0 else "behind"
+            lines.append(
+                f"{one.name:<17}{_span(abs(round(one.off_ns)))} {where} job time, set to "
+                f"{one.freq_ppb * 1e-3:+.3f} ppm (before the job {one.found_ppb * 1e-3:+.3f})"
+            )
+    return lines
 
 
 def _as_text(body: "Body", reading: "Reading | None", given: dict[str, object]) -> str:

@@ -116,6 +116,10 @@ class ClockPage:
         if (magic, version) != (MAGIC, VERSION):
             raise ClockError(f"clock: {path} is not a clock page of version {VERSION}")
 
+    @property
+    def path(self) -> Path:
+        return self._path
+
     def now(self, within_ns: int | None = None) -> "Reading":
         """Job time now.
 

@@ -271,6 +271,7 @@ def _be_init(boot: Boot, ready: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.sethostname(boot.node.encode(), len(boot.node))
     nodefs.enter(boot.state, boot.node, list(boot.code), dict(boot.cgroup_mounts))
+    kernel.never_set_clocks()
     _own_directories()
     _make_room_in_cgroup()
     init = Init(boot, os.environ["PATH"])

@@ -29,6 +29,8 @@ _SYS_MOUNT_SETATTR = 442
 # linux/nsfs.h: _IOR(0xb7, 5, __u64)
 _NS_GET_MNTNS_ID = 0x8008_B705
 
+_PR_CAPBSET_DROP, _CAP_SYS_TIME = 24, 25  # linux/prctl.h, linux/capability.h
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -45,6 +47,11 @@ def unshare(flags: int) -> None:
 def setns(fd: int, kind: int) -> None:
     """setns(2) of the calling thread."""
     _check(_libc.setns(fd, kind), "setns")
+
+
+def never_set_clocks() -> None:
+    """What this process starts cannot set the machine's clocks, root or not (capabilities(7))."""
+    _check(_libc.prctl(_PR_CAPBSET_DROP, _CAP_SYS_TIME, 0, 0, 0), "PR_CAPBSET_DROP")
 
 
 def unshare_mounts() -> None:

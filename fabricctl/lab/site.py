@@ -21,6 +21,9 @@ _TOML = f"""\
 [rails]
 interfaces = ["r*"]
 
+[clock]
+steering = ["ptp", "system"]
+
 [trace]
 dir = "{SHARED}/traces"
 """
@@ -71,7 +74,8 @@ class Site:
         """Puts our files into the nodes' /etc; what slurm.conf needs beside."""
         slurm = etc / "slurm"
         (etc / "fabricctl.toml").write_text(_TOML)
-        line = f"required {self.plugin} run_dir=/run/fabricctl\n" if self.plugin else ""
+        arguments = "run_dir=/run/fabricctl allow_clock=page,ptp,system"
+        line = f"required {self.plugin} {arguments}\n" if self.plugin else ""
         (slurm / "plugstack.conf").write_text(line)
         settings: dict[str, str] = {}
         for key, script in (("Prolog", self.prolog), ("Epilog", self.epilog)):

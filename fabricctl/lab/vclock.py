@@ -10,6 +10,10 @@ since ``begin_mono_ns`` on CLOCK_MONOTONIC, the node's clock shows t + error(s),
 
 ``waves`` are ``amplitude_ns:period_s:phase`` joined by commas, ``steps`` are ``seconds:ns``. The
 file tells everything: whoever reads it gets the same error at the same time, in any language.
+
+``/run/fabricctl-lab/system`` is what CLOCK_REALTIME would be on that node, for what sets it
+(fabricctl/clock/steer/lab.c): at ``node_ns`` of the node's clock it showed ``system_ns``, and since
+then it runs with that clock, sped up by ``freq`` (struct timex: 2^-16 ppm).
 """
 
 import math
@@ -76,6 +80,33 @@ class VirtualClock:
             )
         except (KeyError, ValueError) as error:
             raise DataError(f"virtual clock: {error}") from None
+
+
+@dataclass(frozen=True)
+class SystemClock:
+    """What a lab node's CLOCK_REALTIME would show; made when something wants to set it."""
+
+    node_ns: int
+    system_ns: int
+    freq: int  # of struct timex
+    status: int
+
+    @classmethod
+    def parse(cls, text: str) -> "SystemClock":
+        """Raises :class:`DataError` for what steer/lab.c did not write."""
+        given = fields.decode(text)
+        try:
+            if given["v"] != "1":
+                raise DataError(f"system clock: version {given['v']!r}, this side knows 1")
+            return cls(*(int(given[key]) for key in ("node_ns", "system_ns", "freq", "status")))
+        except (KeyError, ValueError) as error:
+            raise DataError(f"system clock: {error}") from None
+
+    def time_ns(self, node: VirtualClock | None, raw_ns: int, mono_ns: int) -> int:
+        """What it shows at a true instant; ``node``: how the node's clock errs."""
+        error_ns = round(node.error_ns(mono_ns)) if node else 0
+        passed_ns = raw_ns + error_ns - self.node_ns
+        return self.system_ns + passed_ns + round(passed_ns * self.freq / 65536e6)
 
 
 def make_clock(options: Mapping[str, float | int | str], begin_mono_ns: int) -> VirtualClock:

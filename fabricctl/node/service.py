@@ -31,6 +31,7 @@ from fabricctl.node.orphans import OrphanWatch
 from fabricctl.node.places import TrackPlaces
 from fabricctl.node.requests import Request
 from fabricctl.node.sealing import SealQueue
+from fabricctl.node.steerers import Steerers
 from fabricctl.paths.keeper import PathsKeeper
 from fabricctl.store.schema import Severity
 
@@ -53,6 +54,7 @@ class Service:
         self._allocations: dict[int, Allocation] = {}
         self._seals = SealQueue(config, log)
         self._paths = PathsKeeper(config, log)
+        self._steerers = Steerers(config, self._identity, log)
         self._orphans = OrphanWatch(config.node.orphan_check_s, log)
         self._inotify: Inotify | None = None
         self._next_scan_s = 0.0
@@ -74,6 +76,7 @@ class Service:
         for item in self._allocations.values():
             self._keepers.adopt(item.start, time.monotonic())
         self._paths.begin([item.start for item in self._allocations.values()], time.monotonic())
+        self._steerers.begin([item.start for item in self._allocations.values()], time.monotonic())
         self._log.write("node", f"serving, {len(self._allocations)} allocations taken over")
         gc.collect()
         gc.freeze()  # agents share these pages as long as nobody writes to them
@@ -157,7 +160,8 @@ class Service:
         sealing = self._seals.next_due_s()
         paths = self._paths.next_due_s()
         keepers = self._keepers.next_due_s()
-        dues += [due for due in (sealing, paths, keepers) if due is not None]
+        steering = self._steerers.next_due_s(time.monotonic())
+        dues += [due for due in (sealing, paths, keepers, steering) if due is not None]
         dues += [self._orphans.next_due_s()] if self._allocations else []
         return min(dues)
 
@@ -172,6 +176,7 @@ class Service:
                 self._keeper.launch(allocation, now_s)
             if allocation.ending:
                 self._paths.stop(allocation.job, now_s)
+                self._steerers.stop(allocation.job, now_s)
             if allocation.over:
                 self._close(allocation, now_s)
         if self._allocations:
@@ -182,6 +187,7 @@ class Service:
             }
             self._orphans.run_due(running, now_s)
         self._paths.turn(now_s)
+        self._steerers.turn(now_s)
         for job in self._keepers.turn(now_s):
             if job not in self._allocations:
                 self._places.forget(job)
@@ -218,6 +224,7 @@ class Service:
             self._keepers.start(start, now_s)
             self._keeper.launch(allocation, now_s)
             self._paths.start(allocation.start, now_s)
+            self._steerers.start(allocation.start, now_s)
             self._remove(request.path)
         elif known.ending:
             return  # a requeue: served when the attempt before it is over
@@ -267,6 +274,7 @@ class Service:
         except OSError as error:
             self._log.write(f"node job={allocation.job}", f"not removed: {error}", Severity.ERROR)
         self._paths.forget(allocation.job, now_s)
+        self._steerers.forget(allocation.job, now_s)
         self._keepers.stop(allocation.job)
         if not self._keepers.held(allocation.job):
             self._places.forget(allocation.job)

@@ -117,7 +117,7 @@ class PathsKeeper:
     def turn(self, now_s: float) -> None:
         """Reaps, restarts, kills what does not end, sweeps."""
         for job, running in list(self._running.items()):
-            if running.pid and _reaped(running.pid):
+            if running.pid and reaped(running.pid):
                 running.pid = 0
                 self._ended(running, now_s)
             if running.kill_s is not None and now_s >= running.kill_s:
@@ -165,7 +165,7 @@ class PathsKeeper:
         keep = set(self._running)
         config = self._config.for_partition(running.start.partition)
         try:
-            running.pid = _fork(lambda: _become_pathd(running.start, config, keep))
+            running.pid = fork_worker(lambda: _become_pathd(running.start, config, keep))
         except OSError as error:
             self._say(running, f"not started: {error.strerror}", Severity.ERROR)
             running.restart_s = now_s + RESTART_S[-1]
@@ -198,14 +198,14 @@ class PathsKeeper:
                 os.kill(pid, number)
 
     def _turn_sweep(self, now_s: float) -> None:
-        if self._sweeper and _reaped(self._sweeper):
+        if self._sweeper and reaped(self._sweeper):
             self._sweeper = 0
         if self._sweep_s is None or now_s < self._sweep_s or self._sweeper:
             return
         self._sweep_s = None
         keep = {job for job, running in self._running.items() if not running.stopping}
         with contextlib.suppress(OSError):
-            self._sweeper = _fork(lambda: _sweep(self._files, keep))
+            self._sweeper = fork_worker(lambda: _sweep(self._files, keep))
 
     def _say(self, running: _Running, text: str, severity: Severity) -> None:
         self._log.write(f"paths job={running.start.job}", text, severity)
@@ -226,7 +226,7 @@ def _sweep(files: PathsFiles, keep: Collection[int]) -> None:
         pass  # without the executable nothing was ever made
 
 
-def _fork(work: Callable[[], None]) -> int:
+def fork_worker(work: Callable[[], None]) -> int:
     """A child that does ``work`` and ends; its pid."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -251,7 +251,7 @@ def _fork(work: Callable[[], None]) -> int:
         os._exit(status)
 
 
-def _reaped(pid: int) -> bool:
+def reaped(pid: int) -> bool:
     """Whether our child has ended (and is gone then)."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] != 0

@@ -77,9 +77,9 @@ static void envelope(char separator, const char *hex)
 	if (envelope_parse(&it, text, length, separator, why))
 		printf("refused %s\n", why);
 	else
-		printf("ok %s %s %u %s %s %s\n", mode_name(it.mode), it.key, it.spares,
+		printf("ok %s %s %u %s %s %s %s\n", mode_name(it.mode), it.key, it.spares,
 		       it.refuse ? "refuse" : "warn", it.sample_hz[0] ? it.sample_hz : "-",
-		       it.share[0] ? it.share : "-");
+		       it.share[0] ? it.share : "-", steer_name(it.clock));
 	free(text);
 }
 
@@ -115,6 +115,8 @@ static int make_envelope(char *const av[])
 		return 1;
 	snprintf(it.sample_hz, sizeof it.sample_hz, "%s", av[3]);
 	snprintf(it.share, sizeof it.share, "%s", av[4] ? av[4] : "");
+	if (av[4] && av[5] && steer_parse(av[5], &it.clock))
+		return 1;
 	if (envelope_text(&it, text))
 		return 1;
 	puts(text);
@@ -131,8 +133,8 @@ static int show_args(int ac, char *const av[])
 	struct args args;
 
 	args_parse(&args, ac, av, report);
-	printf("default=%s allow=(%s) max_spares=%u max_share=%u on_missing=%s run_dir=%s sample_hz=%s\n",
-	       mode_name(args.default_mode), args_allowed(&args), args.max_spares, args.max_share,
+	printf("default=%s allow=(%s) allow_clock=(%s) max_spares=%u max_share=%u on_missing=%s run_dir=%s sample_hz=%s\n",
+	       mode_name(args.default_mode), args_allowed(&args), args_allowed_clock(&args), args.max_spares, args.max_share,
 	       args.refuse ? "refuse" : "warn", args.run_dir, args.sample_hz);
 	return 0;
 }
@@ -192,7 +194,7 @@ int main(int ac, char *av[])
 	setvbuf(stdout, NULL, _IOFBF, 1 << 20);
 	if (!strcmp(what, "fields") || !strcmp(what, "append") || !strcmp(what, "envelope"))
 		return lines(what);
-	if (!strcmp(what, "make") && (ac == 6 || ac == 7))
+	if (!strcmp(what, "make") && ac >= 6 && ac <= 8)
 		return make_envelope(av + 2);
 	if (!strcmp(what, "args"))
 		return show_args(ac - 2, av + 2);

@@ -156,6 +156,29 @@ WRONG = {
         site=("max_spares=2",),
         FABRIC_SPARES="3",
     ),
+    "a clock, a word": sbatch(
+        "--fabric-resilience",
+        "--fabric-clock=real",
+        message="--fabric-clock=real: not one of page, ptp, system",
+    ),
+    "a clock that is not allowed": sbatch(
+        "--fabric-resilience",
+        message="FABRIC_CLOCK=system: this site allows page, ptp",
+        site=("allow_clock=ptp",),
+        FABRIC_CLOCK="system",
+    ),
+    "a clock for a job that is only observed": sbatch(
+        "--fabric-resilience=observe",
+        "--fabric-clock=system",
+        message="--fabric-clock=system: needs --fabric-resilience=on: observe changes nothing on "
+        "nodes",
+        site=("allow_clock=system",),
+    ),
+    "a clock without resilience": sbatch(
+        "--fabric-clock=ptp",
+        message="--fabric-clock=ptp: needs --fabric-resilience=on: off changes nothing on nodes",
+        site=("allow_clock=ptp",),
+    ),
     "two modes in a heterogeneous job": sbatch(
         "-N1",
         "--fabric-resilience=observe",

@@ -145,8 +145,8 @@ def test_append_refuses_what_decode_would(
 def test_python_reads_the_envelope_that_the_plugin_makes(
     runner: Runner, mode: str, spares: int, missing: str, rate: str
 ) -> None:
-    made = Envelope.parse(runner("make", mode, str(spares), missing, rate, "60-80").strip())
-    assert made.share == "60-80"
+    made = Envelope.parse(runner("make", mode, str(spares), missing, rate, "60-80", "ptp").strip())
+    assert (made.share, made.clock) == ("60-80", "ptp")
     assert (made.mode, made.spares, made.on_missing) == (mode, spares, missing)
     assert made.sample_hz == (float(rate) if rate else None)
     assert made.key != bytes(32)
@@ -163,13 +163,16 @@ GOOD = f"v=1;mode=on;key={KEY};spares=2;on_missing=refuse;sample_hz=0.5"
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        (GOOD, f"ok on {KEY} 2 refuse 0.5 -"),
-        (f"{GOOD};share=60-80", f"ok on {KEY} 2 refuse 0.5 60-80"),
-        (f"{GOOD};share=0", f"ok on {KEY} 2 refuse 0.5 0"),
-        (f"v=1;mode=observe;key={KEY}", f"ok observe {KEY} 0 warn - -"),
-        (f"{GOOD};later=x;another=y", f"ok on {KEY} 2 refuse 0.5 -"),
-        (GOOD.replace("0.5", "0.1"), f"ok on {KEY} 2 refuse 0.1 -"),
-        (GOOD.replace("0.5", "100.000"), f"ok on {KEY} 2 refuse 100.000 -"),
+        (GOOD, f"ok on {KEY} 2 refuse 0.5 - page"),
+        (f"{GOOD};share=60-80", f"ok on {KEY} 2 refuse 0.5 60-80 page"),
+        (f"{GOOD};share=0", f"ok on {KEY} 2 refuse 0.5 0 page"),
+        (f"{GOOD};clock=system", f"ok on {KEY} 2 refuse 0.5 - system"),
+        (f"{GOOD};clock=ptp", f"ok on {KEY} 2 refuse 0.5 - ptp"),
+        (f"{GOOD};clock=page", f"ok on {KEY} 2 refuse 0.5 - page"),
+        (f"v=1;mode=observe;key={KEY}", f"ok observe {KEY} 0 warn - - page"),
+        (f"{GOOD};later=x;another=y", f"ok on {KEY} 2 refuse 0.5 - page"),
+        (GOOD.replace("0.5", "0.1"), f"ok on {KEY} 2 refuse 0.1 - page"),
+        (GOOD.replace("0.5", "100.000"), f"ok on {KEY} 2 refuse 100.000 - page"),
         ("", "version"),
         (GOOD.replace("v=1", "v=2"), "version"),
         (GOOD.replace("mode=on", "mode=off"), "mode"),
@@ -188,6 +191,7 @@ GOOD = f"v=1;mode=on;key={KEY};spares=2;on_missing=refuse;sample_hz=0.5"
         (GOOD.replace("0.5", "nan"), "sample_hz"),
         (GOOD.replace("0.5", ""), "sample_hz"),
         *((f"{GOOD};share={text}", "share") for text in ("", "80-60", "101", "60-", "0-0", "6.5")),
+        *((f"{GOOD};clock={text}", "clock") for text in ("", "real", "Page", "ptp0")),
         (GOOD + ";mode=on", "given twice"),
         (GOOD + "\nmode=on", "control character"),
     ],
@@ -206,10 +210,13 @@ def test_both_sides_agree_on_what_an_envelope_is(runner: Runner, text: str, answ
 
 # plugstack.conf -------------------------------------------------------------------------------
 
-KNOWN = "known are default, allow, max_spares, max_share, on_missing, run_dir, sample_hz"
+KNOWN = (
+    "known are default, allow, allow_clock, max_spares, max_share, on_missing, run_dir, sample_hz"
+)
 AS_DEFAULT = {
     "default": "off",
     "allow": "(off, observe, on)",
+    "allow_clock": "(page)",
     "max_spares": "99999",
     "max_share": "50",
     "on_missing": "warn",
@@ -235,6 +242,9 @@ def plugstack(runner: Runner, *arguments: str) -> tuple[list[str], dict[str, str
         (("allow=observe,on",), {}),
         (("allow=off,on,observe,on",), {}),
         (("allow=",), {"allow": "(off)"}),
+        (("allow_clock=page,system",), {"allow_clock": "(page, system)"}),
+        (("allow_clock=ptp",), {"allow_clock": "(page, ptp)"}),
+        (("allow_clock=system,ptp",), {"allow_clock": "(page, ptp, system)"}),
         (("max_spares=0",), {"max_spares": "0"}),
         (("max_share=100",), {"max_share": "100"}),
         (("on_missing=refuse",), {"on_missing": "refuse"}),
@@ -269,6 +279,11 @@ def test_plugstack_arguments_set_what_they_name(
         ("allow=on;off", "allow=on;off: not a list of observe and on, with commas; ignored"),
         ("allow=,on", "allow=,on: not a list of observe and on, with commas; ignored"),
         ("allow=on,", "allow=on,: not a list of observe and on, with commas; ignored"),
+        ("alow_clock=ptp", "unknown key 'alow_clock': did you mean 'allow_clock'?"),
+        (
+            "allow_clock=all",
+            "allow_clock=all: not a list of page, ptp and system, with commas; ignored",
+        ),
         ("max_spares=many", "max_spares=many: not a number of nodes, 0 to 99999; ignored"),
         ("max_spares=-1", "max_spares=-1: not a number of nodes, 0 to 99999; ignored"),
         ("max_spares=100000", "max_spares=100000: not a number of nodes, 0 to 99999; ignored"),

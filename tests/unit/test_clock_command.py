@@ -180,3 +180,23 @@ def test_compare_refuses_what_is_not_two_readings_of_one_job(run: Run, tmp_path:
         assert done.returncode == 65, text
         assert "clock: " in done.stderr
     assert run("compare", first, str(tmp_path / "none")).returncode == 2
+
+
+def test_status_tells_what_follows_job_time(run: Run, tmp_path: Path) -> None:
+    keep(tmp_path, 7)
+    assert json.loads(run("status", "--json").stdout)["steering"] is None
+    (tmp_path / "steer").mkdir()
+    state = tmp_path / "steer" / "7.state"
+    clock = "name0=system\noff_ns0=-35\nfreq_ppb0=-30112.4\nfound_ppb0=10000.0\npad=....\n"
+    state.write_text(f"v=1\njob=7\nclock=system\nstate=steady\nwhy=\npid=1\n{clock}")
+    lines = run("status").stdout.splitlines()
+    assert lines[-2:] == [
+        "--fabric-clock=system: steady",
+        "system           35 ns behind job time, set to -30.112 ppm (before the job +10.000)",
+    ]
+    given = json.loads(run("status", "--json").stdout)["steering"]
+    assert given["clocks"] == [
+        {"name": "system", "off_ns": -35.0, "freq_ppb": -30112.4, "found_ppb": 10000.0}
+    ]
+    state.write_text("v=1\njob=7\nclock=ptp\nstate=refused\nwhy=r0: no clock\n")
+    assert run("status").stdout.endswith("--fabric-clock=ptp: refused: r0: no clock\n")
