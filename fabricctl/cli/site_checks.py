@@ -8,19 +8,16 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
 from fabricctl import layout
+from fabricctl.cli import site_machine
+from fabricctl.cli.site_place import Check, Place
 from fabricctl.config import Config
 from fabricctl.errors import DataError, FabricError
 from fabricctl.slurm import plugin
 from fabricctl.slurm.choose import open_slurm
-from fabricctl.slurm.model import Slurm
-
-Status = Literal["ok", "warn", "fail"]
 
 MUNGE_TIMEOUT_S = 5.0
 # Of the spool: all agents of a node wait with their samples while it is full. Of the shared
@@ -29,27 +26,6 @@ ROOM_WANTED_BYTES = {"spool": 100 << 20, "traces": 1 << 30}
 STUCK_S = 86_400.0  # a trace that waits in the spool for longer than this will not go by itself
 # File systems that no other node sees.
 _PRIVATE = frozenset({"tmpfs", "ramfs", "overlay", "squashfs", "iso9660"})
-
-
-@dataclass(frozen=True)
-class Check:
-    """What one check found."""
-
-    name: str
-    status: Status
-    found: str
-    todo: str = ""
-
-
-@dataclass(frozen=True)
-class Place:
-    """This host, and what is known about its Slurm."""
-
-    config: Config
-    host: str
-    slurm: Slurm | None
-    settings: Mapping[str, str]  # of slurm.conf; empty without Slurm
-    is_node: bool  # a compute node; else a login node or the controller
 
 
 def run_all(config: Config) -> Iterator[Check]:
@@ -69,7 +45,8 @@ def run_all(config: Config) -> Iterator[Check]:
     checks: list[Callable[[Place], Iterator[Check]]] = [slurm_answers, munge, spank_plugin]
     if is_node or slurm is None:
         checks += [scripts, node_service, agent_user, spool]
-    for check in [*checks, traces]:
+        checks += [site_machine.kernel, site_machine.ports]
+    for check in [*checks, site_machine.mpi, traces]:
         yield from check(place)
 
 

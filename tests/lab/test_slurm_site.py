@@ -95,7 +95,7 @@ def test_a_site_that_does_what_the_files_say_is_found_whole(suite: chroot.Suite)
     backend = "pyslurm: its probe agrees" if suite.pyslurm else "commands: pyslurm is not installed"
     assert node["adapter"][1].startswith(backend)
     login = statuses(parts["installed ctl"])
-    assert set(login) == {"config", "slurm", "adapter", "munge", "plugin", "traces"}
+    assert set(login) == {"config", "slurm", "adapter", "munge", "plugin", "mpi", "traces"}
 
     assert parts["jobs"].splitlines()[0] == "n1"
     assert int(parts["jobs"].splitlines()[1]) >= 1

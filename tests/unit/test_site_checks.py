@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fabricctl.cli import site_checks
+from fabricctl.cli import site_checks, site_machine
 from fabricctl.cli.site_checks import Check, Place
 from fabricctl.config import AgentConfig, Config, NodeConfig, TraceConfig
 from fabricctl.slurm.model import Version
@@ -160,3 +160,49 @@ def test_a_slurm_without_munge_needs_none(place: Place) -> None:
 def test_the_file_system_of_a_path_is_the_innermost() -> None:
     assert site_checks._file_system(Path("/proc/self")) == "proc"
     assert site_checks._file_system(Path("/")) not in (None, "proc")
+
+
+def ports_of(place: Place, proc: Path, ephemeral: str = "32768\t60999\n") -> list[Check]:
+    (proc / "sys/net/ipv4").mkdir(parents=True, exist_ok=True)
+    (proc / "sys/net/ipv4/ip_local_port_range").write_text(ephemeral)
+    return list(site_machine.ports(place, proc))
+
+
+def test_ports_are_said_for_the_firewall(place: Place, tmp_path: Path) -> None:
+    (check,) = ports_of(place, tmp_path)
+    assert check.status == "ok"
+    assert check.found.startswith("agents UDP 20100-20499, clock UDP 20900-21299, ")
+
+
+def test_ports_that_others_are_given_or_that_overlap(place: Place, tmp_path: Path) -> None:
+    found = ports_of(place, tmp_path, "20450 60999")
+    assert [check.status for check in found] == ["warn"] * 4
+    assert found[0].found == "agents UDP 20100-20499: the kernel gives ports of it to any program"
+    config = replace(place.config, agent=AgentConfig(port_first=20200))
+    (check,) = ports_of(replace(place, config=config), tmp_path)
+    assert (check.status, check.found) == ("warn", "agents UDP and probes UDP overlap")
+
+
+def test_what_a_kernel_lacks_is_told_with_what_does_not_work(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lacking = site_machine.Feature("frobs", "ip", "frob add", "frobbing")
+    monkeypatch.setattr(site_machine, "FEATURES", (lacking,))
+    kernel, psi = site_machine.kernel(place, tmp_path)
+    if "not permitted" not in kernel.found:
+        assert kernel.found.endswith('no frobs (Object "frob" is unknown, try "ip help".)'), kernel
+        assert kernel.todo == "a kernel with it; without: no frobbing"
+        assert "no PSI" in psi.found
+
+
+def test_a_login_node_s_kernel_is_not_asked(place: Place) -> None:
+    assert list(site_machine.kernel(replace(place, is_node=False))) == []
+
+
+def test_an_mpi_library_says_what_it_is(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(site_machine, "LOADER_NAMES", ("nosuchmpi",))
+    (check,) = site_machine.mpi(place)
+    assert check.found.startswith("none where the loader looks")
+    monkeypatch.setattr(site_machine, "LOADER_NAMES", ("c",))  # it has no such function
+    (check,) = site_machine.mpi(place)
+    assert (check.status, check.found) == ("warn", "libc.so.6 does not say what it is")
