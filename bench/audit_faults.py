@@ -2,15 +2,19 @@
 
 Eight nodes. Batches of faults, each of its own kind and place, one full audit a batch; then clean
 audits, as many as asked for. A finding counts for a fault when it names its node and, where the
-fault has one, its rail; whatever names another is a false finding.
+fault has one, its rail; whatever names another is a false finding. ``--random`` makes batches that
+nobody has seen before: kinds, places and sizes by a seed.
 """
 
 import argparse
+import contextlib
 import json
 import os
+import random
+import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from fabricctl.lab.cluster import Lab
 from fabricctl.lab.spec import LabSpec
@@ -36,7 +40,7 @@ BATCHES: Sequence[Sequence[tuple[str, tuple[str, ...], Options]]] = (
         ("loss", ("n5", "r0"), {"percent": 10.0, "direction": "rx"}),
         ("disk-full", ("n6", "disk"), {}),
         ("rate", ("n7", "r1"), {"rate": "150mbit", "direction": "tx"}),
-        ("kill", ("n8", "fabricctl-node"), {}),
+        ("stop", ("n8", "slurmd"), {}),  # a killed node service is started again, and no fault
     ),
     (
         ("ip", ("n1", "r0", "mtu", "1300"), {}),
@@ -59,6 +63,38 @@ BATCHES: Sequence[Sequence[tuple[str, tuple[str, ...], Options]]] = (
         ("disk-full", ("n8", "spool"), {}),
     ),
 )
+
+
+def drawn(seed: int) -> list[tuple[str, tuple[str, ...], Options]]:
+    """A fault on each of eight nodes."""
+    chance = random.Random(seed)
+    found: list[tuple[str, tuple[str, ...], Options]] = []
+    kinds = ["cut", "blackhole", "flap", "carrier-flap", "loss", "loss-large", "rate", "host"]
+    chance.shuffle(kinds)
+    for number, kind in enumerate(kinds, 1):
+        place = (f"n{number}", chance.choice(("r0", "r1")))
+        way = {"direction": chance.choice(("both", "tx", "rx"))}
+        match kind:
+            case "cut":
+                found.append((kind, place, {}))
+            case "flap" | "carrier-flap":
+                found.append((kind, place, {"period_s": chance.uniform(0.1, 0.8)}))
+            case "loss":
+                found.append((kind, place, {**way, "percent": chance.uniform(5, 40)}))
+            case "loss-large":
+                found.append((kind, place, {**way, "above": chance.randint(300, 1400)}))
+            case "rate":
+                rate = f"{chance.randint(10, 400)}mbit"
+                found.append((kind, place, {**way, "rate": rate}))
+            case "blackhole":
+                found.append((kind, place, way))
+            case _:
+                what = chance.choice(
+                    (("disk-full", "spool"), ("disk-full", "disk"), ("stop", "munged"),
+                     ("stop", "fabricctl.node.service"), ("stop", "slurmd"))
+                )  # fmt: skip
+                found.append((what[0], (place[0], what[1]), {}))
+    return found
 
 
 def audit(lab: Lab) -> tuple[float, set[tuple[str, str, str]]]:
@@ -88,6 +124,12 @@ def heal(lab: Lab) -> None:
     lab.heal_all()
     for node, rail in (("n1", "r0"), ("n2", "r1")):
         lab.exec(node, ["ip", "link", "set", rail, "mtu", "1500", "up"])
+    # A slurmd that was taken for dead is asked again late: a new one registers by itself.
+    down = lab.exec("ctl", ["sinfo", "-Nh", "-t", "down,no_respond,drain", "-o", "%N"]).stdout
+    for node in sorted(set(down.split())):
+        lab.fault("kill", node, "slurmd")
+        lab.exec("ctl", ["scontrol", "update", f"nodename={node}", "state=resume"], check=False)
+    lab.heal_all()
     lab.up()
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -95,6 +137,18 @@ def heal(lab: Lab) -> None:
         if not json.loads(done.stdout)["findings"]:
             return
         time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def busy(count: int) -> Iterator[None]:
+    """So many loops beside the lab, until the end."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for each in loops:
+            each.kill()
+            each.wait()
 
 
 def place(target: Sequence[str]) -> tuple[str, str]:
@@ -107,12 +161,18 @@ def main() -> int:
     parser.add_argument("--name", default="bench-audit", help="of the lab")
     parser.add_argument("--clean", type=int, default=2, help="clean audits")
     parser.add_argument("--batches", default="1,2,3,4", help="of faults; empty: none")
+    parser.add_argument("--random", default="", help="seeds of batches that are drawn")
+    parser.add_argument("--busy", type=int, default=0, help="loops that take CPU time beside them")
     given = parser.parse_args()
     seeded = missed = false = 0
     longest_s = 0.0
-    with Lab(LabSpec(name=given.name, nodes=8)) as lab:
-        for number in map(int, filter(None, given.batches.split(","))):
-            batch = BATCHES[number - 1]
+    batches = [(f"batch {number}", BATCHES[int(number) - 1])
+               for number in filter(None, given.batches.split(","))]  # fmt: skip
+    batches += [
+        (f"seed {seed}", drawn(int(seed))) for seed in filter(None, given.random.split(","))
+    ]
+    with Lab(LabSpec(name=given.name, nodes=8)) as lab, busy(given.busy):
+        for name, batch in batches:
             for fault in batch:
                 put_in(lab, fault)
             took_s, found = audit(lab)
@@ -124,7 +184,7 @@ def main() -> int:
             wrong = {one for one in found if one[:2] not in places}
             seeded, missed, false = seeded + len(batch), missed + len(lost), false + len(wrong)
             said = f"missed {lost or 'none'}; false {sorted(wrong) or 'none'}"
-            print(f"batch {number}: {len(batch)} faults, {took_s:.1f} s, load "
+            print(f"{name}: {len(batch)} faults, {took_s:.1f} s, load "
                   f"{os.getloadavg()[0]:.1f}; {said}", flush=True)  # fmt: skip
         clean_bad = 0
         for number in range(given.clean):

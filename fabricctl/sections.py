@@ -95,8 +95,11 @@ class HealthConfig:
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """Limits of `fabricctl audit --full` beside those that it learns from the nodes themselves."""
+    """Limits of `fabricctl audit` beside those that it learns from the nodes themselves."""
 
+    begin_s: float = key(
+        10.0, "A node on which a job does not begin in this time, prolog included, fails.", 1, 600
+    )
     bandwidth_floor_mbit: float = key(
         0.0, "What each rail must carry each way, Mbit/s; 0: only as its peers do.", 0, 1e6
     )

@@ -80,12 +80,12 @@ def command(
             click.echo(f"{name}: cannot be: {reason}")
         return
     begin_s = int(time.time())
-    limits = config.load().audit if full or burn_in else None
+    settings = config.load().audit
 
     links: list[Link] = []
 
     def once() -> "list[Check]":
-        return audit(chosen, PORT, via, limits, links)
+        return audit(chosen, PORT, settings, via=via, full=full or burn_in is not None, seen=links)
 
     checks = _burned(once, burn_in) if burn_in else once()
     cluster = slurm.configuration().get("ClusterName", "?")

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fabricctl.errors import SystemRefusedError, UsageError
+from fabricctl.errors import NotFoundError, SystemRefusedError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fabricctl.config import Config
     from fabricctl.fleet.health.run import Health, Outcome
     from fabricctl.fleet.health.store import HealthStore
-    from fabricctl.slurm.model import Slurm
+    from fabricctl.slurm.model import Node, Slurm
 
 JSON_VERSION = 1
 KEEP_REPORTS = 200
@@ -38,18 +40,21 @@ def command() -> None:
 @click.option("--partition", metavar="NAME", help="All nodes of a partition.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Take this report (audit --json) in place of an audit now.")  # fmt: skip
+@click.option("--live", is_flag=True, help="What fabricd on this host knows just now, in place of "
+              "an audit: rails without carrier, nodes that are silent.")  # fmt: skip
 @click.option("--via", metavar="CMD", help="Audit not by Slurm jobs, but by this: 'ssh {node}'.")
 @_dry
 @_json
 def look(
     nodes: str | None, partition: str | None, report: Path | None, via: str | None, *,
-    dry_run: bool, as_json: bool,
+    live: bool, dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Audit NODES, or take a report, and do what the policy says.
+    """Audit NODES, take a report, or what fabricd knows, and do what the policy says.
 
     Exit status 0: nothing was to be done, or all was; 1: something was refused or failed.
     """
     from fabricctl import config
+    from fabricctl.cli.audit import named
     from fabricctl.cli.role import demand_operator
     from fabricctl.fleet.audit import report as reports
     from fabricctl.fleet.health.run import check_report, only_one
@@ -61,25 +66,32 @@ def look(
         demand_operator(slurm, "health look")
     cluster = slurm.configuration().get("ClusterName", "?")
     if report is not None:
-        if nodes or partition or via:
+        if nodes or partition or via or live:
             raise UsageError("health look: --report names its nodes itself")
         try:
             given = reports.read(report.read_text())
         except (OSError, UnicodeDecodeError) as error:
             raise SystemRefusedError(f"health: {report}: {error}") from None
         check_report(given, cluster, settings.health, time.time())
+    elif live:
+        if partition or via:
+            raise UsageError("health look: --live asks fabricd, of NODES or of all")
+        given = _live(settings, slurm, cluster, nodes)
     else:
-        given = _audited(slurm, cluster, nodes, partition, via)
+        chosen = named(slurm, nodes, partition)
+        given = _audited(chosen, cluster, settings, via)
     names, sha = sorted(given["nodes"]), str(given["sha256"])
+    if not names:
+        raise NotFoundError("health look: fabricd has heard of none of these nodes")
     with only_one(settings.fleet.dir):
         store = _store(settings)
         if dry_run:
             store.begin_trial()
-        store.take(sha, int(given["end_real_s"]), names, given["checks"])
+        store.take(sha, int(given["end_real_s"]), names, given["checks"], whole=not live)
         if not dry_run:
             _keep(settings.fleet.dir / "reports", given)
         health = _health(settings, slurm, store, dry=dry_run)
-        outcomes = health.look(names, f"audit {sha[:12]}")
+        outcomes = health.look(names, f"{'fabricd' if live else 'audit'} {sha[:12]}")
         store.close()
     _say(outcomes, settings.health.mode, as_json, dry_run)
 
@@ -182,17 +194,36 @@ def _health(settings: "Config", slurm: "Slurm", store: "HealthStore", *, dry: bo
 
 
 def _audited(
-    slurm: "Slurm", cluster: str, nodes: str | None, partition: str | None, via: str | None
+    nodes: "Sequence[Node]", cluster: str, settings: "Config", via: str | None
 ) -> dict[str, Any]:
-    from fabricctl.cli.audit import PORT, named
+    from fabricctl.cli.audit import PORT
     from fabricctl.fleet.audit import report
     from fabricctl.fleet.audit.run import audit
 
-    chosen = named(slurm, nodes, partition)
     begin_s = int(time.time())
-    checks = audit(chosen, PORT, via)
-    given = report.document(checks, [n.name for n in chosen], cluster, begin_s, int(time.time()))
+    checks = audit(nodes, PORT, settings.audit, via=via)
+    given = report.document(checks, [n.name for n in nodes], cluster, begin_s, int(time.time()))
     return {**given, "checks": checks}
+
+
+def _live(
+    settings: "Config", slurm: "Slurm", cluster: str, nodes: str | None
+) -> dict[str, Any]:  # fmt: skip
+    from fabricctl import hostlist
+    from fabricctl.fleet.audit import report
+    from fabricctl.fleet.head.service import ask
+    from fabricctl.fleet.health.live import checks
+
+    now_s = int(time.time())
+    try:
+        snapshot = json.loads(ask(settings.head.socket, "snapshot"))
+    except ValueError:
+        snapshot = {}
+    known = {node.name for node in slurm.nodes()}
+    only = known.intersection(hostlist.expand(nodes)) if nodes else known
+    found = checks(snapshot, sorted(only))
+    names = sorted({check.node for check in found})
+    return {**report.document(found, names, cluster, now_s, now_s), "checks": found}
 
 
 def _keep(directory: Path, given: dict[str, Any]) -> None:

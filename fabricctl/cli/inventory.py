@@ -4,7 +4,8 @@ import fnmatch
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,7 +80,8 @@ def take(file: Iterable[str]) -> None:
     from fabricctl.fleet.inventory.collect import parse
 
     taken = [parse(line) for line in file if line.strip()]
-    with _open() as inventory:
+    names = list(dict.fromkeys(node for node, _ in taken))
+    with _open() as inventory, _logged("take", names, "facts of nodes"):
         for node, facts in taken:
             click.echo(f"{node}: {inventory.record(node, facts)} changes")
 
@@ -174,11 +176,14 @@ def accept(nodes: str, key: str, dry_run: bool) -> None:
     """Declare that NODES should have what they have now."""
     with _open() as inventory:
         now = inventory.now()
+        values = {}
         for node in _expand(nodes):
             if node not in now:
                 raise NotFoundError(f"inventory: nothing is known of {node}: inventory discover")
-            values = {k: seen.value for k, seen in now[node].items() if fnmatch.fnmatch(k, key)}
-            _declare(inventory, node, values, "accept", dry_run)
+            values[node] = {
+                k: seen.value for k, seen in now[node].items() if fnmatch.fnmatch(k, key)
+            }
+        _declare(inventory, values, "accept", dry_run)
 
 
 @command.command(name="import")
@@ -197,8 +202,7 @@ def import_file(file: Path, form: str | None, dry_run: bool) -> None:
         raise SystemRefusedError(f"inventory: {file}: cannot be read: {error}") from None
     values = READERS[form or _by_name(file)](text)
     with _open() as inventory:
-        for node, mine in values.items():
-            _declare(inventory, node, mine, file.name, dry_run)
+        _declare(inventory, values, file.name, dry_run)
 
 
 @command.command(name="export")
@@ -234,7 +238,8 @@ def forget(nodes: str, dry_run: bool) -> None:
         if strange:
             raise NotFoundError(f"inventory: nothing is known of {', '.join(strange[:5])}")
         if not dry_run:
-            inventory.forget(names)
+            with _logged("forget", names, ""):
+                inventory.forget(names)
     click.echo(f"{'would forget' if dry_run else 'forgot'} {len(names)} nodes", err=True)
 
 
@@ -272,14 +277,29 @@ def _switches() -> "Sequence[Switch]":
 
 
 def _declare(
-    inventory: "Inventory", node: str, values: dict[str, str], source: str, dry_run: bool
+    inventory: "Inventory", values: Mapping[str, Mapping[str, str]], source: str, dry_run: bool
 ) -> None:
-    before = inventory.declared().get(node, {})
-    changes = {key: value for key, value in values.items() if before.get(key) != value}
+    before = inventory.declared()
+    fresh = {
+        node: sum(before.get(node, {}).get(key) != value for key, value in mine.items())
+        for node, mine in values.items()
+    }
     if not dry_run:
-        inventory.declare(node, values, source)
+        said = f"{source}: {sum(fresh.values())} values declared anew"
+        with _logged("accept" if source == "accept" else "import", list(values), said):
+            for node, mine in values.items():
+                inventory.declare(node, mine, source)
     verb = "would declare" if dry_run else "declared"
-    click.echo(f"{node}: {verb} {len(changes)} values, {len(values) - len(changes)} were so before")
+    for node, count in fresh.items():
+        click.echo(f"{node}: {verb} {count} values, {len(values[node]) - count} were so before")
+
+
+def _logged(what: str, nodes: Sequence[str], text: str) -> AbstractContextManager[None]:
+    from fabricctl import config, hostlist
+    from fabricctl.fleet.changes import ChangeLog
+
+    log = ChangeLog(config.load().fleet.dir, "inventory")
+    return log.change(what, hostlist.fold(nodes), text)
 
 
 def _summary(inventory: "Inventory", as_json: bool) -> None:

@@ -1,7 +1,9 @@
 """``fabricctl path``: link failover of the jobs on this node."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import click
@@ -69,7 +71,9 @@ def events(job: str | None, as_json: bool) -> None:
 def move(peer: str, rail: int, job: str | None, dry_run: bool, why: str) -> None:
     """Send everything for node PEER over RAIL (a number), until `path unmove`."""
     request = {"do": "move", "peer": peer, "rail": str(rail), "why": why}
-    _change(_jobs(job, live=True, one=True), request, dry_run)
+    jobs = _jobs(job, live=True, one=True)
+    with _logged("move", f"{_host()} job {jobs[0]} to {peer} over rail {rail}", why, dry_run):
+        _change(jobs, request, dry_run)
 
 
 @command.command()
@@ -79,7 +83,9 @@ def move(peer: str, rail: int, job: str | None, dry_run: bool, why: str) -> None
 @_why
 def unmove(peer: str, job: str | None, dry_run: bool, why: str) -> None:
     """Undo `path move`: rails are chosen by their health again."""
-    _change(_jobs(job, live=True, one=True), {"do": "unmove", "peer": peer, "why": why}, dry_run)
+    jobs = _jobs(job, live=True, one=True)
+    with _logged("unmove", f"{_host()} job {jobs[0]} to {peer}", why, dry_run):
+        _change(jobs, {"do": "unmove", "peer": peer, "why": why}, dry_run)
 
 
 @command.command(name="drain-rail")
@@ -106,12 +112,28 @@ def undrain_rail(rail: int, job: str | None, dry_run: bool, why: str) -> None:
 
 
 def _drain(job: str | None, rail: int, why: str, dry_run: bool, *, out: bool) -> None:
-    if job is None:
-        _keep_drained(rail, why, dry_run, out=out)
-    jobs = _jobs(job, live=job is not None)
-    live = [number for number in jobs if _state(number) in ("ready", "starting")]
-    request = {"do": "drain" if out else "undrain", "rail": str(rail), "why": why}
-    _change(live if job is None else jobs, request, dry_run)
+    on = f"{_host()} rail {rail}" + (f" of job {job}" if job else "")
+    control.check_why(why)
+    with _logged("rail out" if out else "rail in", on, why, dry_run):
+        if job is None:
+            _keep_drained(rail, why, dry_run, out=out)
+        jobs = _jobs(job, live=job is not None)
+        live = [number for number in jobs if _state(number) in ("ready", "starting")]
+        request = {"do": "drain" if out else "undrain", "rail": str(rail), "why": why}
+        _change(live if job is None else jobs, request, dry_run)
+
+
+def _host() -> str:
+    return os.uname().nodename.partition(".")[0]
+
+
+def _logged(what: str, on: str, why: str, dry_run: bool) -> AbstractContextManager[None]:
+    """In `fabricctl changes` of this node; others than root will be refused anyway."""
+    from fabricctl.fleet.changes import ChangeLog
+
+    if dry_run or os.geteuid():
+        return nullcontext()
+    return ChangeLog(config.load().fleet.dir, "path").change(what, on, why)
 
 
 def _state(job: int) -> str:
@@ -123,13 +145,10 @@ def _state(job: int) -> str:
 
 def _keep_drained(rail: int, why: str, dry_run: bool, *, out: bool) -> None:
     """What jobs that begin later are to find."""
-    import os
-
     from fabricctl.paths import addresses
 
     files = _files()
-    control.check_why(why)
-    found = addresses.find(config.load(), os.uname().nodename.split(".")[0])
+    found = addresses.find(config.load(), _host())
     if not 0 <= rail < len(found):
         raise UsageError(f"rail {rail}: this node has {len(found)}, counted from 0")
     name, drained = found[rail].name, files.drained()

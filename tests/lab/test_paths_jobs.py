@@ -356,6 +356,8 @@ def test_a_rail_is_drained_under_a_running_job(lab: Lab, job: int) -> None:
     finally:
         lab.exec("n2", ["fabricctl", "path", "undrain-rail", "0"])
     assert "r0 is out" not in lab.exec("n2", ["fabricctl", "path", "show"]).stdout
+    log = lab.exec("n2", ["fabricctl", "changes"]).stdout
+    assert "rail out" in log and "new cable" in log and "rail in" in log
 
 
 def test_only_root_may_move(lab: Lab, job: int) -> None:

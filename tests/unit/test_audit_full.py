@@ -175,7 +175,7 @@ def test_a_partner_that_never_comes_costs_its_time_and_no_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(pairwise, "WAIT_S", 0.2)
-    monkeypatch.setattr(pairwise, "STALL_S", 0.1)
+    monkeypatch.setattr(pairwise, "HELLO_S", 0.1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

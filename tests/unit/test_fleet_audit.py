@@ -4,7 +4,8 @@ import json
 import random
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from click.testing import CliRunner
 
 from fabricctl.cli.main import cli
 from fabricctl.errors import DataError
-from fabricctl.fleet.audit import fabric, probes, report, run
+from fabricctl.fleet.audit import fabric, probes, reach, report, run
 from fabricctl.fleet.audit.model import Check, worst
 from fabricctl.fleet.audit.probes import COUNT, Pair, chosen_peers
+from fabricctl.sections import AuditConfig
 from tests.support.fakeslurm import FakeSlurm, node
 
 NAMES = [f"n{number}" for number in range(1, 9)]
@@ -174,7 +176,7 @@ def test_what_a_node_says_of_another_or_in_control_characters_is_not_believed() 
 def test_few_partitions_hold_all_nodes() -> None:
     nodes = [node("n1", partitions=("a", "all")), node("n2", partitions=("all",)),
              node("n3", partitions=("b",))]  # fmt: skip
-    assert run.partitions_of(nodes) == {"all": ["n1", "n2"], "b": ["n3"]}
+    assert reach.partitions_of(nodes) == {"all": ["n1", "n2"], "b": ["n3"]}
 
 
 def test_not_measured_is_never_fine() -> None:
@@ -203,12 +205,12 @@ def test_a_report_knows_whether_it_was_changed_and_two_alike_have_one_verdict() 
 def test_probes_that_do_not_come_back_are_not_measured_and_not_fine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def ask(nodes: object, words: list[str], *_: object) -> dict[str, object]:
+    def ask(_: object, words: Sequence[str], __: str) -> dict[str, reach.Record]:
         own = {"checks": [GOOD], "rails": {"r0": "10.0.0.1"}}
         return dict.fromkeys(("n1", "n2"), own) if words == ["audit-self"] else {}
 
-    monkeypatch.setattr(run, "_ask", ask)
-    checks = run.audit([node("n1"), node("n2")], 20980)
+    monkeypatch.setattr(run, "open_way", lambda *_: nullcontext(reach.Way(ask)))
+    checks = run.audit([node("n1"), node("n2")], 20980, AuditConfig())
     assert {(c.node, c.name) for c in checks if c.status == "not measured"} == {
         ("n1", "probes"), ("n2", "probes"),
     }  # fmt: skip
@@ -221,14 +223,14 @@ def test_the_command_says_what_failed_and_what_changed(
     monkeypatch.setattr("fabricctl.slurm.choose.open_slurm", lambda _=None: slurm)
     state = {"n2": "ok"}
 
-    def ask(nodes: object, words: list[str], *_: object) -> dict[str, object]:
+    def ask(_: object, words: Sequence[str], __: str) -> dict[str, reach.Record]:
         if words == ["audit-self"]:
             return {name: {"checks": [{**GOOD, "status": state.get(name, "ok")}],
                            "rails": {"r0": "10.0.0.1"}} for name in ("n1", "n2")}  # fmt: skip
         ends = (("n1", "n2"), ("n2", "n1"))
         return {a: {"pairs": [vars(Pair(a, b, "r0", 9, 9, 9, 9, 1000))]} for a, b in ends}
 
-    monkeypatch.setattr(run, "_ask", ask)
+    monkeypatch.setattr(run, "open_way", lambda *_: nullcontext(reach.Way(ask)))
     done = CliRunner().invoke(cli, ["audit", "n[1-2]", "--json"])
     assert done.exit_code == 0, done.output
     (tmp_path / "before.json").write_text(done.stdout)

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from fabricctl.cli.main import cli
 from fabricctl.errors import DataError, NotFoundError
+from fabricctl.fleet import changes
 from fabricctl.fleet import lines as lines_module
 from fabricctl.fleet.inventory import collect, formats
 from fabricctl.fleet.inventory.compare import against_declared, against_peers
@@ -272,6 +273,12 @@ def test_from_taking_facts_in_to_what_differs(tmp_path: Path) -> None:
     assert len(json.loads(call("show", "n4", "--history", "--json")[1])["values"]) == 3
     assert call("forget", "n4")[0] == 0
     assert "n4" not in call("show")[1]
+    done = [line for line in changes.read(tmp_path / "fleet") if line["outcome"] == "begun"]
+    assert [(line["what"], line["on"]) for line in done] == [
+        ("take", "n[1-4]"), ("accept", "n[1-4]"), ("take", "n[1-4]"), ("import", "n[1-4]"),
+        ("forget", "n4"),
+    ]  # fmt: skip
+    assert done[3]["text"] == "site.yaml: 4 values declared anew"
 
 
 @pytest.mark.usefixtures("site")

@@ -9,14 +9,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
-from fabricctl import hostlist
 from fabricctl.errors import DataError
 from fabricctl.fleet.audit import limits
 from fabricctl.fleet.audit.model import Check, Status
 from fabricctl.fleet.audit.pairwise import Link
 from fabricctl.fleet.audit.probes import Pair
 from fabricctl.sections import AuditConfig
-from fabricctl.slurm.model import Node
 from fabricctl.units import format_duration
 
 PAIRS_LIMIT_S = 40.0  # of a node's rounds; eight nodes with two rails take five
@@ -28,21 +26,24 @@ Ask = Callable[[str], Mapping[str, Mapping[str, object]]]
 
 def tournament(
     table: Mapping[str, Mapping[str, str]],
+    fit: Mapping[str, Mapping[str, str]],
     pairs: Sequence[Pair],
     port: int,
     ask: Ask,
+    *,
     config: AuditConfig,
 ) -> tuple[list[Check], list[Link]]:
     """Latency, bandwidth and clocks of all pairs, and what each pair measured.
 
+    ``table``: the nodes' rails; ``fit``: those of them that did not fail before and are measured.
     ``pairs``: what probes found; those that are dead are left out.
     """
     dead = sorted({(p.node, p.peer, p.rail) for p in pairs if not p.small_answered})
-    given = json.dumps({"port": port, "cookie": secrets.token_hex(16), "table": table,
+    given = json.dumps({"port": port, "cookie": secrets.token_hex(16), "table": fit,
                         "dead": dead, "limit_s": PAIRS_LIMIT_S})  # fmt: skip
     links: list[Link] = []
     for name, record in ask(given).items():
-        links += link_answer(name, record, table)
+        links += link_answer(name, record, fit)
     floors = limits.Floors(
         config.bandwidth_floor_mbit * 1e6 / 8, config.rtt_ceiling_us * 1e3,
         config.clock_ceiling_us * 1e3, config.share,
@@ -72,13 +73,13 @@ def link_answer(
     return found
 
 
-def allreduce(nodes: Sequence[Node], partition: str, config: AuditConfig) -> list[Check]:
-    """One all-reduce over all of them; a wrong sum is told of the nodes that had it."""
-    names = [node.name for node in nodes]
-    argv = [*shlex.split(config.mpi), "--quiet", f"--partition={partition}",
-            f"--nodelist={hostlist.fold(names)}", f"--nodes={len(names)}", "--ntasks-per-node=1",
-            "--cpus-per-task=1", "--immediate=30", "--time=3", "--job-name=fabric-audit",
-            "--mem=0", sys.executable, "-m", "fabricctl.mpi.allreduce"]  # fmt: skip
+def allreduce(where: Sequence[str], names: Sequence[str], config: AuditConfig) -> list[Check]:
+    """One all-reduce over all of them; a wrong sum is told of the nodes that had it.
+
+    ``where``: options of srun that say so.
+    """
+    argv = [*shlex.split(config.mpi), "--quiet", *where, sys.executable, "-m",
+            "fabricctl.mpi.allreduce"]  # fmt: skip
     try:
         # More ranks than cores are told to yield; a machine with enough of them loses nothing.
         done = subprocess.run(

@@ -98,8 +98,14 @@ class HealthStore:
         except sqlite3.Error as error:
             raise SystemRefusedError(f"{self._path}: {error}") from None
 
-    def take(self, sha256: str, at_s: int, nodes: Sequence[str], checks: Sequence[Check]) -> None:
-        """One look. Raises :class:`UsageError` for one that was taken, or is older than one."""
+    def take(
+        self, sha256: str, at_s: int, nodes: Sequence[str], checks: Sequence[Check], *,
+        whole: bool = True,
+    ) -> None:  # fmt: skip
+        """One look. Not ``whole``: it says nothing of what it does not name.
+
+        Raises :class:`UsageError` for one that was taken, or is older than one.
+        """
         with self._whole():
             latest = self._db.execute("SELECT MAX(at_real_s) FROM look").fetchone()[0]
             if self._db.execute("SELECT 1 FROM look WHERE sha256 = ?", (sha256,)).fetchone():
@@ -109,17 +115,23 @@ class HealthStore:
                     f"health: report {sha256[:12]} is not newer than one that was taken"
                 )
             self._db.execute("INSERT INTO look VALUES (?, ?)", (sha256, at_s))
+            by_node: dict[str, list[Check]] = {}
+            for check in checks:
+                by_node.setdefault(check.node, []).append(check)
             for node in nodes:
-                self._take_node(node, at_s, [c for c in checks if c.node == node])
+                self._take_node(node, at_s, by_node.get(node, []), whole)
 
-    def _take_node(self, node: str, at_s: int, checks: Sequence[Check]) -> None:
+    def _take_node(self, node: str, at_s: int, checks: Sequence[Check], whole: bool) -> None:
         found = {(c.area, c.name, c.rail): c for c in checks if c.status != "ok"}
         db = self._db
         known = db.execute("SELECT area, name, rail FROM matter WHERE node = ? AND open", (node,))
         # What was not measured this time is as open as before.
         measured = {c.area for c in checks if c.status != "not measured"}
+        named = {(c.area, c.name, c.rail) for c in checks}
         for key in known.fetchall():
-            if key not in found and (key[0] in measured or _is_silence(key, checks)):
+            if key in found or not (whole or key in named):
+                continue
+            if key[0] in measured or _is_silence(key, checks):
                 db.execute("UPDATE matter SET open = 0 WHERE node = ? AND area = ? AND name = ? "
                            "AND rail = ? AND open", (node, *key))  # fmt: skip
         for (area, name, rail), check in found.items():
@@ -130,14 +142,15 @@ class HealthStore:
                 "text = excluded.text, last_real_s = excluded.last_real_s",
                 (node, area, name, rail, _WEIGHTS[check.status], check.value[:200], at_s, at_s),
             )
-        clean = bool(checks) and all(c.status in ("ok", "warn") for c in checks)
+        fine = bool(checks) and all(c.status in ("ok", "warn") for c in checks)
+        more = int(whole) if fine else None  # clean looks; None: the row of them is broken
         rails = " ".join(sorted({c.rail for c in checks if c.rail}))
         db.execute(
             "INSERT INTO node (node, clean, rails, at_real_s) VALUES (?, ?, ?, ?) ON CONFLICT "
-            "(node) DO UPDATE SET clean = CASE WHEN excluded.clean THEN clean + 1 ELSE 0 END, "
+            "(node) DO UPDATE SET clean = CASE WHEN ? THEN clean + excluded.clean ELSE 0 END, "
             "rails = CASE WHEN excluded.rails = '' THEN rails ELSE excluded.rails END, "
             "at_real_s = excluded.at_real_s",
-            (node, int(clean), rails, at_s),
+            (node, more or 0, rails, at_s, more is not None),
         )
 
     def records(self, nodes: Sequence[str]) -> dict[str, Record]:

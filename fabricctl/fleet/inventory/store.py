@@ -144,7 +144,7 @@ class Inventory:
         """Sets what a node should have; keys that are not named stay. How many changed."""
         now_s, changes = int(time.time()), 0
         with self._db:
-            known = self.declared().get(node, {})
+            known = dict(self._db.ask("SELECT key, value FROM declared WHERE node = ?", (node,)))
             for key, value in values.items():
                 if known.get(key) == value:
                     continue
