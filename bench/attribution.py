@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -74,12 +75,13 @@ def _overlap(one: Verdict, fault: Fault) -> bool:
     return begin < fault.begin_s + fault.length_s + 2 and end > fault.begin_s - 2
 
 
-def iteration_errors(jobs: int) -> list[float]:
-    """Of iterations of 3 to 30 s, sampled once a second, from traffic alone."""
+def iteration_errors(jobs: int, over: Literal["rails", "ports", "memory"]) -> list[float]:
+    """Of iterations of 3 to 30 s, sampled once a second: from traffic alone, or, of a program whose
+    exchange no counter sees, from its MPI calls."""
     errors = []
     for seed in range(jobs):
         true_s = float(np.random.default_rng(seed).uniform(3, 30))
-        sim = Sim(seed, seconds=3600, nodes=2, iteration_s=true_s, noise=0.01)
+        sim = Sim(seed, seconds=3600, nodes=2, iteration_s=true_s, noise=0.01, over=over)
         accounts = sim.report().accounts
         found = accounts.iteration_s if accounts else None
         errors.append(float("nan") if found is None else abs(found / true_s - 1))
@@ -114,15 +116,24 @@ def main() -> int:
     print(f"loss: median error {np.median(absolute):.2%}, 95th percentile "
           f"{np.percentile(absolute, 95):.2%}, mean (bias) {np.mean(score.errors):+.2%}; "
           f"the 95 % interval holds the truth in {np.mean(score.covered):.1%}")  # fmt: skip
-    iterations = np.array(iteration_errors(max(10, given.jobs // 10)))
-    print(f"iteration time from traffic alone: median error {np.nanmedian(iterations):.3%}, "
-          f"worst {np.nanmax(iterations):.3%}, not found {np.isnan(iterations).sum()}")  # fmt: skip
+    worst = 0.0
+    ways: tuple[tuple[Literal["rails", "ports", "memory"], str], ...] = (
+        ("rails", "traffic alone"), ("memory", "MPI calls alone")
+    )  # fmt: skip
+    for over, what in ways:
+        iterations = np.array(iteration_errors(max(10, given.jobs // 10), over))
+        median, most = np.nanmedian(iterations), np.nanmax(iterations)
+        print(f"iteration time from {what}: median error {median:.3%}, worst {most:.3%}, "
+              f"not found {np.isnan(iterations).sum()}")  # fmt: skip
+        worst = max(worst, float(most), float(np.isnan(iterations).any()))
     for (kind, what), count in sorted(score.of_kind.items()):
         print(f"  {kind:14} {what:7} {count}")
     goals = {"precision": precision, "recall": recall, "place": place}
     met = all(goals[name] >= goal for name, goal in GOAL.items()) and false_alarms == 0
     met &= bool(np.median(absolute) < 0.05) and bool(np.mean(score.covered) >= 0.93)
-    print(f"goal (98.2 / 99.3 / 95.7 %, loss within 5 %): {'met' if met else 'missed'}")
+    met &= bool(np.mean(score.covered) <= 0.97) and worst <= 0.003
+    print(f"goal (98.2 / 99.3 / 95.7 %, loss within 5 %, intervals 93 to 97 %, iterations 0.3 %): "
+          f"{'met' if met else 'missed'}")  # fmt: skip
     return 0 if met else 1
 
 

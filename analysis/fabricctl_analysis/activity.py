@@ -1,8 +1,4 @@
-"""What one node did and suffered in each window of the job: the ground that attribution stands on.
-
-Windows are equal parts of the job's time. A window of which less than half was measured has NaN,
-which is not zero and never taken for a stall.
-"""
+"""What one node did and suffered in each window of the job: what attribution stands on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,52 +7,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fabricctl.store import rollups, schema
-from fabricctl_analysis.counters import Increments, increments
+from fabricctl_analysis.counters import increments
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.host import cpu_time
+from fabricctl_analysis.mpi_calls import MAX_RANKS, calls
 from fabricctl_analysis.rows import NodeRows, apart_ns, of_rail
 from fabricctl_analysis.series import Floats
+from fabricctl_analysis.windows import FOREVER_NS, Grid, shares, windowed
 
-MAX_WINDOWS = 100_000
-MAX_RANKS = 512  # of a node; a forged trace may name any number
 NOT_WAITING = (b"checkpoint", b"torch.step")  # of what the tracker times, not MPI's or NCCL's
-FOREVER_NS = 1 << 62
-_TCP_LIMIT_NS = 2_600_000_000
+_SECONDLY_NS = 2_600_000_000  # longest between two rows of what is read once a second
 # Of fewer segments a share says nothing.
 LEAST_SEGMENTS_PER_S = 100
 # nvml.h, nvmlClocksThrottleReason*: hardware slowdown, thermal by software, by hardware, power.
 THROTTLED = 0x8 | 0x20 | 0x40 | 0x80
 _PRESSURES = {"memory": "memory_full", "io": "io_full", "cpu": "cpu_some"}
-
-
-@dataclass(frozen=True)
-class Grid:
-    """``count`` windows of ``width_ns`` from ``begin_ns`` on; the last may reach beyond the job."""
-
-    begin_ns: int
-    width_ns: int
-    count: int
-
-    @classmethod
-    def over(cls, whole: Span, period_ns: int) -> "Grid":
-        """No finer than the samples and than what is good for."""
-        width = max(period_ns, -(-whole.length_ns // MAX_WINDOWS), 1_000_000)
-        return cls(whole.begin_ns, width, max(1, -(-whole.length_ns // width)))
-
-    @property
-    def edges_ns(self) -> NDArray[np.int64]:
-        return self.begin_ns + np.arange(self.count + 1, dtype=np.int64) * self.width_ns
-
-    def span(self, first: int, last: int) -> Span:
-        """From the begin of one window to the end of another."""
-        at = self.begin_ns + first * self.width_ns
-        return Span(at, self.begin_ns + (last + 1) * self.width_ns)
-
-    def touched(self, begin_ns: int, end_ns: int) -> slice:
-        """The windows that share time with an interval."""
-        first = (begin_ns - self.begin_ns) // self.width_ns
-        last = -(-(end_ns - self.begin_ns) // self.width_ns)
-        return slice(min(max(0, first), self.count), min(max(0, last, first + 1), self.count))
 
 
 @dataclass(frozen=True)
@@ -80,6 +45,7 @@ class Activity:
     mpi: Floats  # share of its time that the rank which waits least spent in MPI
     mpi_rank: NDArray[np.int64]  # which rank that is; -1: no rank is tracked
     iterations: Floats  # that the program told; NaN: it tells none
+    calls: Floats  # of MPI, by all ranks; NaN: none is tracked
 
 
 def activity(rows: NodeRows, grid: Grid, limit_ns: int, measured: Sequence[Span]) -> Activity:
@@ -105,7 +71,7 @@ def activity(rows: NodeRows, grid: Grid, limit_ns: int, measured: Sequence[Span]
     moved = [values for values in rails.values() if not np.isnan(values).all()]
     return Activity(
         node=rows.name,
-        bytes=np.sum(moved, axis=0) if moved else empty,
+        bytes=np.fmax(np.sum(moved, axis=0) if moved else empty, _ports(rows, grid, limit_ns)),
         job_cpu=own / grid.width_ns,
         other_cpu=np.maximum(busy - np.nan_to_num(own), 0) / grid.width_ns,
         steal=steal / grid.width_ns,
@@ -117,14 +83,30 @@ def activity(rows: NodeRows, grid: Grid, limit_ns: int, measured: Sequence[Span]
         mpi=mpi,
         mpi_rank=mpi_rank,
         iterations=_iterations(rows, grid),
+        calls=calls(rows, grid),
     )
+
+
+def _ports(rows: NodeRows, grid: Grid, limit_ns: int) -> Floats:
+    """Bytes through the node's InfiniBand and RoCE ports. What goes past the kernel is in no
+    interface's counters; a port counts both."""
+    limit_ns, total = max(limit_ns, _SECONDLY_NS), np.full(grid.count, np.nan)
+    for port in np.unique(rows.tables["rdma_port"]["port"]).tolist():
+        mine = rows.tables["rdma_port"]["port"] == port
+        times, table = rows.real_ns["rdma_port"][mine], rows.tables["rdma_port"][mine]
+        apart = apart_ns(table)
+        for way in ("rx", "tx"):
+            found = windowed(increments(times, table[f"{way}_bytes"], apart), grid, limit_ns)
+            seen = ~np.isnan(found)
+            total[seen] = np.nan_to_num(total[seen]) + found[seen]
+    return total
 
 
 def _resent(rows: NodeRows, grid: Grid, limit_ns: int) -> Floats:
     """NaN where too little was sent for a share to mean something."""
     times, table = rows.real_ns["tcp"], rows.tables["tcp"]
     # Read once a second, whatever the pace of the samples.
-    limit_ns, apart = max(limit_ns, _TCP_LIMIT_NS), apart_ns(table)
+    limit_ns, apart = max(limit_ns, _SECONDLY_NS), apart_ns(table)
     again, sent = (
         windowed(increments(times, table[name], apart), grid, limit_ns)
         for name in ("retransmitted", "out_segments")
@@ -186,33 +168,3 @@ def _iterations(rows: NodeRows, grid: Grid) -> Floats:
     if not (steps[steps != schema.NOT_MEASURED["Q"]] > 0).any():
         return np.full(grid.count, np.nan)
     return windowed(increments(times[mine], steps), grid, FOREVER_NS)
-
-
-def windowed(counter: Increments, grid: Grid, limit_ns: int) -> Floats:
-    """What a counter grew by in each window, as if all of the window had been measured."""
-    known = (counter.longest_ns <= limit_ns) & ~np.isnan(counter.amount)
-    if not known.any():
-        return np.full(grid.count, np.nan)
-    knots = np.column_stack([counter.begin_ns, counter.end_ns]).ravel().astype(np.float64)
-    length = (counter.end_ns - counter.begin_ns).astype(np.float64)
-    amounts = _binned(knots, np.where(known, np.nan_to_num(counter.amount), 0.0), grid)
-    share = _binned(knots, np.where(known, length, 0.0), grid) / grid.width_ns
-    result = np.full(grid.count, np.nan)
-    np.divide(amounts, share, out=result, where=share >= 0.5)
-    return result
-
-
-def shares(spans: Sequence[Span], grid: Grid) -> Floats:
-    """Share of each window that the spans, which do not overlap, cover."""
-    if not spans:
-        return np.zeros(grid.count)
-    knots = np.array([(span.begin_ns, span.end_ns) for span in spans], np.float64).ravel()
-    lengths = np.array([span.length_ns for span in spans], np.float64)
-    covered: Floats = np.clip(_binned(knots, lengths, grid) / grid.width_ns, 0.0, 1.0)
-    return covered
-
-
-def _binned(knots: Floats, amounts: Floats, grid: Grid) -> Floats:
-    after = np.cumsum(amounts)
-    running = np.column_stack([after - amounts, after]).ravel()
-    return np.diff(np.interp(grid.edges_ns.astype(np.float64), knots, running))

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fabricctl_analysis.activity import Activity, Grid
+from fabricctl_analysis.activity import Activity
 from fabricctl_analysis.coverage import Span
-from fabricctl_analysis.evidence import Evidence, gather
+from fabricctl_analysis.evidence import Evidence, gather, suspended
 from fabricctl_analysis.model import (
     Accounts,
     Heat,
@@ -27,6 +27,7 @@ from fabricctl_analysis.model import (
 )
 from fabricctl_analysis.pace import Bools, Pace, lost, pace
 from fabricctl_analysis.pieces import AFTER, SURE, Piece, pieces, telling
+from fabricctl_analysis.windows import Grid
 
 _Ns = NDArray[np.int64]
 # Of a normal distribution: 95 % lie within so many deviations.
@@ -64,15 +65,21 @@ def account(
     steps: Sequence[StepSummary],
     remarks: Sequence[Remark] = (),
     more: Sequence[Evidence] = (),
+    ranks: int | None = None,
+    was_suspended: bool = False,
 ) -> Accounts:
-    """``nodes`` of the allocation, measured or not; ``more``: evidence from other sources."""
+    """``nodes`` of the allocation, measured or not; ``more``: evidence from other sources;
+    ``ranks`` of the program, where they are tracked; ``was_suspended``: by the accounting."""
     running = _running(grid, steps)
     window_s = grid.width_ns / 1e9
     work = (_stack(acts, "bytes"), _stack(acts, "job_cpu"))
     evidence = [*gather(acts, rails, paths, remarks, grid=grid, running=running), *more]
+    if was_suspended:
+        evidence += suspended(acts, grid, running)
     evidence.sort(key=lambda one: one.span.begin_ns)
     suspect = _suspect(evidence, grid)
-    found = pace(*work, running, window_s, _stack(acts, "iterations"), suspect=suspect)
+    told, calls = _stack(acts, "iterations"), _stack(acts, "calls")
+    found = pace(*work, running, window_s, told, calls=calls, suspect=suspect)
     widths = np.diff(np.minimum(grid.edges_ns, whole.end_ns))
     job = _Job(found, acts, grid, widths, nodes)
     cut = list(pieces(found, evidence, grid))
@@ -93,6 +100,7 @@ def account(
         deviation=found.deviation if np.isfinite(found.deviation) else None,
         usual_per_s=_per_s(found, grid),
         nodes=nodes,
+        ranks=ranks,
         elapsed_ns=whole.length_ns * nodes,
         no_step_ns=int(widths[~running].sum()) * nodes,
         unknown_pace_ns=int(widths[running & ~known].sum()) * nodes,
@@ -109,7 +117,7 @@ def _iteration_s(found: Pace, grid: Grid) -> float | None:
     told = _per_s(found, grid) if found.signal == "iterations" else None
     if told:
         return 1 / told
-    return None if found.period is None else found.period * grid.width_ns / 1e9
+    return None if found.pattern is None else found.pattern * grid.width_ns / 1e9
 
 
 def _per_s(found: Pace, grid: Grid) -> float | None:
@@ -117,7 +125,7 @@ def _per_s(found: Pace, grid: Grid) -> float | None:
         return None
     if found.signal == "iterations":  # each node tells the same ones
         return found.usual / max(1, int((found.weights > 0).sum())) / (grid.width_ns / 1e9)
-    return found.usual / (grid.width_ns / 1e9) if found.signal == "traffic" else found.usual
+    return found.usual if found.signal == "cpu" else found.usual / (grid.width_ns / 1e9)
 
 
 def _stack(acts: Sequence[Activity], name: str) -> NDArray[np.float64]:
@@ -153,7 +161,7 @@ def _heat(acts: Sequence[Activity], found: Pace, running: Bools) -> Heat | None:
     """The nodes' own paces, whose differences show who was slow and who waited."""
     if found.signal == "none" or not acts:
         return None
-    names = {"traffic": "bytes", "cpu": "job_cpu", "iterations": "iterations"}
+    names = {"traffic": "bytes", "cpu": "job_cpu", "mpi": "calls", "iterations": "iterations"}
     work = _stack(acts, names[found.signal])
     rows = []
     for row in work:

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from fabricctl.slurm.model import Usage
 from fabricctl.store.trace import open_trace
+from fabricctl_analysis.attempts import attempts_of
 from fabricctl_analysis.findings import findings
 from fabricctl_analysis.load import job_facts, node_rows, width_for
 from fabricctl_analysis.model import Report
@@ -11,24 +13,31 @@ from fabricctl_analysis.summarise import summarise
 from fabricctl_analysis.when import When
 
 
-def report_of(path: Path) -> Report:
-    """Of what can be read; the rest is named in it.
+def report_of(path: Path, usages: Sequence[Usage] = ()) -> Report:
+    """Of what can be read; the rest is named in it. ``usages``: the job's, of the accounting.
 
     Raises :class:`~fabricctl.errors.TraceError`.
     """
     with open_trace(path, partial=True) as trace:
         job = trace.job
         nodes = node_rows(trace, width_for(trace))
+        facts = job_facts(trace)
         return summarise(
-            job_facts(trace), nodes, job.begin_real_ns, job.end_real_ns, damage=trace.damage
-        )
+            facts, nodes, job.begin_real_ns, job.end_real_ns,
+            damage=trace.damage, attempts=attempts_of(usages, facts.job),
+        )  # fmt: skip
 
 
 def renderings(
-    path: Path, wanted: Sequence[str], colour: bool = False, unicode: bool = True
+    path: Path,
+    wanted: Sequence[str],
+    colour: bool = False,
+    unicode: bool = True,
+    *,
+    usages: Sequence[Usage] = (),
 ) -> dict[str, str]:
     """The report in each of the ``wanted`` forms: ``text``, ``json``, ``html``, ``markdown``."""
-    report = report_of(path)
+    report = report_of(path, usages)
     when = When(report.whole)
     found = findings(report, when)
     texts: dict[str, str] = {}

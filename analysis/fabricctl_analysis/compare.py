@@ -133,6 +133,8 @@ def _ideal(a: Side, b: Side) -> Iterator[Part]:
 def _work(one: Side, amount: float) -> str:
     if one.signal == "iterations":
         return f"{amount:.0f} iterations"
+    if one.signal == "mpi":
+        return f"{amount:.4g} MPI calls"
     return f"{amount / 1e9:.4g} GB" if one.signal == "traffic" else f"{amount:.4g} core-s"
 
 
@@ -140,6 +142,8 @@ def _pace(one: Side) -> str:
     usual = one.usual_per_s or 0.0
     if one.signal == "iterations":
         return f"{usual:.3g} iterations a second"
+    if one.signal == "mpi":
+        return f"{usual:.3g} MPI calls a second"
     return format_rate(usual) if one.signal == "traffic" else f"{usual:.3g} cores"
 
 

@@ -10,16 +10,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fabricctl.units import format_duration
-from fabricctl_analysis.activity import Activity, Grid
+from fabricctl_analysis.activity import Activity
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.model import Cause, PathMark, RailSummary, Remark
 from fabricctl_analysis.pace import Bools
 from fabricctl_analysis.series import Floats
+from fabricctl_analysis.windows import Grid
 
 # What explains a slow window best when several were there: the more specific first.
 ORDER: tuple[Cause, ...] = (
-    "restart", "link_down", "gpu", "path", "host_stopped", "checkpoint", "host_memory", "storage",
-    "steal", "host_cpu", "rank_slow", "queueing", "rail_slow", "phase",
+    "restart", "suspended", "link_down", "gpu", "path", "host_stopped", "checkpoint",
+    "host_memory", "storage", "steal", "host_cpu", "rank_slow", "queueing", "rail_slow", "phase",
 )  # fmt: skip
 
 # A share of time in which tasks stalled that is this far above the node's own usual one.
@@ -31,6 +32,8 @@ CROWDED, LEAST_CORES = 0.3, 0.2
 AWAITED = 0.2
 # Segments sent again above the usual: a healthy fabric has one in a thousand.
 RESENT = 0.005
+# A node that moves less than this share of its traffic over its interfaces has no use for them.
+LEAST_BY_RAILS = 0.1
 # An XID ends what ran on the GPU; how long the job then stands still is its own affair.
 XID_NS = 10_000_000_000
 # A node whose processes got this much less CPU than usual while the others' went on as ever.
@@ -186,6 +189,23 @@ def _starved(
             yield replace(one, text=f"{act.node}: {words}")
 
 
+def suspended(acts: Sequence[Activity], grid: Grid, running: Bools) -> Iterator[Evidence]:
+    """Windows in which no process of the job ran on any node. Only where the accounting says that
+    the job was suspended: programs may all wait for one thing as well."""
+    cpu = np.array([act.job_cpu for act in acts])
+    if not len(cpu):
+        return
+    usual = np.array([_usual(row, running) for row in cpu])
+    working = usual > LEAST_CORES
+    if not working.any():
+        return
+    share = cpu[working] / usual[working, None]
+    still = running & ~np.isnan(share).all(axis=0) & (np.nan_to_num(share) < STOPPED).all(axis=0)
+    for one in _as_evidence(np.where(still, 1.0, 0.0), acts[0], "suspended", "", grid):
+        words = "Slurm suspended the job: no process of it ran on any node"
+        yield replace(one, nodes=(), text=words)
+
+
 def silent(act: Activity) -> Bools:
     """Windows of which the node measured nothing, and two on each side: probes to an agent that has
     ended, as all do when the job does, are lost too, and are counted once a second."""
@@ -211,9 +231,13 @@ def _rail_shares(acts: Sequence[Activity], grid: Grid, running: Bools) -> Iterat
     for act in acts:
         if len(act.rails) < 2:
             continue
+        # Of what went over interfaces: RDMA does not, and is in ``act.bytes``.
+        whole = np.sum(list(act.rails.values()), axis=0)
+        if np.nansum(whole) < LEAST_BY_RAILS * np.nansum(act.bytes):
+            continue
         with np.errstate(invalid="ignore", divide="ignore"):
             for rail, moved in act.rails.items():
-                share = moved / act.bytes
+                share = moved / whole
                 usual = _usual(share, running)
                 if usual > 0.1:
                     less = np.where(running & (share < usual / 2), 1 - share / usual, 0.0)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from itertools import takewhile
 
 from fabricctl.units import format_duration
+from fabricctl_analysis.attempts import attempt_findings
 from fabricctl_analysis.clock_findings import clock_findings
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.links import Cause, Down
@@ -46,6 +47,7 @@ def findings(report: Report, when: When) -> tuple[Finding, ...]:
         *clock_findings(report, when),
         *state_findings(report, when),
         *findings_of_moves(report, when),
+        *attempt_findings(report),
     ]
     return tuple(sorted(found, key=_weight))
 

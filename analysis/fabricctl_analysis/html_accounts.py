@@ -28,7 +28,7 @@ def accounts_section(report: Report, axis: Axis, places: dict[str, str]) -> Iter
         yield '<ol class="findings">'
         for one in told[:MAX_VERDICTS]:
             weight = "info" if one.certainty == "none" else "error"
-            yield _item(weight, one, verdicts.sentence(one, axis.when), axis)
+            yield _item(weight, one, verdicts.sentence(one, axis.when, accounts), axis)
         for one in accounts.harmless[:MAX_VERDICTS]:
             yield _item("info", one, verdicts.quiet_sentence(one, axis.when), axis)
         yield "</ol>"

@@ -121,6 +121,21 @@ class NodeSummary:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """One attempt of the job by Slurm's accounting; a job that is requeued has several."""
+
+    state: str
+    waited_s: int | None  # in the queue: since the submission, or the end of the attempt before
+    begin_s: int
+    end_s: int | None
+    elapsed_s: int  # without the time it was suspended
+    suspended_s: int
+    nodes: int
+    account: str | None
+    partition: str | None
+
+
+@dataclass(frozen=True)
 class LinkMark:
     """One link event, for the time line."""
 
@@ -148,7 +163,7 @@ class PathMark:
 
 
 Cause = Literal[
-    "restart", "gpu",
+    "restart", "suspended", "gpu",
     "link_down", "path", "queueing", "host_stopped", "host_memory", "storage", "host_cpu",
     "steal", "rank_slow", "rail_slow", "checkpoint", "phase", "start_end", "unknown",
 ]  # fmt: skip
@@ -221,12 +236,13 @@ class Accounts:
     usual pace), the verdicts' losses and ``variation_ns`` (small ups and downs, may be below 0).
     """
 
-    signal: Literal["iterations", "traffic", "cpu", "none"]  # what the pace was taken from
+    signal: Literal["iterations", "traffic", "mpi", "cpu", "none"]  # what the pace was taken from
     window_ns: int
     iteration_s: float | None  # found in the pattern of the work
     deviation: float | None  # of one window's pace from the usual
     usual_per_s: float | None  # of all nodes: bytes a second by traffic, cores by CPU
     nodes: int
+    ranks: int | None  # of the program, None: they are not tracked
     elapsed_ns: int
     no_step_ns: int
     unknown_pace_ns: int
@@ -240,6 +256,10 @@ class Accounts:
     @property
     def lost_ns(self) -> int:
         return sum(one.loss_ns for one in self.verdicts)
+
+    def rank_s(self, node_ns: int) -> float | None:
+        """Rank-seconds of an amount of node-ns: all nodes hold as many ranks."""
+        return node_ns / 1e9 * self.ranks / self.nodes if self.ranks and self.nodes else None
 
 
 @dataclass(frozen=True)
@@ -293,6 +313,7 @@ class Report:
     accounts: Accounts | None = None  # None: the trace does not say when the job began and ended
     moves: Moves = field(default_factory=Moves)
     strips: tuple[Strip, ...] = ()
+    attempts: tuple[Attempt, ...] = ()  # empty: the accounting was not asked
 
     @property
     def coverage(self) -> float:

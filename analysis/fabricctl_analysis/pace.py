@@ -6,7 +6,7 @@ than a window make the work come in bursts: the pace is then smoothed over one i
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fabricctl_analysis.series import Floats
 
-Signal = Literal["iterations", "traffic", "cpu", "none"]
+Signal = Literal["iterations", "traffic", "mpi", "cpu", "none"]
 Bools = NDArray[np.bool_]
 
 # Fewer windows than this have no usual pace.
@@ -57,6 +57,7 @@ class Pace:
     usual: float  # work of a window at the usual pace, all nodes together
     alike: float = 1.0  # how much larger errors of sums are because neighbours are alike
     clean: Bools | None = None  # windows that show the usual pace; None: all that are known
+    pattern: float | None = None  # iterations that the MPI calls show where the work does not
 
     @property
     def known(self) -> Bools:
@@ -70,23 +71,31 @@ def pace(
     window_s: float,
     told: Floats | None = None,
     *,
+    calls: Floats | None = None,
     suspect: Bools | None = None,
 ) -> Pace:
-    """``moved`` (bytes), ``cpu`` (cores) and ``told`` (iterations) of nodes by windows;
-    ``running``: a step was there; ``suspect``: something was wrong, so that the usual pace and
-    the pattern of the work are taken from the others, when there are enough. What the program
-    told goes before what its traffic shows."""
+    """``moved`` (bytes), ``cpu`` (cores), ``told`` (iterations) and ``calls`` (of MPI) of nodes by
+    windows; ``running``: a step was there; ``suspect``: something was wrong, so that the usual pace
+    and the pattern of the work are taken from the others, when there are enough. What the program
+    told goes before what its traffic shows, and that before its calls."""
     usual_at = running if suspect is None else running & ~suspect
     if usual_at.sum() < max(MIN_WINDOWS, running.sum() * LEAST_CLEAN):
         usual_at = running
+    by_calls = None if calls is None else _pace_by("mpi", calls, running, usual_at, 0.0)
     for signal, work, least in (
-        ("iterations", np.full(moved.shape, np.nan) if told is None else told, 0.0),
+        ("iterations", told, 0.0),
         ("traffic", moved, LEAST_BYTES_PER_S * window_s),
+        ("mpi", calls, 0.0),
         ("cpu", cpu, LEAST_CORES),
     ):
-        found = _pace_by(signal, work, running, usual_at, least)  # type: ignore[arg-type]
+        if work is None:
+            continue
+        found = by_calls
+        if signal != "mpi":
+            found = _pace_by(signal, work, running, usual_at, least)  # type: ignore[arg-type]
         if found is not None:
-            return found
+            pattern = found.period or (by_calls.period if by_calls else None)
+            return replace(found, pattern=pattern)
     empty = np.full(moved.shape[1], np.nan)
     return Pace("none", empty, empty, np.nan, np.nan, None, np.zeros(len(moved)), np.nan)
 

@@ -8,11 +8,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from fabricctl_analysis.activity import Grid
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.evidence import ORDER, Evidence
 from fabricctl_analysis.model import Cause
 from fabricctl_analysis.pace import Pace, slow_windows
+from fabricctl_analysis.windows import Grid
 
 # After evidence ends its effect may last: a stream whose retransmission timer had backed off sends
 # next when as much time again has passed (RFC 6298, 5.5); what is queued takes some windows.

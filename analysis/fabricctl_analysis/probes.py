@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fabricctl_analysis import coverage
-from fabricctl_analysis.activity import Grid
 from fabricctl_analysis.align import Ns, Rows
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.evidence import Evidence
 from fabricctl_analysis.pace import Bools
 from fabricctl_analysis.rows import NodeRows
+from fabricctl_analysis.windows import Grid
 
 # Between two rows of an edge: more than this share, and more probes than are under way at a time.
 LOST, UNDER_WAY = 0.05, 4

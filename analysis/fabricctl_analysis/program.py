@@ -9,11 +9,11 @@ import numpy as np
 from fabricctl.store.schema import CheckpointEvent
 from fabricctl.units import format_duration
 from fabricctl_analysis import coverage
-from fabricctl_analysis.activity import FOREVER_NS, Grid, windowed
 from fabricctl_analysis.counters import increments
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.evidence import Evidence
 from fabricctl_analysis.rows import NodeRows, clean
+from fabricctl_analysis.windows import FOREVER_NS, Grid, windowed
 
 SAVING = b"checkpoint"  # the tracker's name of a program's own saving
 # Times in calls are summed once a second, on nodes of many ranks every 16 s at least.

@@ -2,11 +2,21 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from fabricctl_analysis import clock_words, render_moves
+from fabricctl_analysis.attempts import TAKEN, cost_node_h
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.links import Down
-from fabricctl_analysis.model import Figure, Finding, NodeSummary, RailSummary, Report, Verdict
+from fabricctl_analysis.model import (
+    Accounts,
+    Figure,
+    Finding,
+    NodeSummary,
+    RailSummary,
+    Report,
+    Verdict,
+)
 from fabricctl_analysis.verdicts import advice
 from fabricctl_analysis.when import iso
 
@@ -32,6 +42,7 @@ def document(report: Report, found: Sequence[Finding]) -> dict[str, Json]:
         "coverage": {"value": report.coverage, "unit": "1"},
         "findings": [_finding(one, begin) for one in found],
         "accounts": _accounts(report, begin),
+        "attempts": [_attempt(report, nth) for nth in range(len(report.attempts))],
         "advice": list(advice(report)),
         "nodes": [_node(node, begin) for node in report.nodes],
         "rails": [_rail(rail, begin) for rail in report.rails],
@@ -69,6 +80,12 @@ def document(report: Report, found: Sequence[Finding]) -> dict[str, Json]:
             for one in report.unmeasured
         ],
     }
+
+
+def _attempt(report: Report, nth: int) -> Json:
+    one = report.attempts[nth]
+    low, high = cost_node_h(report, nth) if one.state in TAKEN else (None, None)
+    return {**asdict(one), "lost_low_node_h": low, "lost_high_node_h": high}
 
 
 def _job(report: Report) -> Json:
@@ -135,12 +152,14 @@ def _accounts(report: Report, begin: int) -> Json:
         "variation_ns": accounts.variation_ns,
         "no_step_ns": accounts.no_step_ns,
         "pace_not_measured_ns": accounts.unknown_pace_ns,
-        "verdicts": [_verdict(one, begin) for one in accounts.verdicts],
-        "without_loss": [_verdict(one, begin) for one in accounts.harmless],
+        "ranks": accounts.ranks,
+        "verdicts": [_verdict(one, accounts, begin) for one in accounts.verdicts],
+        "without_loss": [_verdict(one, accounts, begin) for one in accounts.harmless],
     }
 
 
-def _verdict(one: Verdict, begin: int) -> Json:
+def _verdict(one: Verdict, accounts: Accounts, begin: int) -> Json:
+    interval = {"": one.loss_ns, "_low": one.low_ns, "_high": one.high_ns}
     return {
         "cause": one.cause,
         "nodes": list(one.nodes),
@@ -149,6 +168,8 @@ def _verdict(one: Verdict, begin: int) -> Json:
         "loss_ns": one.loss_ns,
         "loss_low_ns": one.low_ns,
         "loss_high_ns": one.high_ns,
+        **{f"loss{name}_node_h": ns / 3.6e12 for name, ns in interval.items()},
+        **{f"loss{name}_rank_s": accounts.rank_s(ns) for name, ns in interval.items()},
         "certainty": one.certainty,
         "evidence": list(one.evidence),
         "also": list(one.also),

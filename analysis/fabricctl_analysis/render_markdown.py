@@ -48,7 +48,7 @@ def _accounts(report: Report, when: When) -> Iterator[str]:
     )
     yield ""
     for one in accounts.verdicts[:MAX_FINDINGS]:
-        yield f"- {_safe(verdicts.sentence(one, when))}"
+        yield f"- {_safe(verdicts.sentence(one, when, accounts))}"
     for one in accounts.harmless[:MAX_FINDINGS]:
         yield f"- {_safe(verdicts.quiet_sentence(one, when))}"
     yield from ("", _safe(verdicts.basis(accounts)))

@@ -100,7 +100,7 @@ def _accounts(report: Report, when: When, screen: Screen) -> Iterator[str]:
     yield ""
     yield from _table(("WHERE THE TIME WENT", whole, "100.0 %", "", ""), rows, "lrrll", screen)
     for one in [one for one in accounts.verdicts if one.cause != "start_end"][:MAX_VERDICTS]:
-        yield from _wrap(f" - {verdicts.sentence(one, when)}", "   ")
+        yield from _wrap(f" - {verdicts.sentence(one, when, accounts)}", "   ")
     for one in accounts.harmless[:MAX_VERDICTS]:
         yield from _wrap(f" - {verdicts.quiet_sentence(one, when)}", "   ")
     yield from _wrap(verdicts.basis(accounts))

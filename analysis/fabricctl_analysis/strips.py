@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from fabricctl.store import schema
-from fabricctl_analysis.activity import FOREVER_NS, MAX_RANKS, NOT_WAITING, Grid, windowed
+from fabricctl_analysis.activity import NOT_WAITING
 from fabricctl_analysis.counters import increments
 from fabricctl_analysis.model import Strip
+from fabricctl_analysis.mpi_calls import MAX_RANKS
 from fabricctl_analysis.rows import NodeRows
 from fabricctl_analysis.series import Floats
+from fabricctl_analysis.windows import FOREVER_NS, Grid, windowed
 
 PARTS = 200
 MAX_ROWS = 256  # drawn: of 1,024 nodes those with the most; a page of 5 MB holds them

@@ -13,7 +13,7 @@ import numpy as np
 from fabricctl.store import schema
 from fabricctl.store.trace import Damage
 from fabricctl_analysis import coverage
-from fabricctl_analysis.activity import Activity, Grid, activity
+from fabricctl_analysis.activity import Activity, activity
 from fabricctl_analysis.align import ClockStep, Ns, instants
 from fabricctl_analysis.attribute import account
 from fabricctl_analysis.common_time import (
@@ -30,6 +30,7 @@ from fabricctl_analysis.host import host_figures, own_cost
 from fabricctl_analysis.job_clock import clock_summary
 from fabricctl_analysis.job_state import job_state
 from fabricctl_analysis.model import (
+    Attempt,
     JobFacts,
     LinkMark,
     NodeSummary,
@@ -42,6 +43,7 @@ from fabricctl_analysis.model import (
     Unmeasured,
 )
 from fabricctl_analysis.moves import PathRow, moves_of, path_rows
+from fabricctl_analysis.mpi_calls import ranks_of
 from fabricctl_analysis.probes import Edge, edges, troubles
 from fabricctl_analysis.rails import rail_summary
 from fabricctl_analysis.rows import NodeRows, apart_ns, clean, of_rail
@@ -49,6 +51,7 @@ from fabricctl_analysis.streams import Stream, as_edges, streams
 from fabricctl_analysis.strips import NodeStrips, joined, node_strips
 from fabricctl_analysis.told import told
 from fabricctl_analysis.unmeasured import empty_figures, gaps_of, missing_nodes
+from fabricctl_analysis.windows import Grid
 
 _SEVERITY: dict[int, Severity] = {
     schema.Severity.INFO: "info",
@@ -84,6 +87,7 @@ class NodePart:
     streams: tuple[Stream, ...] = ()
     addresses: tuple[str, ...] = ()
     strips: NodeStrips | None = None
+    ranks: int | None = None
 
 
 def summarise(
@@ -93,10 +97,12 @@ def summarise(
     end_ns: int | None,
     *,
     damage: Sequence[Damage] = (),
+    attempts: tuple[Attempt, ...] = (),
 ) -> Report:
     """The report; ``begin_ns`` and ``end_ns`` of the job on CLOCK_REALTIME, as far as known.
 
-    ``damage`` is looked at after the last node: reading nodes may add to it.
+    ``damage`` is looked at after the last node: reading nodes may add to it. ``attempts``: all of
+    the job's, by the accounting.
     """
     grid = _Grids(begin_ns, end_ns)
     parts = [node_part(rows, grid, job.nodes) for rows in nodes]
@@ -134,6 +140,8 @@ def summarise(
                 ),
                 *(one for part in parts for one in part.told),
             ],
+            was_suspended=any(one.suspended_s for one in attempts[job.requeue : job.requeue + 1]),
+            ranks=max((part.ranks for part in parts if part.ranks), default=None),
         )
     return Report(
         job=job,
@@ -148,6 +156,7 @@ def summarise(
         paths=paths,
         accounts=accounts,
         moves=moves_of(row for part in parts for row in part.path_rows),
+        attempts=attempts,
         strips=joined([(p.summary.name, p.strips) for p in parts if p.strips], job.nodes),
     )
 
@@ -240,6 +249,7 @@ def node_part(rows: NodeRows, grids: _Grids, names: Sequence[str]) -> NodePart:
         told=() if grid is None else told(rows, shift_ns, grid),
         streams=streams(rows, shift_ns),
         addresses=rows.addresses,
+        ranks=ranks_of(rows),
         strips=None if grid is None else _strips(rows, grid, shift_ns, names),
     )
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from fabricctl import hostlist
 from fabricctl.errors import DataError
 from fabricctl.store.schema import LaunchEvent, StallKind
-from fabricctl_analysis.activity import Grid
 from fabricctl_analysis.align import MAX_TIME_NS
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.evidence import Evidence
 from fabricctl_analysis.model import Cause
 from fabricctl_analysis.program import checkpoints, phases
 from fabricctl_analysis.rows import NodeRows, clean
+from fabricctl_analysis.windows import Grid
 
 # A node was silent for a while before it was given up (docs/checkpoints.md).
 SILENT_NS = 3_000_000_000

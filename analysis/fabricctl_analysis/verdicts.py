@@ -16,6 +16,7 @@ from fabricctl_analysis.when import When
 CAUSES: dict[Cause, str] = {
     "link_down": "link down",
     "restart": "program started anew",
+    "suspended": "suspended by Slurm",
     "gpu": "GPU",
     "path": "bad path",
     "queueing": "loss or queueing in the network",
@@ -34,6 +35,7 @@ CAUSES: dict[Cause, str] = {
 _SIGNALS = {
     "iterations": "the iterations that the program told",
     "traffic": "the traffic of its rails",
+    "mpi": "the MPI calls of its ranks",
     "cpu": "the CPU time of its processes",
     "none": "nothing",
 }
@@ -128,10 +130,18 @@ def interval(one: Verdict) -> str:
     return f"{loss} ({low} to {high}) {unit}"
 
 
-def sentence(one: Verdict, when: When) -> str:
+def rank_seconds(one: Verdict, accounts: Accounts) -> str:
+    """``, 48 rank-s``; nothing where ranks are not tracked."""
+    value = accounts.rank_s(one.loss_ns)
+    return "" if value is None else f", {value:,.3g} rank-s"
+
+
+def sentence(one: Verdict, when: When, accounts: Accounts | None = None) -> str:
     """What was lost to what, where, when, how surely and by which evidence."""
     span = f"{when.clock(one.begin_ns)} to {when.clock(one.end_ns)}"
     text = f"{place(one)}, {span}: cost {interval(one)}"
+    if accounts is not None:
+        text += rank_seconds(one, accounts)
     if one.evidence:
         text += f"; {'; '.join(one.evidence[:3])}"
         text += f" and {len(one.evidence) - 3} more" if len(one.evidence) > 3 else ""
@@ -158,7 +168,7 @@ def basis(accounts: Accounts) -> str:
     """What the figures rest on."""
     window = format_duration(accounts.window_ns / 1e9)
     if accounts.signal == "none":
-        return "The job's pace is not known: neither its traffic nor its CPU time shows work."
+        return "The job's pace is not known: no traffic, MPI calls or CPU time show work."
     text = (
         f"Pace by {_SIGNALS[accounts.signal]} in windows of {window}, against the job's own usual "
         "pace"

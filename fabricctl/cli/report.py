@@ -2,11 +2,16 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+if TYPE_CHECKING:
+    from fabricctl.slurm.model import Usage
+
+ACCOUNTING_S = 5.0  # somebody waits for the report
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -24,6 +29,8 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
               help="Of a requeued job: the run after N requeues; default the newest.")  # fmt: skip
 @click.option("--follow", is_flag=True,
               help="Of a running job: its verdicts as they are found, until it ends.")  # fmt: skip
+@click.option("--slurm/--no-slurm", default=True,
+              help="Of a job named by its id, ask the accounting how long it waited.")  # fmt: skip
 @click.option(
     "--limits/--no-limits",
     default=True,
@@ -38,6 +45,7 @@ def command(
     other: str | None,
     attempt: int | None,
     follow: bool,
+    slurm: bool,
     limits: bool,
 ) -> None:
     """Where a job's time went: what it lost to which link, node or cause, what ran where, each
@@ -64,11 +72,12 @@ def command(
     shown = form or "text"
     wanted = [shown, *(["html"] if html is not None or pdf is not None else [])]
     terminal = _terminal()
+    usages = _usages(path) if slurm and not _is_file(job) else ()
 
     def work() -> dict[str, str]:
         from fabricctl_analysis.build import renderings
 
-        return renderings(path, wanted, *terminal)
+        return renderings(path, wanted, *terminal, usages=usages)
 
     texts = guarded(path, work, Limits.of(path) if limits else NO_LIMITS)
     if html is not None:
@@ -78,6 +87,32 @@ def command(
 
         write_file(pdf, printed(texts["html"]))
     click.echo(texts[shown], nl=False, color=True)
+
+
+def _is_file(job: str) -> bool:
+    """A file may be of any cluster, and from long ago."""
+    return "/" in job or job.endswith(".h5")
+
+
+def _usages(path: Path) -> "Sequence[Usage]":
+    """The job's attempts. Without an accounting that answers soon the report has no word on
+    waiting: most of it is not Slurm's to tell."""
+    import time
+    from functools import partial
+
+    from fabricctl import layout
+    from fabricctl.errors import FabricError
+    from fabricctl.slurm.commands import CommandSlurm
+    from fabricctl.slurm.run import run
+
+    which = layout.parse_trace_file(path.resolve())
+    if which is None:
+        return ()
+    try:
+        slurm = CommandSlurm(partial(run, timeout_s=ACCOUNTING_S))
+        return slurm.usage(1, int(time.time()), which[0])
+    except FabricError:
+        return ()
 
 
 def _compare(

@@ -131,7 +131,9 @@ class CommandSlurm:
         how = [] if signal is None else [f"--signal={signal}"]
         self._ask(["scancel", *how, *only, _one_record(known)])
 
-    def usage(self, begin_real_s: int, end_real_s: int) -> tuple[Usage, ...]:
+    def usage(
+        self, begin_real_s: int, end_real_s: int, job: int | None = None
+    ) -> tuple[Usage, ...]:
         if begin_real_s >= end_real_s:
             raise UsageError(f"usage: {begin_real_s} to {end_real_s}: ends before it begins")
         # sacct takes the second 0 for "not given", which is today's midnight.
@@ -141,7 +143,7 @@ class CommandSlurm:
             for each in (begin_real_s, end_real_s)
         )
         argv = ["sacct", "--allusers", "--duplicates", "--allocations", f"--starttime={begin}",
-                f"--endtime={end}"]  # fmt: skip
+                f"--endtime={end}", *([] if job is None else [f"--jobs={job}"])]  # fmt: skip
         if self._json:
             found = json_shapes.records(self._ask([*argv, json_shapes.OPTION]), "jobs", "sacct")
             began = [each for each in found if each.get("time", {}).get("start")]

@@ -208,8 +208,11 @@ class Slurm(Protocol):
         Of an array this is the one record with that id: a task, or all that is not yet split off.
         """
 
-    def usage(self, begin_real_s: int, end_real_s: int) -> tuple[Usage, ...]:
-        """Attempts of all users that were there between the two times; needs slurmdbd."""
+    def usage(
+        self, begin_real_s: int, end_real_s: int, job: int | None = None
+    ) -> tuple[Usage, ...]:
+        """Attempts of all users, or of one job, that were there between the two times; needs
+        slurmdbd."""
 
     def rights(self) -> Mapping[str, Rights]:
         """By user, of those that the accounting knows; needs slurmdbd."""

@@ -144,9 +144,11 @@ class PyslurmSlurm:
             else:
                 self._pyslurm.Job(job).send_signal(signal)
 
-    def usage(self, begin_real_s: int, end_real_s: int) -> tuple[Usage, ...]:
+    def usage(
+        self, begin_real_s: int, end_real_s: int, job: int | None = None
+    ) -> tuple[Usage, ...]:
         # The library keeps one record a job id: attempts before a requeue are lost.
-        return self._commands.usage(begin_real_s, end_real_s)
+        return self._commands.usage(begin_real_s, end_real_s, job)
 
     def rights(self) -> Mapping[str, Rights]:
         # The library's users have no admin level.

@@ -109,9 +109,11 @@ class FakeSlurm:
     def cancel(self, job: int, signal: int | None = None) -> None:
         raise AssertionError("nothing here cancels")
 
-    def usage(self, begin_real_s: int, end_real_s: int) -> tuple[Usage, ...]:
+    def usage(
+        self, begin_real_s: int, end_real_s: int, job: int | None = None
+    ) -> tuple[Usage, ...]:
         self._check()
-        return tuple(self.the_usage)
+        return tuple(use for use in self.the_usage if job in (None, use.job))
 
     def rights(self) -> Mapping[str, Rights]:
         self._check()

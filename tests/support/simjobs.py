@@ -6,12 +6,13 @@ tenth of a second; faults lower it, noise moves it, and every node's counters fo
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from fabricctl.store import dtypes, schema
 from fabricctl.store.schema import LaunchEvent, LinkEvent, StallKind, StepEvent
-from fabricctl_analysis.model import JobFacts, Report
+from fabricctl_analysis.model import Attempt, JobFacts, Report
 from fabricctl_analysis.rows import Boot, NodeRows, place
 from fabricctl_analysis.summarise import summarise
 
@@ -24,7 +25,8 @@ CAUSE = {kind: kind for kind in KINDS} | {"imbalance": "rank_slow", "stall": "ho
 # What is left of the job's pace under each.
 _LEFT = {"link_down": 0.5, "host_stopped": 0.0, "storage": 0.3, "host_memory": 0.4,
          "host_cpu": 0.6, "steal": 0.6, "rank_slow": 0.5, "unknown": 0.5,
-         "gpu": 0.7, "queueing": 0.4, "imbalance": 0.6, "restart": 0.0, "stall": 0.0}  # fmt: skip
+         "gpu": 0.7, "queueing": 0.4, "imbalance": 0.6, "restart": 0.0, "stall": 0.0,
+         "suspended": 0.0}  # fmt: skip
 _STEP = 0.05  # s, of the simulation
 
 
@@ -48,6 +50,7 @@ class Sim:
     noise: float = 0.03
     iteration_s: float = 0.2
     told: bool = False  # the program tells its iterations
+    over: Literal["rails", "ports", "memory"] = "rails"  # TCP, RDMA, or nothing that is counted
     ahead_s: Sequence[float] = ()  # of the nodes' own clocks, with a job clock that knows
 
     @property
@@ -79,12 +82,13 @@ class Sim:
         noise = np.convolve(noise, np.ones(5) / 5**0.5, "same")[: len(at)]
         return np.clip(self._left(at) * (1 + 5 * self.noise * noise * _STEP**0.5), 0, None)
 
-    def report(self) -> Report:
+    def report(self, attempts: tuple[Attempt, ...] = ()) -> Report:
         names = tuple(f"n{nth}" for nth in range(self.nodes))
         facts = JobFacts(1, None, None, 0, "alice", "sim", "on", 0, names, "sim", 1)
         pace = self._pace()
         rows = (self._node(nth, pace) for nth in range(self.nodes))
-        return summarise(facts, rows, BEGIN_NS, BEGIN_NS + int(self.seconds * S))
+        end_ns = BEGIN_NS + int(self.seconds * S)
+        return summarise(facts, rows, BEGIN_NS, end_ns, attempts=attempts)
 
     def _node(self, nth: int, pace: np.ndarray) -> NodeRows:
         random = np.random.default_rng((self.seed, nth))
@@ -96,7 +100,11 @@ class Sim:
         if self.told:
             tables["rank_position"] = self._positions(nth, pace, at)
         tables["launch"], tables["stall"] = self._launches(nth), self._stalls(nth)
-        tables["mpi_time"] = self._mpi(nth, at, random)
+        tables["mpi_time"] = self._mpi(nth, pace, at, random)
+        tables["rank"] = _rows("rank", np.array([1.0]))
+        tables["rank"]["ranks"] = self.nodes
+        if self.over == "ports":
+            tables["rdma_port"] = self._ports(pace, at)
         tables["tcp"], tables["gpu"] = self._tcp(nth, at, random), self._gpu(nth, at)
         clock = _rows("clock", np.arange(0, self.seconds, 5.0))
         clock["width_ns"] = 100
@@ -115,13 +123,25 @@ class Sim:
             end_ns=BEGIN_NS + int(self.seconds * S),
         )  # fmt: skip
 
-    def _rails(self, nth: int, pace: np.ndarray, at: np.ndarray) -> np.ndarray:
+    def _exchanged(self, pace: np.ndarray, at: np.ndarray) -> np.ndarray:
+        """Iterations' worth of exchange, which takes the last fifth of each iteration."""
         done = np.concatenate([[0.0], np.cumsum(pace) * _STEP])  # seconds' worth of work
-        work = np.interp(at, np.arange(len(done)) * _STEP, done)
-        iterations = work / self.iteration_s
-        # The exchange takes the last fifth of each iteration.
-        burst = np.floor(iterations) + np.clip((iterations % 1 - 0.8) / 0.2, 0, 1)
-        moved = 1e8 * self.iteration_s * (burst if self.iteration_s > 1 / self.hz else iterations)
+        iterations = np.interp(at, np.arange(len(done)) * _STEP, done) / self.iteration_s
+        if self.iteration_s <= 1 / self.hz:
+            return iterations
+        return np.asarray(np.floor(iterations) + np.clip((iterations % 1 - 0.8) / 0.2, 0, 1))
+
+    def _ports(self, pace: np.ndarray, at: np.ndarray) -> np.ndarray:
+        rows = _rows("rdma_port", at)
+        rows["port"], rows["active"] = 0, 1
+        for way in ("rx", "tx"):
+            rows[f"{way}_bytes"] = np.rint(1e8 * self.iteration_s * self._exchanged(pace, at))
+        return rows
+
+    def _rails(self, nth: int, pace: np.ndarray, at: np.ndarray) -> np.ndarray:
+        moved = 1e8 * self.iteration_s * self._exchanged(pace, at)
+        if self.over != "rails":
+            moved = at * 100.0
         both = []
         for rail in range(2):
             rows = _rows("rail", at)
@@ -148,7 +168,7 @@ class Sim:
         rate["io"] += 0.02 * random.random(len(fine))
         for fault in self.faults:
             here = (fine >= fault.begin_s) & (fine < fault.begin_s + fault.length_s)
-            if fault.node == nth:
+            if fault.node == nth or fault.kind == "suspended":
                 for name, value in _HOST.get(fault.kind, {}).items():
                     rate[name][here] = value
         grown = {name: np.interp(at, np.concatenate([[0], fine + _STEP]),
@@ -180,8 +200,11 @@ class Sim:
         rows["retransmitted"] = np.cumsum(np.where(lossy, 300, random.integers(0, 10, len(at))))
         return rows
 
-    def _mpi(self, nth: int, at: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """One rank a node: a fifth of its time in MPI, all that it waits for a slower one too."""
+    def _mpi(
+        self, nth: int, pace: np.ndarray, at: np.ndarray, random: np.random.Generator
+    ) -> np.ndarray:
+        """One rank a node: a fifth of its time in MPI, all that it waits for a slower one too, and
+        a thousand calls an iteration."""
         rows = _rows("mpi_time", at)
         rows["rank"], rows["launch"], rows["op"] = nth, 0, b"MPI_Allreduce"
         slow = self._left(at) < 1
@@ -189,7 +212,8 @@ class Sim:
         share = np.where(slow, 0.6, 0.2) + random.normal(0, 0.02, len(at))
         share = np.where(late & self._here("imbalance", nth, at), 0.05, share)
         rows["time_ns"] = np.rint(np.cumsum(share) / self.hz * S)
-        rows["calls"] = rows["bytes"] = np.arange(len(at))
+        rows["calls"] = np.floor(1000 * self._exchanged(pace, at))
+        rows["bytes"] = np.arange(len(at))
         rows["most_ns"] = S // 10
         return rows
 
@@ -237,6 +261,7 @@ class Sim:
 
 
 _HOST = {
+    "suspended": {"own": 0.0},
     "host_stopped": {"own": 0.0},
     "storage": {"io": 0.9},
     "host_memory": {"mem": 0.8},

@@ -5,16 +5,20 @@ from datetime import UTC
 import numpy as np
 import pytest
 
+from fabricctl.store import dtypes, schema
 from fabricctl_analysis import verdicts
 from fabricctl_analysis.compare import compare, side
 from fabricctl_analysis.compare import render_text as compare_text
 from fabricctl_analysis.findings import findings
 from fabricctl_analysis.model import Accounts
+from fabricctl_analysis.mpi_calls import calls
 from fabricctl_analysis.pace import period_of
 from fabricctl_analysis.render_html import render_html
 from fabricctl_analysis.render_markdown import render_markdown
 from fabricctl_analysis.render_text import render_text
+from fabricctl_analysis.rows import Boot, place
 from fabricctl_analysis.when import When
+from fabricctl_analysis.windows import Grid
 from tests.support.simjobs import BEGIN_NS, CAUSE, KINDS, Fault, S, Sim
 
 
@@ -78,6 +82,45 @@ def test_iterations_that_the_program_tells_go_before_its_traffic() -> None:
     (one,) = found.verdicts
     assert one.cause == "storage"
     assert one.loss_ns / S == pytest.approx(sim.lost_to_s(fault), rel=0.05)
+
+
+@pytest.mark.parametrize(("over", "signal"), [("ports", "traffic"), ("memory", "mpi")])
+def test_work_that_no_interface_counts_is_seen(over: str, signal: str) -> None:
+    """RDMA goes past the interfaces' counters; within one node nothing is sent at all."""
+    fault = Fault("storage", 1, 100.2, 40)
+    sim = Sim(5, [fault], seconds=300, over=over)  # type: ignore[arg-type]
+    found = accounts(sim)
+    assert found.signal == signal
+    (one,) = found.verdicts
+    assert one.cause == "storage"
+    assert one.loss_ns / S == pytest.approx(sim.lost_to_s(fault), rel=0.05)
+    assert found.ranks == 4 and found.rank_s(one.loss_ns) == pytest.approx(one.loss_ns / S)
+
+
+@pytest.mark.parametrize("over", ["ports", "memory"])
+def test_iterations_are_found_in_ports_and_in_the_mpi_pattern(over: str) -> None:
+    sim = Sim(5, seconds=1200, nodes=2, iteration_s=7.3, noise=0.01, over=over)  # type: ignore[arg-type]
+    assert accounts(sim).iteration_s == pytest.approx(7.3, rel=0.003)
+
+
+def test_a_rank_that_stays_in_a_call_makes_none_meanwhile() -> None:
+    """It has no row of times until it returns; the samples of its place tell."""
+    seen = dtypes.empty(schema.MPI_TIME, 4)
+    seen["time_mono_ns"] = np.array([1, 2, 8, 9]) * S
+    seen["op"] = [b"MPI_Allreduce", b"MPI_Allreduce", b"MPI_Allreduce", b"MPI_Test"]
+    seen["calls"], seen["rank"], seen["launch"] = [10, 20, 30, 10**9], 3, 0
+    where = dtypes.empty(schema.RANK_POSITION, 9)
+    where["time_mono_ns"] = np.arange(1, 10) * S
+    where["rank"], where["launch"] = 3, 0
+    tables = {table.name: dtypes.empty(table) for table in schema.TABLES}
+    clock = dtypes.empty(schema.CLOCK, 2)
+    clock["time_mono_ns"] = np.array([0, 10 * S])
+    clock["time_real_ns"] = clock["time_mono_ns"] + BEGIN_NS
+    tables |= {"mpi_time": seen, "rank_position": where, "clock": clock}
+    rows = place("n1", ("r0",), [Boot(tables)], sample_hz=1.0)
+    found = calls(rows, Grid(BEGIN_NS, S, 10))
+    assert found[1] == pytest.approx(10) and found[7] == pytest.approx(10)
+    assert found[2:7] == pytest.approx(np.zeros(5), abs=1e-6)
 
 
 def test_two_troubles_are_no_iterations() -> None:

@@ -7,7 +7,6 @@ import pytest
 
 from fabricctl.store import dtypes, schema
 from fabricctl.store.schema import CheckpointEvent
-from fabricctl_analysis.activity import Grid
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.evidence import Evidence
 from fabricctl_analysis.model import Accounts, Verdict
@@ -17,6 +16,7 @@ from fabricctl_analysis.probes import Edge, troubles
 from fabricctl_analysis.program import checkpoints, phases
 from fabricctl_analysis.rows import Boot, NodeRows, place
 from fabricctl_analysis.streams import as_edges, streams
+from fabricctl_analysis.windows import Grid
 from tests.support.simjobs import BEGIN_NS, Fault, S, Sim
 
 

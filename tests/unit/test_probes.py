@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from fabricctl.store import dtypes, schema
-from fabricctl_analysis.activity import Grid
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.evidence import Evidence
 from fabricctl_analysis.probes import edges, troubles
 from fabricctl_analysis.rows import Boot, NodeRows, place
+from fabricctl_analysis.windows import Grid
 
 S = 1_000_000_000
 BEGIN_NS = 1_790_000_000 * S

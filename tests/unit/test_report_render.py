@@ -16,6 +16,7 @@ from fabricctl_analysis.render_html import render_html
 from fabricctl_analysis.render_json import document, render_json
 from fabricctl_analysis.render_text import WIDTH, Screen, render_text
 from fabricctl_analysis.when import When
+from tests.support.fakeslurm import NOW_S, use
 from tests.support.traces import Cut, Moved, Plan, write
 
 EVIL = "\x1b]0;x\x07<script>alert(1)</script>\"'&\u202e</td>"
@@ -43,7 +44,8 @@ def troubled(tmp_path_factory: pytest.TempPathFactory) -> Report:
             ("n3", 1.0, PathEvent.OFF, {"text": EVIL.encode()}),
         ],
     )
-    return report_of(write(plan, tmp_path_factory.mktemp("traces") / "alice"))
+    path = write(plan, tmp_path_factory.mktemp("traces") / "alice")
+    return report_of(path, [use(4711, NOW_S - 50, NOW_S - 9, state="NODE_FAIL", account=EVIL)])
 
 
 @pytest.fixture(scope="module")
