@@ -10,12 +10,11 @@ from fabricctl.store import rollups, schema
 from fabricctl_analysis.counters import increments
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.host import cpu_time
-from fabricctl_analysis.mpi_calls import MAX_RANKS, calls
+from fabricctl_analysis.mpi_calls import calls, waiting
 from fabricctl_analysis.rows import NodeRows, apart_ns, of_rail
 from fabricctl_analysis.series import Floats
 from fabricctl_analysis.windows import FOREVER_NS, Grid, shares, windowed
 
-NOT_WAITING = (b"checkpoint", b"torch.step")  # of what the tracker times, not MPI's or NCCL's
 _SECONDLY_NS = 2_600_000_000  # longest between two rows of what is read once a second
 # Of fewer segments a share says nothing.
 LEAST_SEGMENTS_PER_S = 100
@@ -133,25 +132,10 @@ def _throttled(rows: NodeRows, grid: Grid) -> Floats:
 def _mpi(rows: NodeRows, grid: Grid) -> tuple[Floats, NDArray[np.int64]]:
     """The node's rank that waits least, window by window. A rank in a call has no row until
     it returns, and then its time covers the whole interval: nothing is a gap here."""
-    times, table = rows.real_ns["mpi_time"], rows.tables["mpi_time"]
-    none = np.full(grid.count, np.nan), np.full(grid.count, -1, np.int64)
-    ranks = np.unique(table["rank"])[:MAX_RANKS]
-    if not len(ranks):
-        return none
-    shares_of = []
-    for rank in ranks:
-        mine = np.flatnonzero(table["rank"] == rank)
-        total = np.zeros(grid.count)
-        known = np.zeros(grid.count, dtype=bool)
-        for key in np.unique(table[["launch", "op"]][mine]):
-            if key["op"] in NOT_WAITING:
-                continue
-            at = mine[table[["launch", "op"]][mine] == key]
-            grown = windowed(increments(times[at], table["time_ns"][at]), grid, FOREVER_NS)
-            known |= ~np.isnan(grown)
-            total += np.nan_to_num(grown)
-        shares_of.append(np.where(known, np.clip(total / grid.width_ns, 0, 1), np.nan))
-    values = np.array(shares_of)
+    shares_of = waiting(rows, grid)
+    if not shares_of:
+        return np.full(grid.count, np.nan), np.full(grid.count, -1, np.int64)
+    ranks, values = np.array(list(shares_of)), np.array(list(shares_of.values()))
     seen = ~np.isnan(values).all(axis=0)
     least = np.where(np.isnan(values), np.inf, values).argmin(axis=0)
     share = np.where(seen, values[least, np.arange(grid.count)], np.nan)

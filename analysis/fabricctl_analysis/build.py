@@ -7,9 +7,10 @@ from fabricctl.slurm.model import Usage
 from fabricctl.store.trace import open_trace
 from fabricctl_analysis.attempts import attempts_of
 from fabricctl_analysis.findings import findings
-from fabricctl_analysis.load import job_facts, node_rows, width_for
+from fabricctl_analysis.load import job_facts, width_for
 from fabricctl_analysis.model import Report
-from fabricctl_analysis.summarise import summarise
+from fabricctl_analysis.node_parts import parts_of
+from fabricctl_analysis.summarise import Grids, put_together
 from fabricctl_analysis.when import When
 
 
@@ -20,12 +21,11 @@ def report_of(path: Path, usages: Sequence[Usage] = ()) -> Report:
     """
     with open_trace(path, partial=True) as trace:
         job = trace.job
-        nodes = node_rows(trace, width_for(trace))
         facts = job_facts(trace)
-        return summarise(
-            facts, nodes, job.begin_real_ns, job.end_real_ns,
-            damage=trace.damage, attempts=attempts_of(usages, facts.job),
-        )  # fmt: skip
+        grids = Grids(job.begin_real_ns, job.end_real_ns)
+        parts = parts_of(trace, width_for(trace), grids, facts.nodes)
+        attempts = attempts_of(usages, facts.job)
+        return put_together(facts, parts, grids, damage=trace.damage, attempts=attempts)
 
 
 def renderings(

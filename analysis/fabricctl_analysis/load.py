@@ -1,6 +1,7 @@
 """Reads a trace: as data frames for one's own analysis, and as rows for the report."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Collection, Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import numpy as np
 import pandas as pd
 
 from fabricctl import layout
+from fabricctl.errors import TraceError
 from fabricctl.store import rollups, schema, thin
+from fabricctl.store.checked import DAMAGE
 from fabricctl.store.trace import Damage, JobInfo, Trace, open_trace
 from fabricctl_analysis.align import Rows, instants
 from fabricctl_analysis.model import JobFacts
@@ -68,6 +71,9 @@ def job_facts(trace: Trace) -> JobFacts:
 # More samples than this are read thinned: the report draws 800 points of each series, and two
 # million rows take 2 s and 250 MB.
 MANY_ROWS = 2_000_000
+# Of all sampled tables, those of GPUs, ranks and probes too: 10 s of CPU (bench/report.py).
+MANY_OF_ALL = 10_000_000
+_COUNTED = 4  # nodes whose rows are counted; the others are taken to have as many
 
 
 def width_for(trace: Trace) -> str | None:
@@ -76,17 +82,37 @@ def width_for(trace: Trace) -> str | None:
     nodes = trace.nodes.values()
     streams = sum(2 + len(info.rails) for info in nodes)
     hz = max((info.sample_hz or 1.0 for info in nodes), default=1.0)
-    if seconds * streams * max(hz, 1.0) <= MANY_ROWS:
+    sampled, every = seconds * streams * max(hz, 1.0), _all_rows(trace)
+    if sampled <= MANY_ROWS and every <= MANY_OF_ALL:
         return None
-    return "1s" if hz > 1 and seconds * streams <= MANY_ROWS else "1min"
+    # What is not read at the job's own pace comes once a second already.
+    at_1s = seconds * streams + max(0.0, every - sampled)
+    return "1s" if hz > 1 and seconds * streams <= MANY_ROWS and at_1s <= MANY_OF_ALL else "1min"
 
 
-def node_rows(trace: Trace, width: str | None = None) -> Iterator[NodeRows]:
+def _all_rows(trace: Trace) -> float:
+    """Of sampled tables, by those of the first nodes; what is damaged is told by who reads it."""
+    keys = list(trace.nodes)[:_COUNTED]
+    rows = 0
+    for key in keys:
+        for name in SAMPLED:
+            with contextlib.suppress(TraceError, *DAMAGE):
+                found = trace.dataset(key, schema.BY_NAME[name])
+                rows += 0 if found is None else len(found)
+    return rows * len(trace.nodes) / max(1, len(keys))
+
+
+def node_rows(
+    trace: Trace, width: str | None = None, only: Collection[str] | None = None
+) -> Iterator[NodeRows]:
     """Each node's rows on the time line, one node at a time; boots of one node together.
 
-    ``width``: thinned to that rollup, under the names of the tables themselves.
+    ``width``: thinned to that rollup, under the names of the tables themselves; ``only`` these
+    nodes.
     """
     for name, groups in groupby(trace.nodes, key=lambda key: trace.nodes[key].node):
+        if only is not None and name not in only:
+            continue
         keys = list(groups)
         infos = [trace.nodes[key] for key in keys]
         boots = [

@@ -1,13 +1,18 @@
 """What the tracker's rows say about the work: calls that the ranks made, and how many ranks."""
 
+from collections import defaultdict
+
 import numpy as np
+from numpy.typing import NDArray
 
 from fabricctl_analysis.counters import Floats, increments
+from fabricctl_analysis.groups import groups
 from fabricctl_analysis.rows import NodeRows
 from fabricctl_analysis.windows import FOREVER_NS, Grid, windowed
 
 MAX_RANKS = 512  # of a node; a forged trace may name any number
 MAX_WORLD = 100_000_000  # ranks; more are forged
+NOT_WAITING = (b"checkpoint", b"torch.step")  # of what the tracker times, not MPI's or NCCL's
 _LOOKS = (b"MPI_Test", b"MPI_Iprobe", b"MPI_Improbe", b"MPI_Probe", b"MPI_Mprobe")
 
 
@@ -21,39 +26,47 @@ def calls(rows: NodeRows, grid: Grid) -> Floats:
     table, times = rows.tables["mpi_time"], rows.real_ns["mpi_time"]
     positions, sampled = rows.tables["rank_position"], rows.real_ns["rank_position"]
     total = np.full(grid.count, np.nan)
-    work = np.flatnonzero(~np.isin(table["op"], _polling(table["op"])))
-    for rank in np.unique(table["rank"][work])[:MAX_RANKS]:
-        at = work[table["rank"][work] == rank]
-        here = positions["rank"] == rank
-        for launch in np.unique(table["launch"][at]):
-            mine = at[table["launch"][at] == launch]
-            grown = _grown(table[mine])
-            still = sampled[here & (positions["launch"] == launch)]
-            instants, which = np.unique(np.concatenate([times[mine], still]), return_inverse=True)
-            amounts = np.zeros(len(instants))
-            np.add.at(amounts, which[: len(mine)], grown)
-            so_far = np.cumsum(amounts).astype(np.uint64)
-            found = windowed(increments(instants, so_far), grid, FOREVER_NS)
-            seen = ~np.isnan(found)
-            total[seen] = np.nan_to_num(total[seen]) + found[seen]
+    still = {_who(positions[at[0]]): at for at in groups(positions, ("rank", "launch"))}
+    of_rank: dict[tuple[int, int], list[NDArray[np.intp]]] = defaultdict(list)
+    for at in groups(table, ("rank", "launch", "op")):
+        if not table["op"][at[0]].startswith(_LOOKS):
+            of_rank[_who(table[at[0]])].append(at)
+    for who in sorted(of_rank)[:MAX_RANKS]:
+        ends = [times[at] for at in of_rank[who]]
+        grown = np.concatenate([_grown(table["calls"][at]) for at in of_rank[who]])
+        if who in still:
+            ends.append(sampled[still[who]])
+        instants, which = np.unique(np.concatenate(ends), return_inverse=True)
+        so_far = np.cumsum(np.bincount(which[: len(grown)], grown, len(instants)))
+        found = windowed(increments(instants, so_far.astype(np.uint64)), grid, FOREVER_NS)
+        seen = ~np.isnan(found)
+        total[seen] = np.nan_to_num(total[seen]) + found[seen]
     return total
 
 
-def _polling(ops: np.ndarray) -> np.ndarray:
-    names = np.unique(ops)
-    return np.array([name for name in names if name.startswith(_LOOKS)], dtype=names.dtype)
+def waiting(rows: NodeRows, grid: Grid) -> dict[int, Floats]:
+    """Share of its time that each rank spent in MPI, window by window; by rank."""
+    table, times = rows.tables["mpi_time"], rows.real_ns["mpi_time"]
+    total: dict[int, Floats] = {}
+    for at in groups(table, ("rank", "launch", "op")):
+        if table["op"][at[0]] in NOT_WAITING:
+            continue
+        grown = windowed(increments(times[at], table["time_ns"][at]), grid, FOREVER_NS)
+        mine = total.setdefault(int(table["rank"][at[0]]), np.full(grid.count, np.nan))
+        seen = ~np.isnan(grown)
+        mine[seen] = np.nan_to_num(mine[seen]) + grown[seen]
+    known = sorted(total)[:MAX_RANKS]
+    return {rank: np.clip(total[rank] / grid.width_ns, 0, 1) for rank in known}
 
 
-def _grown(table: np.ndarray) -> Floats:
-    """Calls of one rank's rows since the row before of the same operation; of the first, all."""
-    order = np.argsort(table["op"], kind="stable")
-    counts = table["calls"][order].astype(np.float64)
-    same = np.concatenate([[False], table["op"][order][1:] == table["op"][order][:-1]])
-    before = np.where(same, np.concatenate([[0.0], counts[:-1]]), 0.0)
-    grown = np.empty(len(table))
-    # A call that was counted is not taken back; what a forged row may say has an end.
-    grown[order] = np.clip(counts - before, 0, 1e15)
-    return grown
+def _who(row: np.void) -> tuple[int, int]:
+    return int(row["rank"]), int(row["launch"])
+
+
+def _grown(calls_so_far: NDArray[np.uint64]) -> Floats:
+    """Calls since the row before; of the first, all. A call that was counted is not taken back;
+    what a forged row may say has an end."""
+    return np.clip(np.diff(calls_so_far.astype(np.float64), prepend=0.0), 0, 1e15)
 
 
 def ranks_of(rows: NodeRows) -> int | None:

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fabricctl_analysis import coverage
-from fabricctl_analysis.align import Ns, Rows
+from fabricctl_analysis.align import Ns
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.evidence import Evidence
+from fabricctl_analysis.groups import groups
 from fabricctl_analysis.pace import Bools
 from fabricctl_analysis.rows import NodeRows
 from fabricctl_analysis.windows import Grid
@@ -55,49 +56,38 @@ def edges(rows: NodeRows, shift_ns: int) -> tuple[Edge, ...]:
     table, times = rows.tables["delay"], rows.real_ns["delay"] + shift_ns
     if len(table) < 2:
         return ()
-    order = np.lexsort((times, table["size_class"], table["inbound"], table["peer"], table["rail"]))
-    table, times = table[order], times[order]
-    same = np.ones(len(table) - 1, dtype=bool)
-    for name in ("rail", "peer", "inbound", "size_class"):
-        same &= table[name][1:] == table[name][:-1]
-    sent, arrived = (np.diff(table[name].astype(np.int64)) for name in ("sent", "arrived"))
-    missing = sent - arrived
-    lossy = np.flatnonzero(same & (sent > 0) & (missing > np.maximum(LOST * sent, UNDER_WAY)))
-    late = np.flatnonzero(same & _late(table)[1:])
+    found: dict[tuple[int, int], tuple[list[Span], list[Span]]] = {}
+    for at in groups(table, ("rail", "peer", "inbound", "size_class")):
+        first = table[at[0]]
+        lost, late = found.setdefault((int(first["rail"]), int(first["peer"])), ([], []))
+        ends = times[at]
+        sent, arrived = (np.diff(table[name][at].astype(np.int64)) for name in ("sent", "arrived"))
+        missing = sent - arrived
+        lost += _spans(ends, (sent > 0) & (missing > np.maximum(LOST * sent, UNDER_WAY)))
+        if first["size_class"] == 0:
+            late += _spans(ends, _late(table["p99_ns"][at], table["count"][at])[1:])
     return tuple(
-        Edge(
-            rail,
-            peer,
-            _spans(table, times, rail, peer, lossy),
-            _spans(table, times, rail, peer, late),
-        )
-        for rail, peer in np.unique(np.stack([table["rail"], table["peer"]]), axis=1).T.tolist()
+        Edge(rail, peer, _union(lost), _union(late))
+        for (rail, peer), (lost, late) in sorted(found.items())
     )
 
 
-def _late(table: Rows) -> NDArray[np.bool_]:
-    """Rows whose small probes took far longer than is usual for them."""
-    late = np.zeros(len(table), dtype=bool)
-    counted = (table["size_class"] == 0) & (table["count"] >= LEAST_PROBES)
-    keys = table[["rail", "peer", "inbound"]]
-    for key in np.unique(keys[counted]):
-        mine = np.flatnonzero(counted & (keys == key))
-        took = table["p99_ns"][mine].astype(np.float64)
-        usual = float(np.median(took))
-        late[mine] = took > max(usual + LATE_NS, LATE_TIMES * usual)
-    return late
+def _late(p99_ns: NDArray[np.int64], count: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Rows of one path whose small probes took far longer than is usual for them."""
+    counted = count >= LEAST_PROBES
+    if not counted.any():
+        return counted
+    usual = float(np.median(p99_ns[counted]))
+    return np.asarray(counted & (p99_ns > max(usual + LATE_NS, LATE_TIMES * usual)))
 
 
-def _spans(
-    table: Rows, times: Ns, rail: int, peer: int, rows: NDArray[np.intp]
-) -> tuple[Span, ...]:
-    """The seconds that end with these rows' next ones; for an edge."""
-    mine = rows[(table["rail"][rows] == rail) & (table["peer"][rows] == peer)]
-    found = [
-        Span(int(times[at]), int(times[at + 1]))
-        for at in sorted(mine.tolist(), key=times.__getitem__)
-    ]
-    return tuple(coverage.union(found, TOGETHER_NS))
+def _spans(ends: Ns, bad: NDArray[np.bool_]) -> list[Span]:
+    """Of the intervals between rows that are bad."""
+    return [Span(int(ends[at]), int(ends[at + 1])) for at in np.flatnonzero(bad).tolist()]
+
+
+def _union(spans: list[Span]) -> tuple[Span, ...]:
+    return tuple(coverage.union(sorted(spans, key=lambda span: span.begin_ns), TOGETHER_NS))
 
 
 def troubles(

@@ -12,6 +12,7 @@ from fabricctl_analysis import coverage
 from fabricctl_analysis.counters import increments
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.evidence import Evidence
+from fabricctl_analysis.groups import groups
 from fabricctl_analysis.rows import NodeRows, clean
 from fabricctl_analysis.windows import FOREVER_NS, Grid, windowed
 
@@ -54,8 +55,7 @@ def _tracked(rows: NodeRows, shift_ns: int) -> Iterator[Evidence]:
     table, times = rows.tables["mpi_time"], rows.real_ns["mpi_time"] + shift_ns
     saving = np.flatnonzero(table["op"] == SAVING)
     spans = []
-    for key in np.unique(table[["rank", "launch"]][saving]):
-        mine = saving[table[["rank", "launch"]][saving] == key]
+    for mine in groups(table, ("rank", "launch"), saving):
         before_ns, took_before = -(1 << 62), 0
         for at in mine.tolist():
             end_ns, took = int(times[at]), int(table["time_ns"][at])

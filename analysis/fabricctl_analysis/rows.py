@@ -61,10 +61,15 @@ def place(
             for boot, clock in zip(boots, clocks, strict=True)
             if clock is not None
         ]
-        rows = np.concatenate([boots[0].tables[table][:0], *(part[0] for part in parts)])
-        times = np.concatenate([np.empty(0, np.int64), *(part[1] for part in parts)])
-        order = np.argsort(times, kind="stable")
-        tables[table], real[table] = rows[order], times[order]
+        if len(parts) == 1:
+            ((rows, times),) = parts
+        else:
+            rows = np.concatenate([boots[0].tables[table][:0], *(part[0] for part in parts)])
+            times = np.concatenate([np.empty(0, np.int64), *(part[1] for part in parts)])
+        if (np.diff(times) < 0).any():  # most are in order, and large
+            order = np.argsort(times, kind="stable")
+            rows, times = rows[order], times[order]
+        tables[table], real[table] = rows, times
     return NodeRows(
         name=clean(name),
         rails=tuple(map(clean, rails)),
@@ -81,9 +86,11 @@ def place(
 
 def _on_line(rows: Rows, clock: NodeClock) -> tuple[Rows, Ns]:
     """Rows whose times can be, and those times."""
-    rows = rows[possible(rows["time_mono_ns"])]
+    good = possible(rows["time_mono_ns"])
+    rows = rows if good.all() else rows[good]
     times = clock.real(rows["time_mono_ns"].astype(np.int64))
-    return rows[possible(times)], times[possible(times)]
+    good = possible(times)
+    return (rows, times) if good.all() else (rows[good], times[good])
 
 
 def apart_ns(rows: Rows) -> Ns | None:

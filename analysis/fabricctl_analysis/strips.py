@@ -8,13 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from fabricctl.store import schema
-from fabricctl_analysis.activity import NOT_WAITING
-from fabricctl_analysis.counters import increments
 from fabricctl_analysis.model import Strip
-from fabricctl_analysis.mpi_calls import MAX_RANKS
+from fabricctl_analysis.mpi_calls import waiting
 from fabricctl_analysis.rows import NodeRows
 from fabricctl_analysis.series import Floats
-from fabricctl_analysis.windows import FOREVER_NS, Grid, windowed
+from fabricctl_analysis.windows import Grid
 
 PARTS = 200
 MAX_ROWS = 256  # drawn: of 1,024 nodes those with the most; a page of 5 MB holds them
@@ -51,27 +49,19 @@ def _delays(rows: NodeRows, grid: Grid, own: int | None) -> Iterator[tuple[Key, 
     inside = (part >= 0) & (part < grid.count)
     table, part = table[inside], part[inside]
     to = np.where(table["inbound"] == 1, -1 if own is None else own, table["peer"].astype(np.int64))
-    for rail, place in np.unique(np.stack([table["rail"].astype(np.int64), to]), axis=1).T.tolist():
-        mine = (table["rail"] == rail) & (to == place)
-        most = np.full(grid.count, np.nan)
-        np.fmax.at(most, part[mine], table["p99_ns"][mine].astype(np.float64))
-        if place >= 0:
-            yield (rail, place), most
+    ends, p99 = to * 256 + table["rail"], table["p99_ns"].astype(np.float64)
+    order = np.argsort(ends, kind="stable")
+    for mine in np.split(order, np.flatnonzero(np.diff(ends[order])) + 1):
+        if len(mine) and to[mine[0]] >= 0:
+            most = np.full(grid.count, -np.inf)
+            np.maximum.at(most, part[mine], p99[mine])
+            most[np.isinf(most)] = np.nan
+            yield (int(table["rail"][mine[0]]), int(to[mine[0]])), most
 
 
 def _waiting(rows: NodeRows, grid: Grid) -> Iterator[tuple[Key, Floats]]:
-    table, times = rows.tables["mpi_time"], rows.real_ns["mpi_time"]
-    for rank in np.unique(table["rank"])[:MAX_RANKS].tolist():
-        mine = np.flatnonzero(table["rank"] == rank)
-        total, known = np.zeros(grid.count), np.zeros(grid.count, dtype=bool)
-        for key in np.unique(table[["launch", "op"]][mine]):
-            if key["op"] in NOT_WAITING:
-                continue
-            at = mine[table[["launch", "op"]][mine] == key]
-            grown = windowed(increments(times[at], table["time_ns"][at]), grid, FOREVER_NS)
-            known |= ~np.isnan(grown)
-            total += np.nan_to_num(grown)
-        yield (rank,), np.where(known, np.clip(total / grid.width_ns, 0, 1), np.nan)
+    for rank, share in waiting(rows, grid).items():
+        yield (rank,), share
 
 
 def _gpus(rows: NodeRows, grid: Grid) -> Iterator[tuple[Key, Floats]]:
@@ -91,20 +81,20 @@ def _gpus(rows: NodeRows, grid: Grid) -> Iterator[tuple[Key, Floats]]:
 def joined(nodes: Sequence[tuple[str, NodeStrips]], names: Sequence[str]) -> tuple[Strip, ...]:
     """All nodes' rows together, those that have something to show."""
     delay: dict[Key, Floats] = {}
-    waiting: dict[Key, tuple[str, Floats]] = {}
+    waits: dict[Key, tuple[str, Floats]] = {}
     gpus: list[tuple[str, Floats]] = []
     for node, one in nodes:
         for key, values in one.delay.items():
             delay[key] = np.fmax(delay[key], values) if key in delay else values
         for key, values in one.waiting.items():
-            waiting[key] = (f"{key[0]} on {node}", values)
+            waits[key] = (f"{key[0]} on {node}", values)
         gpus += [(f"{node} g{key[0]}", values) for key, values in one.gpu.items()]
     to = [(f"{names[place]} r{rail}", delay[rail, place])
           for rail, place in sorted(delay, key=lambda key: (key[1], key[0]))
           if place < len(names)]  # fmt: skip
     made = (
         _strip("delay", [(name, _log(values)) for name, values in to]),
-        _strip("waiting", [(waiting[key][0], 100 * waiting[key][1]) for key in sorted(waiting)]),
+        _strip("waiting", [(waits[key][0], 100 * waits[key][1]) for key in sorted(waits)]),
         _strip("gpu", gpus),
     )
     return tuple(one for one in made if one is not None)

@@ -104,8 +104,21 @@ def summarise(
     ``damage`` is looked at after the last node: reading nodes may add to it. ``attempts``: all of
     the job's, by the accounting.
     """
-    grid = _Grids(begin_ns, end_ns)
+    grid = Grids(begin_ns, end_ns)
     parts = [node_part(rows, grid, job.nodes) for rows in nodes]
+    return put_together(job, parts, grid, damage=damage, attempts=attempts)
+
+
+def put_together(
+    job: JobFacts,
+    parts: Sequence[NodePart],
+    grid: "Grids",
+    *,
+    damage: Sequence[Damage] = (),
+    attempts: tuple[Attempt, ...] = (),
+) -> Report:
+    """The report of all nodes' parts, in the order of the trace."""
+    begin_ns, end_ns = grid.begin_ns, grid.end_ns
     ends = [at for part in parts for at in part.ends_ns]
     ends += instants(begin_ns, end_ns)
     whole = Span(min(ends), max(ends)) if ends else Span(0, 0)
@@ -169,7 +182,7 @@ def _all_edges(parts: Sequence[NodePart], names: Sequence[str]) -> list[tuple[st
 
 
 @dataclass
-class _Grids:
+class Grids:
     """The windows of the job, which go with the pace of the first node's samples."""
 
     begin_ns: int | None
@@ -202,7 +215,7 @@ class _Grids:
         return self.grid
 
 
-def node_part(rows: NodeRows, grids: _Grids, names: Sequence[str]) -> NodePart:
+def node_part(rows: NodeRows, grids: Grids, names: Sequence[str]) -> NodePart:
     """One node's part, whatever the other nodes hold; ``names``: the job's list of nodes."""
     times = _sample_times(rows)
     period_ns = _period_ns(rows, times)

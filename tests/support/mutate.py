@@ -216,7 +216,48 @@ def nodes_are_many(file: h5py.File, chance: random.Random) -> None:
             made.attrs[name] = value
 
 
+def another_program_wrote_it(file: h5py.File, chance: random.Random) -> None:
+    """HDF5 as others write it: a Slurm profile, a data frame, a model, names like ours."""
+    for name in list(file):
+        del file[name]
+    if chance.random() < 0.5:
+        for name in list(file.attrs):
+            del file.attrs[name]
+    kind = chance.randrange(4)
+    if kind == 0:  # sh5util's shape
+        tasks = file.create_group("Steps/0/Nodes/n1/Tasks/0")
+        tasks.create_dataset("Task", data=np.zeros(9, [("ElapsedTime", "u8"), ("CPUTime", "f8")]))
+    elif kind == 1:  # a data frame of pandas
+        frame = file.create_group("df")
+        frame.attrs["pandas_type"] = np.bytes_(b"frame_table")
+        frame.create_dataset("table", data=np.zeros(5, [("index", "i8"), ("values", "f8", (3,))]))
+    elif kind == 2:  # weights of a model
+        file.create_dataset("nodes", data=np.zeros((64, 64), "f4"), chunks=(8, 8))
+        file.create_dataset("names", data=["a", "b"], dtype=h5py.string_dtype())
+    else:
+        node = file.create_group("nodes/n1")
+        node.create_dataset("host", data=np.array([file.ref, file.ref], h5py.ref_dtype))
+        node.create_dataset("rail", data=h5py.Empty("f8"))
+
+
+def data_lie_elsewhere(file: h5py.File, chance: random.Random) -> None:
+    """Raw data in another file, or a window into one: what a reader must not follow."""
+    node, name = _table(file, chance)
+    kind, rows = node[name].dtype, len(node[name])
+    del node[name]
+    if chance.random() < 0.5:
+        where = chance.choice(("/etc/passwd", "/dev/zero", "/dev/stdin", "bad.h5"))
+        size = rows * kind.itemsize
+        node.create_dataset(name, (rows,), kind, external=[(where, 0, max(1, size))])
+    else:
+        layout = h5py.VirtualLayout((rows,), kind)
+        source = chance.choice((".", "bad.h5", "/etc/passwd"))
+        layout[:] = h5py.VirtualSource(source, node.name + "/" + name, shape=(rows,), dtype=kind)
+        node.create_virtual_dataset(name, layout)
+
+
 _FORGERIES = (
+    another_program_wrote_it, data_lie_elsewhere,
     links_lead_elsewhere, groups_go_round, sizes_lie, zeros_expand, columns_are_others,
     values_are_noise, attributes_are_odd, names_are_odd, nodes_are_many,
 )  # fmt: skip

@@ -22,6 +22,7 @@ from fabricctl.store.schema import (
     StallKind,
     StepEvent,
 )
+from tests.support.filled import filled
 
 S = 1_000_000_000
 BEGIN_REAL_NS = 1_790_000_000 * S  # 2026-09-21 14:13:20 UTC
@@ -86,6 +87,7 @@ class Plan:
     array: tuple[int, int] | None = None
     het: tuple[int, int] | None = None
     begin_real_ns: int = BEGIN_REAL_NS
+    every_table: bool = False  # rows in those that nothing above fills
 
 
 def write(plan: Plan, user_dir: Path) -> Path:
@@ -177,6 +179,8 @@ def _journal(plan: Plan, node: str, nth: int, begin_s: float, end_s: float) -> J
     tables["launch"] = _launches(life)
     tables["checkpoint"] = _checkpoints(life)
     tables["path_event"] = _paths(life)
+    if plan.every_table:
+        tables = filled(tables, nth)
     return Journal({"boot_id": f"boot-{node}"}, schema.SCHEMA_VERSION, tables, None)
 
 

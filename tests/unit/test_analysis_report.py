@@ -1,13 +1,19 @@
 """From a trace that the store wrote to the report, against the truth it was made of."""
 
+import os
+import signal
 from datetime import UTC
 from pathlib import Path
 
+import h5py
 import pytest
 
+from fabricctl.errors import TraceError
 from fabricctl.store.schema import Severity
-from fabricctl_analysis.build import report_of
+from fabricctl_analysis import node_parts
+from fabricctl_analysis.build import renderings, report_of
 from fabricctl_analysis.findings import findings
+from fabricctl_analysis.guard import Limits, guarded
 from fabricctl_analysis.load import load
 from fabricctl_analysis.model import Report
 from fabricctl_analysis.when import When
@@ -165,3 +171,36 @@ def test_frames_carry_node_units_and_both_times(tmp_path: Path) -> None:
     assert rail["rx_dropped"].isna().all() and rail["rx_bytes"].notna().all()
     assert set(frames["step"]["step"]) == {"batch", "0"}
     assert len(frames["note"]) == 0
+
+
+def test_wide_jobs_are_read_by_several_processes_with_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [f"n{nth}" for nth in range(8)]
+    plan = Plan(nodes=nodes, seconds=20, cuts=[Cut("n5", 0, 8, 12)], every_table=True)
+    path = write(plan, tmp_path / "alice")
+    data = bytearray(path.read_bytes())
+    with h5py.File(path) as file:
+        chunk = file["nodes/n6/host"].id.get_chunk_info(0)
+    data[chunk.byte_offset + 40] ^= 0xFF  # told by a worker
+    path.write_bytes(data)
+    alone = renderings(path, ["json", "text"])
+    monkeypatch.setattr(node_parts, "WORTH_NODES", 2)
+    monkeypatch.setattr(node_parts.os, "sched_getaffinity", lambda _: range(3))
+    assert renderings(path, ["json", "text"]) == alone
+    assert "damaged" in alone["text"]
+
+
+def test_a_reader_that_dies_takes_the_report_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a crash in HDF5 would: it is told in one line by who waits (guard.py)."""
+    path = write(Plan(nodes=["n1", "n2", "n3", "n4"], seconds=5), tmp_path / "alice")
+    monkeypatch.setattr(node_parts, "WORTH_NODES", 2)
+    monkeypatch.setattr(node_parts.os, "sched_getaffinity", lambda _: range(2))
+    monkeypatch.setattr(node_parts, "_read", lambda *_: os.kill(os.getpid(), signal.SIGSEGV))
+    with pytest.raises(TraceError, match="reading it ended with SIGSEGV"):
+        guarded(path, lambda: renderings(path, ["text"]), Limits.of(path))
+    monkeypatch.setattr(node_parts, "_read", lambda *_: TraceError("no such page"))
+    with pytest.raises(TraceError, match="no such page"):
+        guarded(path, lambda: renderings(path, ["text"]), Limits.of(path))

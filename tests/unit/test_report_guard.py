@@ -98,7 +98,8 @@ def test_root_reads_as_the_files_owner(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("good")
-    return write(Plan(nodes=["n1", "n2"], seconds=20), folder / "alice").read_bytes()
+    plan = Plan(nodes=["n1", "n2"], seconds=20, every_table=True)
+    return write(plan, folder / "alice").read_bytes()
 
 
 @pytest.mark.parametrize("first", range(0, 40, 10))
