@@ -18,7 +18,23 @@ import time
 import zlib
 
 HEAD = struct.Struct("<QII")  # number, size, crc32
+WAIT_NS = 200_000  # for a core, of one block: shorter ones are not told
 MPTCP = 262  # IPPROTO_MPTCP, linux/in.h
+
+
+class Runqueue:
+    """How long this process has waited for a core: /proc/[pid]/schedstat, the second number."""
+
+    def __init__(self) -> None:
+        self._fd = os.open("/proc/self/schedstat", os.O_RDONLY)
+        self._last_ns = 0
+        self.since_ns()
+
+    def since_ns(self) -> int:
+        """Since the call before."""
+        now_ns = int(os.pread(self._fd, 64, 0).split()[1])
+        since_ns, self._last_ns = now_ns - self._last_ns, now_ns
+        return since_ns
 
 
 def receive(stream: socket.socket, size: int) -> bytes:
@@ -59,12 +75,15 @@ def serve(args: argparse.Namespace) -> None:
     stream.settimeout(60)
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     number = 0
+    queue, waits = Runqueue(), []
     try:
         while True:
             stream.sendall(receive_block(stream, number))
             number += 1
+            if (waited_ns := queue.since_ns()) > WAIT_NS:
+                waits.append((time.monotonic_ns(), waited_ns))
     except EOFError:
-        print(json.dumps({"blocks": number}), flush=True)
+        print(json.dumps({"blocks": number, "waits": waits}), flush=True)
 
 
 def ask(args: argparse.Namespace) -> None:
@@ -77,12 +96,14 @@ def ask(args: argparse.Namespace) -> None:
     body = os.urandom(args.block)
     crc, number = zlib.crc32(body), 0
     begin = last = time.monotonic_ns()
-    gaps: list[tuple[int, int]] = []
+    gaps: list[tuple[int, int, int]] = []
+    queue = Runqueue()
     while last - begin < args.seconds * 1e9:
+        queue.since_ns()
         stream.sendall(HEAD.pack(number, len(body), crc) + body)
         receive_block(stream, number)
         now = time.monotonic_ns()
-        gaps.append((last, now - last))
+        gaps.append((last, now - last, queue.since_ns()))
         last, number = now, number + 1
         if args.pause:
             time.sleep(args.pause)
@@ -93,7 +114,9 @@ def ask(args: argparse.Namespace) -> None:
     print(json.dumps({
         "blocks": number, "protocol": protocol, "median_ns": middle,
         "rate_bytes_per_s": number * args.block / ((last - begin) / 1e9),
-        "longest": [{"begin_mono_ns": at, "gap_ns": gap} for at, gap in long],
+        "longest": [
+            {"begin_mono_ns": at, "gap_ns": gap, "waited_ns": waited} for at, gap, waited in long
+        ],
     }), flush=True)  # fmt: skip
 
 

@@ -2,13 +2,15 @@
 moves, a host that stands still, the CPU that probing takes.
 
     bench/pair.py stall [--turns 25] [--block 1024]    rail 0 falls silent both ways
+    bench/pair.py stall --fault cut [--plain --hogs 2] rail 0 of one node loses its cable
     bench/pair.py healthy [--seconds 60]               every core busy, no fault: moves must be none
     bench/pair.py freeze [--turns 40]                  one fabric-pathd stopped, 3 ms to 1 s
     bench/pair.py cpu [--seconds 10]                   of fabric-pathd with one busy peer
 
-Two network namespaces and three cables. Streams run at real-time priority, below fabric-pathd's, so
-that what else the machine does shows little: what is left are TCP's own timers, which tick at the
-kernel's HZ, and the detection. --pathd names another executable, to compare. Needs root.
+Two nodes and a switch a rail, each a network namespace. Streams run at real-time priority, below
+fabric-pathd's, so that what else the machine does shows little: what is left are TCP's own timers,
+which tick at the kernel's HZ, and the detection. With --plain they run as programs do, with --hogs
+beside so many busy loops. --pathd names another executable, to compare. Needs root.
 """
 
 import argparse
@@ -26,7 +28,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 STREAM = ["/usr/bin/python3", str(ROOT / "bench" / "failover_stream.py")]
-AS_USER = ["chrt", "-f", "5", "setpriv", "--reuid", "1000", "--clear-groups"]
+AS_USER = ["setpriv", "--reuid", "1000", "--clear-groups"]
+REALTIME = ["chrt", "-f", "5"]
 SILENT = " bpf bytecode '1,6 0 0 2,' da"  # TC_ACT_SHOT
 STOPS_S = (0.003, 0.01, 0.05, 0.3, 1.0)
 CONFIGURATION = """job 7
@@ -59,28 +62,40 @@ def sh(command: str) -> str:
 class Pair:
     """Both nodes; names of their namespaces in :attr:`nodes`."""
 
-    def __init__(self, stack: contextlib.ExitStack, pathd: str, interval_us: int) -> None:
+    def __init__(self, stack: contextlib.ExitStack, args: argparse.Namespace) -> None:
         self.stack = stack
+        self.pause = args.pause
+        self.user = AS_USER if args.plain else [*REALTIME, *AS_USER]
         self.nodes = [f"pair{os.getpid()}{letter}" for letter in "ab"]
+        self.switch = f"pair{os.getpid()}s"
         self.work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for node in self.nodes:
+        for node in (*self.nodes, self.switch):
             sh(f"ip netns add {node} && ip -n {node} link set lo up")
             stack.callback(sh, f"ip netns del {node}")
         for index, name in enumerate(("m0", "r0", "r1")):
-            one, two = self.nodes
-            sh(f"ip -n {one} link add {name} type veth peer name {name} netns {two}")
+            sh(f"ip -n {self.switch} link add {name} type bridge")
+            sh(f"ip -n {self.switch} link set {name} up")
             for number, node in enumerate(self.nodes, 1):
+                port = f"{name}p{number}"
+                sh(f"ip -n {node} link add {name} type veth peer name {port} netns {self.switch}")
+                sh(f"ip -n {self.switch} link set {port} master {name} up")
                 sh(f"ip -n {node} address add 10.9{index}.0.{number}/24 dev {name}")
                 sh(f"ip -n {node} link set {name} up")
+                # veth has no queue: a port without carrier would refuse packets, real ones swallow
+                sh(f"tc -n {node} qdisc replace dev {name} root pfifo_fast")
         for number, node in enumerate(self.nodes):
             sh(f"tc -n {node} qdisc add dev r0 clsact")
             (self.work / node / "7").mkdir(parents=True)
-            begun = self.start(node, [pathd, "run"], stdin=subprocess.PIPE)
+            begun = self.start(node, [args.pathd, "run"], stdin=subprocess.PIPE)
             assert begun.stdin is not None
             begun.stdin.write(CONFIGURATION.format(
-                self=number, host=number + 1, dir=self.work / node, interval=interval_us
+                self=number, host=number + 1, dir=self.work / node,
+                interval=args.interval_us,
             ))  # fmt: skip
             begun.stdin.close()
+        spin = ["sh", "-c", "while :; do :; done"]
+        for _ in range(args.hogs):
+            self.start(self.nodes[0], spin)
         time.sleep(1.5)
 
     def start(self, node: str, argv: list[str], **more: int) -> subprocess.Popen[str]:
@@ -93,12 +108,12 @@ class Pair:
     def stream(self, seconds: float, block: int) -> subprocess.Popen[str]:
         words = ["10.91.0.2", "5001", "--seconds", str(seconds)]
         there = self.start(
-            self.nodes[1], [*AS_USER, *STREAM, "serve", *words], stdout=subprocess.PIPE
+            self.nodes[1], [*self.user, *STREAM, "serve", *words], stdout=subprocess.PIPE
         )
         assert there.stdout is not None
         assert there.stdout.readline() == "listening\n"
-        more = ["--keep", "1000000", "--block", str(block), "--pause", "0.0005"]
-        argv = [*AS_USER, *STREAM, "ask", *words, *more]
+        more = ["--keep", "1000000", "--block", str(block), "--pause", str(self.pause)]
+        argv = [*self.user, *STREAM, "ask", *words, *more]
         begun = self.start(self.nodes[0], argv, stdout=subprocess.PIPE)
         time.sleep(2.5)
         return begun
@@ -107,6 +122,19 @@ class Pair:
         what, drop = ("add", SILENT) if on else ("del", "")
         for node in self.nodes:
             sh(f"tc -n {node} filter {what} dev r0 ingress pref 1 protocol all{drop}")
+
+    def pulled(self, on: bool) -> None:
+        sh(f"ip -n {self.switch} link set r0p2 {'down' if on else 'up'}")
+
+    def counters(self) -> dict[str, int]:
+        """TCP's, of both nodes."""
+        found: dict[str, int] = {}
+        for node in self.nodes:
+            lines = sh(f"ip netns exec {node} cat /proc/net/netstat").splitlines()
+            for names, values in zip(lines[::2], lines[1::2], strict=True):
+                for name, value in zip(names.split()[1:], values.split()[1:], strict=True):
+                    found[name] = found.get(name, 0) + int(value)
+        return found
 
     def worker(self, node: str) -> int:
         lines = (self.work / node / "7" / "state").read_text().splitlines()
@@ -134,13 +162,14 @@ def percentiles(values: list[float]) -> str:
 def stall(pair: Pair, args: argparse.Namespace) -> int:
     client = pair.stream(args.turns * 1.3 + 5, args.block)
     faults = []
+    fault = pair.pulled if args.fault == "cut" else pair.silent
     for _ in range(args.turns):
         time.sleep(0.7)
         begin = time.monotonic_ns()
-        pair.silent(True)
+        fault(True)
         faults.append((begin, time.monotonic_ns()))
-        time.sleep(0.3)
-        pair.silent(False)
+        time.sleep(args.outage)
+        fault(False)
     gaps = [
         (gap["begin_mono_ns"], gap["gap_ns"])
         for gap in json.loads(client.communicate()[0])["longest"]
@@ -211,11 +240,16 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--block", type=int, default=1024)
     parser.add_argument("--interval-us", type=int, default=2000)
+    parser.add_argument("--fault", choices=("silent", "cut"), default="silent")
+    parser.add_argument("--outage", type=float, default=0.3)
+    parser.add_argument("--plain", action="store_true", help="streams at ordinary priority")
+    parser.add_argument("--hogs", type=int, default=0, help="busy loops beside them")
+    parser.add_argument("--pause", type=float, default=0.0005)
     parser.add_argument("--pathd", default=str(ROOT / "build" / "paths" / "fabric-pathd"))
     args = parser.parse_args()
     run = {"stall": stall, "healthy": healthy, "freeze": freeze, "cpu": cpu}[args.what]
     with contextlib.ExitStack() as stack:
-        status = run(Pair(stack, args.pathd, args.interval_us), args)
+        status = run(Pair(stack, args), args)
         print(f"  (load {os.getloadavg()[0]:.0f})")
     return status
 

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from failover import NODES, ROOT, SYSTEMS, Bench, longest, percentile
+from failover import percentile
+from failover_runs import NODES, ROOT, SYSTEMS, Bench, longest
 
 from fabricctl.lab.cluster import Lab
 from fabricctl.lab.spec import LabSpec
@@ -87,7 +88,7 @@ def run(bench: Bench, name: str, minutes: float, rng: random.Random) -> Soak:
     # Ranks on all four nodes, and every long iteration kept.
     system = replace(SYSTEMS[f"ours-{name}"], nodes=len(NODES))
     seconds = 60 * minutes
-    with bench.job(system, seconds) as job, bench.traffic(system, job, seconds) as result:
+    with bench.job(system, seconds) as job, bench.mpi(job, seconds) as result:
         harass(bench.lab, rng, time.monotonic() + seconds - AFTER_S, soak)
     soak.result = result
     return soak
@@ -99,7 +100,7 @@ def show(soak: Soak) -> None:
         print(": THE JOB ENDED BY ITSELF OR A RESULT WAS WRONG")
         return
     begins = [fault["begin_mono_ns"] for fault in soak.faults]
-    stalls = [longest(soak.result, at, at + 1_000_000_000) for at in begins]
+    stalls = [longest(soak.result, at, at + 1_000_000_000)["gap_ns"] / 1e6 for at in begins]
     gaps = [gap["gap_ns"] / 1e6 for gap in soak.result["longest"]]
     print(f", {soak.result['blocks']} iterations, every result right")
     shares = ((0.5, "p50"), (0.99, "p99"), (1.0, "max"))
