@@ -26,7 +26,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / "bench"
 TIMEOUT_S = 3600.0
-HELPERS = frozenset({"failover_stream", "fuzz_report"})  # parts of others; make fuzz has the second
+HELPERS = frozenset(
+    {"failover_runs", "failover_stream", "fuzz_report"}
+)  # parts of others; make fuzz has the last
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.])")
 LEAST_RUNS = 2  # before anything is called a change
 TIMES = re.compile(r"\b(20\d\d-\d\d-\d\d|\d\d:\d\d:\d\d)")

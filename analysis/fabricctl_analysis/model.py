@@ -17,6 +17,7 @@ from fabricctl_analysis.job_state import JobState
 from fabricctl_analysis.links import LinkHistory
 from fabricctl_analysis.moves import Moves
 from fabricctl_analysis.series import Series
+from fabricctl_analysis.shared_model import SharedRails
 
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
@@ -312,6 +313,7 @@ class Report:
     paths: tuple[PathMark, ...] = ()
     accounts: Accounts | None = None  # None: the trace does not say when the job began and ended
     moves: Moves = field(default_factory=Moves)
+    shared: SharedRails = field(default_factory=SharedRails)
     strips: tuple[Strip, ...] = ()
     attempts: tuple[Attempt, ...] = ()  # empty: the accounting was not asked
 

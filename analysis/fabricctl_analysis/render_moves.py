@@ -1,7 +1,7 @@
 """Link failover as rows of the report's tables and as JSON."""
 
 from fabricctl.units import format_bytes, format_duration
-from fabricctl_analysis import phrases
+from fabricctl_analysis import phrases, shared_rails
 from fabricctl_analysis.model import Report
 from fabricctl_analysis.moves import Incident, what_words, where_words
 from fabricctl_analysis.names import folded
@@ -68,6 +68,7 @@ def document(report: Report, begin_ns: int) -> Json:
             {"node": peer, **_at("begin", begin, begin_ns), **_at("end", end, begin_ns)}
             for peer, begin, end in moves.stalls
         ],
+        **shared_rails.document(report, begin_ns),
     }
 
 

@@ -47,6 +47,7 @@ from fabricctl_analysis.mpi_calls import ranks_of
 from fabricctl_analysis.probes import Edge, edges, troubles
 from fabricctl_analysis.rails import rail_summary
 from fabricctl_analysis.rows import NodeRows, apart_ns, clean, of_rail
+from fabricctl_analysis.shared_rails import shared_rails
 from fabricctl_analysis.streams import Stream, as_edges, streams
 from fabricctl_analysis.strips import NodeStrips, joined, node_strips
 from fabricctl_analysis.told import told
@@ -169,6 +170,7 @@ def put_together(
         paths=paths,
         accounts=accounts,
         moves=moves_of(row for part in parts for row in part.path_rows),
+        shared=shared_rails(row for part in parts for row in part.path_rows),
         attempts=attempts,
         strips=joined([(p.summary.name, p.strips) for p in parts if p.strips], job.nodes),
     )

@@ -140,3 +140,51 @@ def test_a_drained_rail_is_no_fault(tmp_path: Path) -> None:
     made = report(Plan(moved=moved), tmp_path)
     (finding,) = findings(made, When(made.whole, UTC))
     assert (finding.severity, "taken out by hand" in finding.text) == ("info", True)
+
+
+def test_a_share_and_what_queues_made_of_it_is_told(tmp_path: Path) -> None:
+    share = {"text": b"60 to 100 % of 2 rails, class normal"}
+    slow = {"rail": 0, "text": b"packets wait 900 us"}
+    slower = {"rail": 0, "text": b"packets wait 3200 us"}
+    round_it = {"peer": b"n2", "rail": 1}
+    made = report(
+        Plan(
+            path_events=[
+                *((node, 1.0, PathEvent.SHARE, share) for node in ALL),
+                ("n1", 10.0, PathEvent.PACED, slow),
+                ("n1", 30.0, PathEvent.PACED, slower),
+                (
+                    "n1",
+                    20.0,
+                    PathEvent.REROUTED,
+                    {**round_it, "text": b"away: packets wait 7000 us"},
+                ),
+                ("n1", 26.5, PathEvent.REROUTED, {**round_it, "text": b"back: packets wait 0 us"}),
+                (
+                    "n1",
+                    40.0,
+                    PathEvent.REROUTED,
+                    {**round_it, "text": b"away: packets wait 8000 us"},
+                ),
+            ]
+        ),
+        tmp_path,
+    )
+    assert set(sentences(made)) == {
+        "On n[1-4] the job had 60 to 100 % of 2 rails, class normal.",
+        "n1 slowed down on rail r0 2 times (14:13:30.000 to 14:13:50.000): its packets waited up "
+        "to 3.2 ms in the network.",
+        "Streams of n1 to n2 left rail r1 at 14:13:40.000 for 6.50 s, round a queue in which "
+        "packets waited 7 ms.",
+        "Streams of n1 to n2 left rail r1 at 14:14:00.000 to the end, round a queue in which "
+        "packets waited 8 ms.",
+    }
+
+
+def test_a_share_that_could_not_be_had_is_a_warning(tmp_path: Path) -> None:
+    text = b"no share of r0: the site configured a queue there"
+    plan = Plan(path_events=[(node, 1.0, PathEvent.TROUBLE, {"text": text}) for node in ALL[:2]])
+    made = report(plan, tmp_path)
+    (one,) = findings(made, When(made.whole, UTC))
+    assert one.severity == "warning"
+    assert one.text == ("On n[1-2] the job had no share of r0: the site configured a queue there.")

@@ -41,6 +41,11 @@ def troubled(tmp_path_factory: pytest.TempPathFactory) -> Report:
             ("n1", 41.0, PathEvent.STALLED, {"peer": b"n3"}),
             ("n1", 43.0, PathEvent.BACK, {"peer": b"n3"}),
             ("n2", 50.0, PathEvent.REQUEST, {"text": EVIL.encode()}),
+            ("n2", 51.0, PathEvent.SHARE, {"text": EVIL.encode()}),
+            ("n2", 51.0, PathEvent.TROUBLE, {"text": b"no share of r1: " + EVIL.encode()}),
+            ("n2", 52.0, PathEvent.PACED, {"rail": 0, "text": b"packets wait 900 us"}),
+            ("n2", 53.0, PathEvent.REROUTED, {"peer": b"n3", "rail": 0, "text": EVIL.encode()}),
+            ("n2", 54.0, PathEvent.REROUTED, {"peer": b"n3", "rail": 0, "text": b"away"}),
             ("n3", 1.0, PathEvent.OFF, {"text": EVIL.encode()}),
         ],
     )
