@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from fabricctl.lab.cluster import Lab
 from fabricctl.lab.spec import LabSpec
+from tests.support.nodebox import NodeBox
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +31,13 @@ def lab(_lab: Lab) -> Iterator[Lab]:
     _lab.heal_all()
     _lab.up()  # 50 ms when nothing died
     _lab.exec("ctl", ["sh", "-c", "squeue -h -o %A | xargs -r scancel"], check=False)
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[NodeBox]:
+    """One compute node without Slurm."""
+    with NodeBox(tmp_path) as made:
+        yield made
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
