@@ -2,15 +2,15 @@
 """Data-parallel training in PyTorch on CPUs (Gloo) that goes on where it was when a node died.
 
     fabricctl run --spares 1 --mpi none python examples/train_torch.py --steps 500
+    fabricctl run --spares 1 --live python examples/train_torch.py --steps 500
 
-`fabricctl run` sets MASTER_ADDR and MASTER_PORT for each start. Batches follow from the step and
-the rank, so that a run with deaths ends with exactly the weights of an unbroken one; rank 0 prints
-their hash. Needs torch.
+The first starts all processes again after a death, the second only the one that died: the others
+enter `train` again. Batches follow from the step and the rank, so that a run with deaths ends with
+exactly the weights of an unbroken one; rank 0 prints their hash. Needs torch.
 """
 
 import argparse
 import hashlib
-import os
 import sys
 import time
 
@@ -38,8 +38,6 @@ def main() -> int:
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    rank, size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
-    dist.init_process_group("gloo", rank=rank, world_size=size)
     layers = [
         torch.nn.Linear(64, options.width),
         torch.nn.ReLU(),
@@ -48,7 +46,8 @@ def main() -> int:
     model = torch.nn.Sequential(*layers)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
-    with state.Checkpoint("torch", every_steps=options.every) as checkpoint:
+    def train(checkpoint: state.Checkpoint) -> tuple[int, float | None]:
+        rank = dist.get_rank()
         checkpoint.protect(model=model, optimizer=optimizer)
         begin = checkpoint.restore()
         parallel = DistributedDataParallel(model)
@@ -63,15 +62,17 @@ def main() -> int:
             optimizer.step()
             time.sleep(options.pause)
             checkpoint.step(n + 1)
+            if rank == 0 and n == begin:
+                print(f"first step done at {time.time():.3f}", flush=True)
             if checkpoint.ending:
-                return 0
-    if rank == 0:
+                return rank, None
+        return rank, loss.item()
+
+    rank, loss = state.live(train, "gloo", every_steps=options.every)
+    if rank == 0 and loss is not None:
         weights = b"".join(w.detach().numpy().tobytes() for w in model.parameters())
         digest = hashlib.sha256(weights).hexdigest()[:16]
-        print(
-            f"{options.steps - begin} steps, loss {loss.item():.4f}, weights {digest}", flush=True
-        )
-    dist.destroy_process_group()
+        print(f"step {options.steps}, loss {loss:.4f}, weights {digest}", flush=True)
     return 0
 
 

@@ -9,56 +9,15 @@ import select
 import socket
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
-from fabricctl import fields, hostlist, layout, wire
+from fabricctl import layout, wire
 from fabricctl.agent import mesh
 from fabricctl.config import Config
-from fabricctl.errors import DataError, FabricError, NotFoundError
+from fabricctl.errors import DataError, NotFoundError
+from fabricctl.membership import Member
 from fabricctl.telemetry.interfaces import lookup
 
 AGAIN_S = 0.3  # a datagram may be lost
-
-
-@dataclass(frozen=True)
-class Member:
-    """A job as one of its nodes knows it."""
-
-    job: int
-    key: bytes
-    nodes: tuple[str, ...]
-    node: str  # this one
-    spares: int
-
-    @classmethod
-    def here(cls, files: layout.NodeFiles, job: int) -> "Member":
-        """From the job directory on this node, which only the job's user and root can read.
-
-        Raises :class:`NotFoundError` when the job is not here, or not the caller's.
-        """
-        path = files.envelope(job)
-        try:
-            given = fields.decode(read_small(path))
-            return cls(
-                job,
-                bytes.fromhex(given["key"]),
-                tuple(hostlist.expand(given["nodes"])),
-                given["node"],
-                int(given.get("spares", "0")),
-            )
-        except OSError as error:
-            raise NotFoundError(
-                f"job {job}: not a protected job of yours on this node: {path}: {error.strerror}"
-            ) from None
-        except (KeyError, ValueError, FabricError) as error:
-            raise DataError(f"{path}: {error}") from None
-
-
-def read_small(path: Path) -> str:
-    """Raises OSError."""
-    with path.open("rb") as stream:
-        return stream.read(wire.MAX_BYTES).decode(errors="replace")
 
 
 class Asker:

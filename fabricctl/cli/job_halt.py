@@ -5,9 +5,10 @@ from datetime import datetime, time, timedelta
 import click
 
 from fabricctl import config, layout
-from fabricctl.agent.ask import Asker, Member, job_here
+from fabricctl.agent.ask import Asker, job_here
 from fabricctl.cli.hop import hop
 from fabricctl.errors import NotFoundError, UsageError
+from fabricctl.membership import Member
 
 ANSWER_S = 2.0
 

@@ -3,10 +3,11 @@
 import click
 
 from fabricctl import config, layout
-from fabricctl.agent.ask import Member, job_here
+from fabricctl.agent.ask import job_here
 from fabricctl.cli.hop import hop
 from fabricctl.cli.job_halt import order
 from fabricctl.errors import NotFoundError, UsageError
+from fabricctl.membership import Member
 
 
 @click.command(name="migrate")

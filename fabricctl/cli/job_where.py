@@ -7,9 +7,10 @@ import time
 import click
 
 from fabricctl import config, hostlist, layout
-from fabricctl.agent.ask import Asker, Member, job_here
+from fabricctl.agent.ask import Asker, job_here
 from fabricctl.cli.hop import hop
 from fabricctl.errors import DataError, NotFoundError
+from fabricctl.membership import Member
 from fabricctl.state.track import position, verdict
 from fabricctl.state.track.position import Position
 from fabricctl.state.track.verdict import Verdict

@@ -8,9 +8,10 @@ import click
 
 from fabricctl import config, layout
 from fabricctl.agent import tail
-from fabricctl.agent.ask import Asker, Member, job_here
+from fabricctl.agent.ask import Asker, job_here
 from fabricctl.cli.hop import hop
 from fabricctl.errors import DataError, NotFoundError
+from fabricctl.membership import Member
 from fabricctl_analysis import live, verdicts
 from fabricctl_analysis.live import Tail
 from fabricctl_analysis.model import Report, Verdict

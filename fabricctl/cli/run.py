@@ -6,11 +6,12 @@ import sys
 import click
 
 from fabricctl import config, hostlist, layout
-from fabricctl.agent.ask import Member, job_here
+from fabricctl.agent.ask import job_here
 from fabricctl.errors import UsageError
 from fabricctl.launch import placement
 from fabricctl.launch.policy import Policy
 from fabricctl.launch.supervise import Supervisor
+from fabricctl.membership import Member
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -25,7 +26,9 @@ from fabricctl.launch.supervise import Supervisor
               "Default: 5 times the longest usual phase, 10 at least.")  # fmt: skip
 @click.option("--before-end", type=click.FloatRange(0), metavar="S",
               help="All save and end S seconds before the job's time limit.")  # fmt: skip
-@click.option("--mpi", default="pmix", show_default=True, help="How srun starts MPI.")
+@click.option("--live", is_flag=True,
+              help="Others run on while a spare takes a dead one's place.")  # fmt: skip
+@click.option("--mpi", help="How srun starts MPI; default: pmix, with --live none.")
 @click.option("--no-track", is_flag=True, help="Leave MPI calls alone.")
 @click.option("--srun", "srun", multiple=True, metavar="OPTION", help="Handed on to srun.")
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -37,7 +40,8 @@ def command(  # noqa: PLR0917 - click hands them by name
     exclude: str | None,
     hang_timeout: float | None,
     before_end: float | None,
-    mpi: str,
+    live: bool,
+    mpi: str | None,
     no_track: bool,
     srun: tuple[str, ...],
     program: tuple[str, ...],
@@ -64,12 +68,13 @@ def command(  # noqa: PLR0917 - click hands them by name
     placed = placement.first(nodes, member.node, min(held, many), tasks, left_out)
     policy = Policy(
         max_restarts=max_restarts,
-        mpi=mpi,
+        mpi=mpi or ("none" if live else "pmix"),
         track=not no_track,
         options=srun,
         hang_s=hang_timeout,
         min_nodes=min_nodes,
         halt_at_s=_halt_at(before_end),
+        live=live,
     )
     supervisor = Supervisor(member, settings, placed, program, policy)
     sys.exit(supervisor.run())

@@ -31,6 +31,7 @@ class Policy:
     hang_s: float | None = None
     min_nodes: int = 0
     halt_at_s: float | None = None
+    live: bool = False
 
     def refusal(self, launch: int, status: int | None, dead: bool, quick: int) -> str:
         """Why a program that ended so is not started again, or ""."""

@@ -4,7 +4,7 @@ import contextlib
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from fabricctl.errors import SlurmError
@@ -12,7 +12,7 @@ from fabricctl.launch.placement import Placement
 
 CANCEL_S = 10.0
 # What srun would take from the allocation as it was made: the placement says it anew.
-_OF_ALLOCATION = frozenset(
+OF_ALLOCATION = frozenset(
     f"SLURM_{name}"
     for name in (
         *("JOB_NUM_NODES", "NNODES", "NTASKS", "NPROCS", "NTASKS_PER_NODE", "TASKS_PER_NODE"),
@@ -23,6 +23,8 @@ _OF_ALLOCATION = frozenset(
 
 class Step:
     """A running srun; :meth:`cancel` also ends what it left on nodes."""
+
+    carries = False  # a death ends it
 
     def __init__(
         self,
@@ -35,11 +37,12 @@ class Step:
         options: Sequence[str] = (),
     ) -> None:
         """Raises :class:`SlurmError`."""
+        self.placement, self.launch = placement, launch
         self._job = job
         self._name = f"fabric-run-{launch}"
         self._hosts = _host_file(placement)
         self._cancels: list[subprocess.Popen[bytes]] = []
-        given = {key: value for key, value in environment.items() if key not in _OF_ALLOCATION}
+        given = {key: value for key, value in environment.items() if key not in OF_ALLOCATION}
         # `arbitrary` puts each rank on the node that its line names.
         given["SLURM_HOSTFILE"] = str(self._hosts)
         command = [
@@ -67,22 +70,10 @@ class Step:
     def cancel(self, number: str = "KILL") -> None:
         """Ends the tasks that can be reached. Neither scancel nor srun is waited for: with a
         dead node in the step both stay for tens of seconds after the others have ended."""
-        null = subprocess.DEVNULL
-        for step in self._steps():
-            with contextlib.suppress(OSError):
-                argv = ["scancel", f"--signal={number}", step]
-                self._cancels.append(subprocess.Popen(argv, stdout=null, stderr=null))
+        self._cancels += cancel_named(self._job, self._name, number)
 
-    def _steps(self) -> list[str]:
-        argv = ["squeue", "--steps", "--noheader", f"--jobs={self._job}", "--format=%i %j"]
-        try:
-            done = subprocess.run(
-                argv, timeout=CANCEL_S, check=False, capture_output=True, text=True
-            )
-        except (subprocess.TimeoutExpired, OSError):
-            return []
-        lines = [line.split() for line in done.stdout.splitlines()]
-        return [words[0] for words in lines if len(words) == 2 and words[1] == self._name]
+    def lost(self, nodes: Collection[str]) -> None:
+        """Nothing more is to be done for dead nodes."""
 
     def abandon(self) -> None:
         """srun itself goes; to be called after :meth:`cancel`. Its tasks are gone by then, or out
@@ -91,6 +82,24 @@ class Step:
             self._srun.kill()
         self._srun.wait()
         self._hosts.unlink(missing_ok=True)
+
+
+def cancel_named(job: int, name: str, number: str) -> list[subprocess.Popen[bytes]]:
+    """Sends a signal to the job's steps of that name, and does not wait for it."""
+    argv = ["squeue", "--steps", "--noheader", f"--jobs={job}", "--format=%i %j"]
+    null = subprocess.DEVNULL
+    begun: list[subprocess.Popen[bytes]] = []
+    try:
+        done = subprocess.run(argv, timeout=CANCEL_S, check=False, capture_output=True, text=True)
+    except (subprocess.TimeoutExpired, OSError):
+        return begun
+    lines = [line.split() for line in done.stdout.splitlines()]
+    steps = [words[0] for words in lines if len(words) == 2 and words[1] == name]
+    for step in steps:
+        with contextlib.suppress(OSError):
+            argv = ["scancel", f"--signal={number}", step]
+            begun.append(subprocess.Popen(argv, stdout=null, stderr=null))
+    return begun
 
 
 def _host_file(placement: Placement) -> Path:

@@ -10,13 +10,16 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from fabricctl import hostlist
-from fabricctl.agent.ask import Asker, Member
+from fabricctl.agent.ask import Asker
 from fabricctl.config import Config
 from fabricctl.errors import DataError, FabricError
 from fabricctl.launch.heartbeat import Heartbeat, answers
+from fabricctl.launch.live import LiveStep
 from fabricctl.launch.placement import Placement
 from fabricctl.launch.policy import PROGRESS_S, HangWatch, Policy, Stall
+from fabricctl.launch.roster import Tell
 from fabricctl.launch.step import Step
+from fabricctl.membership import Member
 from fabricctl.state.ckpt.bytes import find
 from fabricctl.state.ckpt.link import ports
 from fabricctl.state.track import position
@@ -87,16 +90,7 @@ class Supervisor:
         begin_s = time.monotonic()
         nodes = hostlist.fold(self.placement.nodes)
         self._tell(LaunchEvent.START, nodes, f"{len(self.placement.hosts)} ranks")
-        options = (f"--mpi={self.policy.mpi}", *self.policy.options)
-        job, launch = self.member.job, self.launch
-        step = Step(
-            job,
-            launch,
-            self.placement,
-            self.argv,
-            environment=self._environment(),
-            options=options,
-        )
+        step = self._start()
         try:
             status, dead = self._watch(step)
             if self._leaving and status == 0 and not dead & set(self.placement.nodes):
@@ -136,14 +130,37 @@ class Supervisor:
         sys.stderr.write(f"fabric: run: start {self.launch - self._first + 1} on {where}, {took}\n")
         return None
 
-    def _watch(self, step: Step) -> tuple[int | None, set[str]]:
+    def _start(self) -> Step | LiveStep:
+        options = (f"--mpi={self.policy.mpi}", *self.policy.options)
+        what = (self.member.job, self.launch, self.placement, self.argv)
+        environment = self._environment()
+        if not self.policy.live:
+            return Step(*what, environment=environment, options=options)
+        state = self.config.state
+        found = lookup(self.member.node)
+        return LiveStep(
+            *what,
+            environment=environment,
+            options=options,
+            key=self.member.key,
+            address=found[0] if found else self.member.node,
+            # Others than the keeper's.
+            ports=ports(self.member.job + (1 << 40), state.port_first, state.port_count),
+            deaths_most=self.policy.max_restarts,
+            tell=self._tell_live,
+        )
+
+    def _watch(self, step: Step | LiveStep) -> tuple[int | None, set[str]]:
         """Until srun ends, a node with ranks dies or the ranks hang: its status, and the nodes
         that died."""
         died: set[str] = set()
         ended_s: float | None = None
         status: int | None = None
         while True:
-            died |= self._hearts.look()
+            found = self._hearts.look()
+            died |= found
+            step.lost(found)
+            self.placement, self.launch = step.placement, step.launch
             if self._signal:
                 # Ranks save on these; Slurm's own end follows anyway.
                 name = {signal.SIGTERM: "TERM", signal.SIGINT: "TERM", signal.SIGUSR1: "USR1"}
@@ -157,7 +174,7 @@ class Supervisor:
             self._hung = self._hangs.expired()
             if self._hung is not None and status is None and self._acts_on(self._hung):
                 return None, died
-            if died & set(self.placement.nodes):
+            if died & set(self.placement.nodes) and not step.carries:
                 return step.poll(), died
             if status is None:
                 status = step.poll()
@@ -172,7 +189,7 @@ class Supervisor:
             return True
         return self.placement.without(self._hearts.dead | self._left | away) is not None
 
-    def _obey(self, step: Step) -> None:
+    def _obey(self, step: Step | LiveStep) -> None:
         """Once for each order; ranks that are told to save end by themselves."""
         order, self._order = self._order, ""
         if self._given:
@@ -199,6 +216,8 @@ class Supervisor:
 
     def _say_death(self, status: int | None, dead: set[str]) -> None:
         lost = dead & set(self.placement.nodes)
+        if lost and self.policy.live:
+            return  # told when it was seen
         if lost:
             names = hostlist.fold(lost)
             self._tell(LaunchEvent.NODE_DEAD, names, "its agent is silent, its ports are, too")
@@ -296,14 +315,28 @@ class Supervisor:
 
     def _tell(self, event: LaunchEvent, node: str, text: str) -> None:
         """To this node's agent, for the trace."""
+        self._put(self._asker, event, self.launch, node, text)
+
+    def _put(self, asker: Asker, event: LaunchEvent, launch: int, node: str, text: str) -> None:
         message = {
             "event": str(int(event)),
-            "launch": str(self.launch),
+            "launch": str(launch),
             "at": node[:47],
             "text": text[:119],
         }
-        for _ in self._asker.ask([self.member.node], 0.5, "event", message):
+        for _ in asker.ask([self.member.node], 0.5, "event", message):
             return
+
+    def _tell_live(self, said: Tell, launch: int) -> None:
+        """What happened while the others ran on; by a thread of its own."""
+        if said.event == LaunchEvent.START:
+            words = f"the others ran on, now on {said.node}"
+        else:
+            dead = said.event == LaunchEvent.NODE_DEAD
+            words = f"node {said.node} is dead" if dead else f"{said.text} on {said.node}"
+        sys.stderr.write(f"fabric: run: {words}\n")
+        with contextlib.closing(Asker(self.member, self.config)) as asker:
+            self._put(asker, said.event, launch, said.node, said.text)
 
 
 def _nodes(stall: Stall) -> set[str]:

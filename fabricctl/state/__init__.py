@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fabricctl.state.ckpt.api import Checkpoint
     from fabricctl.state.ckpt.items import Same, Share
+    from fabricctl.state.replacement import live
     from fabricctl.state.torch_hooks import install as track_torch
 
-__all__ = ["Checkpoint", "Same", "Share", "track_torch"]
+__all__ = ["Checkpoint", "Same", "Share", "live", "track_torch"]
 
 
 def __getattr__(name: str) -> Any:
@@ -30,6 +31,10 @@ def __getattr__(name: str) -> Any:
         from fabricctl.state.ckpt import items
 
         return getattr(items, name)
+    if name == "live":
+        from fabricctl.state.replacement import live
+
+        return live
     if name == "track_torch":
         from fabricctl.state.torch_hooks import install
 

@@ -52,6 +52,15 @@ def install(dist: Any = None, library: Any = None) -> bool:
     return True
 
 
+def begin_again() -> None:
+    """This process is in a new group, maybe as another rank: the tracker begins anew."""
+    if not _state["installed"]:
+        return
+    dist = importlib.import_module("torch.distributed")
+    who = (ctypes.c_uint32(dist.get_rank()), ctypes.c_uint32(dist.get_world_size()))
+    ctypes.CDLL(None).fabric_track_begin(*who, b"torch.distributed")
+
+
 def _wrapped(
     function: Callable[..., Any], op: int, at: int | None, library: Any
 ) -> Callable[..., Any]:

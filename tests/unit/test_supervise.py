@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 
 import pytest
 
-from fabricctl.agent.ask import Member
 from fabricctl.cli.job_halt import at_time
 from fabricctl.config import Config
 from fabricctl.errors import UsageError
@@ -14,6 +13,7 @@ from fabricctl.launch import heartbeat, supervise
 from fabricctl.launch.placement import Placement, first
 from fabricctl.launch.policy import DO_NOT_RESTART, HangWatch, Policy
 from fabricctl.launch.supervise import Supervisor
+from fabricctl.membership import Member
 from fabricctl.store.schema import LaunchEvent, StallKind
 
 NODES = ("n1", "n2", "n3", "n4", "n5")
@@ -39,6 +39,7 @@ class FakeStep:
     """One srun."""
 
     world: World
+    carries = False
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class FakeStep:
         options: Sequence[str] = (),
     ) -> None:
         self._launch, self._looks = launch, 0
+        self.placement, self.launch = placement, launch
         self.world.placed.append(placement.hosts)
         self.world.environments.append(environment)
 
@@ -60,6 +62,9 @@ class FakeStep:
 
     def cancel(self, number: str = "KILL") -> None:
         self.world.signals.append(number)
+
+    def lost(self, nodes: Collection[str]) -> None:
+        pass
 
     def abandon(self) -> None:
         pass

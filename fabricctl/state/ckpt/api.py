@@ -409,9 +409,10 @@ class Checkpoint:
         for number in SIGNALS:
             with contextlib.suppress(ValueError):  # not the main thread
                 if signal.getsignal(number) == signal.SIG_DFL:
-                    self._before[number] = signal.signal(number, self._on_signal)
+                    self._before[number] = signal.signal(number, self.take_signal)
 
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+    def take_signal(self, _number: int, _frame: FrameType | None) -> None:
+        """All ranks save soon, and :attr:`ending` becomes true on all."""
         self._signalled = True
 
     def __enter__(self) -> "Checkpoint":
@@ -426,7 +427,7 @@ class Checkpoint:
         """A program that ended well needs its checkpoints no more; else they are held. Where one
         rank failed the others are not asked: they may never answer."""
         if kind is not None:
-            self._leave()
+            self.leave()
         else:
             self.close(done=not self.ending)
 
@@ -440,9 +441,10 @@ class Checkpoint:
                     self._keeper.ask("done", everywhere=int(self._rank == 0))
             elif self._pending is not None:
                 self._commit(shared=True)
-        self._leave()
+        self.leave()
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Without a word to the other ranks; the keeper holds what it has."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()

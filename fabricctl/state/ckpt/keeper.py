@@ -12,7 +12,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from fabricctl.state.ckpt import bytes as raw
 from fabricctl.state.ckpt import parity, partfile
 from fabricctl.state.ckpt.assignment import Assignment
 from fabricctl.state.ckpt.holding import Holding, head_of, key_of, name_of
-from fabricctl.state.ckpt.link import Link, is_socket, ports
+from fabricctl.state.ckpt.link import Link, is_socket, listen, ports
 from fabricctl.state.ckpt.others import Others
 from fabricctl.state.ckpt.parts import Part, Wanted
 from fabricctl.state.ckpt.remote import Remote
@@ -49,7 +49,7 @@ class Keeper:
         self._sets: dict[tuple[str, int, int], parity.Sources] = {}  # of what was found last
         self._listeners = (
             (_local_socket(given.socket), self._talk_local),
-            (_remote_socket(candidates), self._talk_remote),
+            (listen(candidates), self._talk_remote),
         )
         self._ended = threading.Event()
 
@@ -382,16 +382,6 @@ def _local_socket(path: Path) -> socket.socket:
     path.chmod(0o600)
     made.listen(512)
     return made
-
-
-def _remote_socket(candidates: Sequence[int]) -> socket.socket:
-    failure = OSError("no port to bind")
-    for port in candidates:
-        try:
-            return socket.create_server(("", port), backlog=512)
-        except OSError as error:
-            failure = error
-    raise failure
 
 
 def memory_total() -> int:

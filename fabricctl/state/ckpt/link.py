@@ -16,7 +16,7 @@ import hashlib
 import os
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fabricctl import wire
@@ -33,6 +33,17 @@ def ports(job: int, first: int, count: int) -> list[int]:
     """The ports that a keeper of this job may have bound, the likeliest first."""
     digests = (hashlib.sha256(f"keeper {job} {nth}".encode()).digest() for nth in range(PORTS))
     return [first + int.from_bytes(digest[:8], "big") % count for digest in digests]
+
+
+def listen(candidates: Sequence[int]) -> socket.socket:
+    """On the first port that is free; raises OSError."""
+    failure = OSError("no port to bind")
+    for port in candidates:
+        try:
+            return socket.create_server(("", port), backlog=512)
+        except OSError as error:
+            failure = error
+    raise failure
 
 
 class Link:

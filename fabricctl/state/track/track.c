@@ -34,6 +34,7 @@ static uint64_t last_handle = UINT64_MAX, world_handle, null_handle;
 static uint32_t last_slot, used_comms;
 static word world_group;
 static uint64_t handles[TRACK_COMMS];
+static int without_mpi;
 static struct {
 	uint64_t handle;
 	uint32_t slot; /* + 1; 0: free */
@@ -402,18 +403,36 @@ EXPORT void fabric_track_exit(void)
 		stamp_exit(hook_begun, block->now.op, 0);
 }
 
-/* A program without MPI: one block, and one communicator of all its ranks. */
+static void set_ranks(struct track_block *to, uint32_t rank, uint32_t ranks)
+{
+	to->head.rank = (int32_t)rank, to->head.ranks = (int32_t)ranks;
+	to->comms[0].size = ranks, to->comms[0].rank = (int32_t)rank;
+	to->comms[0].id = 1; /* as MPI_COMM_WORLD's */
+}
+
+/* A program without MPI: one block, and one communicator of all its ranks. Again, when the process
+ * is one of a new group: as if it had begun now, under another launch. */
 EXPORT void fabric_track_begin(uint32_t rank, uint32_t ranks, const char *library)
 {
+	const char *launch = getenv("FABRIC_LAUNCH");
 	struct track_header *head;
 
-	if (block != &fallback)
-		return;
-	head = begin_head(library);
-	head->rank = (int32_t)rank, head->ranks = (int32_t)ranks;
-	block->comms[0].id = 1; /* as MPI_COMM_WORLD's */
-	block->comms[0].size = ranks, block->comms[0].rank = (int32_t)rank;
-	opened(head);
+	if (block == &fallback) {
+		head = begin_head(library);
+		set_ranks(block, rank, ranks);
+		without_mpi = 1;
+		opened(head);
+	} else if (without_mpi) {
+		head = &block->head;
+		memset(head->magic, 0, sizeof head->magic); /* nobody reads what is half anew */
+		__atomic_thread_fence(__ATOMIC_SEQ_CST);
+		memset(&block->now, 0, sizeof *block - offsetof(struct track_block, now));
+		depth = 0;
+		head->launch = launch ? (uint32_t)strtoul(launch, NULL, 10) : 0;
+		set_ranks(block, rank, ranks);
+		__atomic_thread_fence(__ATOMIC_SEQ_CST);
+		opened(head);
+	}
 }
 
 /* A collective of all ranks; it ends by fabric_track_exit. */

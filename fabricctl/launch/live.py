@@ -1,0 +1,242 @@
+"""One start of a program whose dead are replaced while the others run on: a step a node, so that
+none falls with another, and a connection to every process.
+"""
+
+import contextlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from fabricctl import wire
+from fabricctl.errors import FabricError, SlurmError
+from fabricctl.launch.placement import Placement
+from fabricctl.launch.roster import Action, End, Roster, Send, Start, Tell
+from fabricctl.launch.step import OF_ALLOCATION, cancel_named
+from fabricctl.state.ckpt.link import Link, listen
+
+JOIN_S = 5.0  # for a caller to say who it is
+CALLERS_MOST = 8192
+
+
+@dataclass
+class _Srun:
+    node: str
+    count: int
+    process: subprocess.Popen[bytes]
+    marked: bool = False  # somebody died in it: its status says nothing
+    joined: int = 0  # of its processes
+    seen: bool = False  # its end
+
+
+class LiveStep:
+    """As :class:`~fabricctl.launch.step.Step`; ``placement`` and ``launch`` follow who took whose
+    place. ``tell``: into the job's trace, at once."""
+
+    def __init__(
+        self,
+        job: int,
+        launch: int,
+        placement: Placement,
+        argv: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        options: Sequence[str] = (),
+        key: bytes,
+        address: str,
+        ports: Sequence[int],
+        deaths_most: int,
+        tell: Callable[[Tell, int], None],
+    ) -> None:
+        """Raises :class:`SlurmError`."""
+        self._job, self._first = job, launch
+        self._name = f"fabric-run-{launch}"
+        self._argv, self._options, self._tell = argv, options, tell
+        self._given = placement
+        self._key = key
+        self._lock = threading.RLock()
+        self._links: dict[int, Link] = {}
+        self._sruns: list[_Srun] = []
+        self._dead: set[str] = set()
+        self._result: End | None = None
+        self._said = False
+        self._cancels: list[subprocess.Popen[bytes]] = []
+        share = Counter(placement.hosts)
+        each = max(share.values())
+        wanted = {**share, **dict.fromkeys(placement.spares, each)}
+        self._roster = Roster(
+            list(placement.hosts), placement.spares, dict(wanted), launch, deaths_most,
+            time.monotonic,
+        )  # fmt: skip
+        try:
+            self._listener = listen(ports)
+        except OSError as error:
+            raise SlurmError(f"run --live: no port to listen on: {error.strerror}") from None
+        port = self._listener.getsockname()[1]
+        self._environment = {k: v for k, v in environment.items() if k not in OF_ALLOCATION}
+        self._environment |= {"SLURM_NO_KILL": "set"}
+        self._address = f"{address} {port}"
+        threading.Thread(target=self._accept, daemon=True).start()
+        for node, count in wanted.items():
+            self._start(node, count)
+
+    def _start(self, node: str, count: int) -> None:
+        command = [
+            "srun",
+            f"--jobid={self._job}",
+            f"--job-name={self._name}",
+            "--overlap",
+            "--nodes=1",
+            f"--ntasks={count}",
+            f"--nodelist={node}",
+            "--no-kill",
+            "--kill-on-bad-exit=0",
+            *self._options,
+            *self._argv,
+        ]
+        null = subprocess.DEVNULL
+        given = {**self._environment, "FABRIC_LIVE": f"{self._address} {len(self._sruns)}"}
+        try:
+            made = subprocess.Popen(command, env=given, start_new_session=True, stdin=null)
+        except OSError as error:
+            raise SlurmError(f"srun: {error.strerror}") from None
+        self._sruns.append(_Srun(node, count, made))
+
+    # What the supervisor asks
+
+    @property
+    def placement(self) -> Placement:
+        """As it is now."""
+        with self._lock:
+            hosts = tuple(self._roster.hosts)
+        free = dict.fromkeys((*self._given.spares, *self._given.nodes))
+        return Placement(hosts, tuple(n for n in free if n not in {*hosts, *self._dead}))
+
+    @property
+    def launch(self) -> int:
+        """Each generation counts as a start."""
+        return self._roster.generation
+
+    @property
+    def carries(self) -> bool:
+        """Whether the program goes on although something died."""
+        return self._result is None or not self._result.status
+
+    def lost(self, nodes: Collection[str]) -> None:
+        """These nodes are dead."""
+        with self._lock:
+            self._dead |= set(nodes)
+            for srun in self._sruns:
+                if srun.node in nodes:
+                    srun.marked = True
+                    srun.process.kill()
+            self._do(self._roster.lost(nodes))
+
+    def poll(self) -> int | None:
+        """The program's exit status; None while it runs."""
+        with self._lock:
+            self._do(self._roster.tick())
+            for srun in self._sruns:
+                if not srun.seen and srun.process.poll() is not None:
+                    srun.seen = True
+                    self._do(self._roster.ended(srun.node, max(0, srun.count - srun.joined)))
+            running = [one for one in self._sruns if one.process.poll() is None and not one.marked]
+            if self._result is None or not self._result.status:
+                return None if running else self._status()
+            if not self._said:
+                self._said = True
+                sys.stderr.write(f"fabric: run: not live any more: {self._result.why}\n")
+            return self._result.status
+
+    def _status(self) -> int:
+        """All have ended: by themselves, or before they called us."""
+        found = [one.process.returncode for one in self._sruns if not one.marked]
+        worst = max((code if code >= 0 else 128 - code for code in found), default=1)
+        return worst or (0 if self._result is not None or not self._roster.over else 1)
+
+    def cancel(self, number: str = "KILL") -> None:
+        """As :meth:`Step.cancel`."""
+        self._cancels += cancel_named(self._job, self._name, number)
+
+    def abandon(self) -> None:
+        """As :meth:`Step.abandon`."""
+        with self._lock:
+            self._roster.over = True
+            links = list(self._links.values())
+        self._listener.close()
+        for link in links:
+            link.close()
+        for srun in self._sruns:
+            with contextlib.suppress(ProcessLookupError):
+                srun.process.kill()
+            srun.process.wait()
+
+    # Processes
+
+    def _accept(self) -> None:
+        for who in range(CALLERS_MOST):
+            try:
+                made, _ = self._listener.accept()
+            except OSError:
+                return
+            made.settimeout(JOIN_S)
+            threading.Thread(target=self._talk, args=(who, made), daemon=True).start()
+
+    def _talk(self, who: int, made: socket.socket) -> None:
+        try:
+            link = Link.answer(made, self._key)
+            first = link.receive()
+            local, step = wire.number(first, "local"), wire.number(first, "step")
+            srun = self._sruns[step]
+        except (OSError, FabricError, IndexError):
+            made.close()
+            return
+        made.settimeout(None)
+        with self._lock:
+            self._links[who] = link
+            srun.joined += 1
+            self._do(self._roster.join(who, srun.node, local))
+        try:
+            while True:
+                self._hear(who, link.receive())
+        except (OSError, FabricError):
+            pass  # it is gone
+        with self._lock:
+            self._links.pop(who).close()
+            srun.marked |= not self._roster.over
+            self._do(self._roster.gone(who))
+
+    def _hear(self, who: int, message: Mapping[str, str]) -> None:
+        """Raises :class:`DataError` for what no program of ours says."""
+        kind, roster = message.get("kind"), self._roster
+        with self._lock:
+            if kind == "ready":
+                self._do(roster.ready(who))
+            elif kind == "store":
+                self._do(roster.opened(who, wire.number(message, "port")))
+            elif kind == "done":
+                self._do(roster.done(who))
+            elif kind == "failed":
+                self._do(roster.failed(who, message.get("why", "")[:200]))
+            elif kind == "exit":
+                self._do(roster.exits(who, min(wire.number(message, "status"), 255)))
+
+    def _do(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Send):
+                self._send(action)
+            elif isinstance(action, Tell):
+                self._tell(action, self._roster.generation)
+            elif isinstance(action, Start):
+                self._start(action.node, 1)
+            else:
+                self._result = action
+
+    def _send(self, action: Send) -> None:
+        if action.to in self._links:
+            with contextlib.suppress(OSError, FabricError):  # its end is seen by who reads
+                self._links[action.to].send(action.message)
