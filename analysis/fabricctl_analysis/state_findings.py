@@ -97,7 +97,10 @@ def _deaths(
         if after is not None and after.event == LaunchEvent.START:
             end_ns = after.at_ns
             took = format_duration((end_ns - one.at_ns) / 1e9)
-            text += f"; it was started again on {after.nodes} {took} later, without a requeue"
+            if after.text.endswith(", live"):
+                text += f"; the others ran on, on {after.nodes} {took} later"
+            else:
+                text += f"; it was started again on {after.nodes} {took} later, without a requeue"
             text += _cost(one.at_ns, losses)
         yield Finding("warning", "restart", (), None, one.at_ns, end_ns, f"{text}.")
 

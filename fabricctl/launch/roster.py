@@ -13,6 +13,7 @@ from fabricctl import hostlist
 from fabricctl.store.schema import LaunchEvent
 
 REFORM_S = 120.0  # for all to come out of what they do, and for a new process to begin
+LIVE = "live"  # how the report knows a new group from a start of all
 FAILED_S = 2.0  # an error of a program may be the first that is seen of a death elsewhere
 
 
@@ -76,6 +77,7 @@ class Roster:
     _dead: set[str] = field(default_factory=set)
     _deaths: int = 0
     _first: bool = True
+    _well: bool = False
     _since_s: float = 0.0
     _failed: tuple[float, int, str] | None = None
 
@@ -86,7 +88,7 @@ class Roster:
         self._processes[who] = _Process(node)
         self.started[node] = max(0, self.started.get(node, 0) - 1)
         if self.over:
-            return [Send(who, {"kind": "leave"})]
+            return [Send(who, {"kind": "end" if self._well else "leave"})]
         if self._first:
             mine = [rank for rank, host in enumerate(self.hosts) if host == node]
             free = [rank for rank in mine if rank in self._vacant]
@@ -122,7 +124,7 @@ class Roster:
         process.done = True
         if not all(self._processes[other].done for other, _ in self._holders):
             return []
-        self.over = True
+        self.over = self._well = True
         return [*(Send(other, {"kind": "end"}) for other in self._processes), End(0)]
 
     def failed(self, who: int, why: str) -> list[Action]:
@@ -232,17 +234,15 @@ class Roster:
                 self._processes[who].rank = rank
                 self.hosts[rank] = self._processes[who].node
             elif not any(self.started.values()):
-                what = (
-                    "the program ended before state.live" if self._first else "no process is left"
-                )
-                return self._end(1, f"{what}: rank {rank}")
+                why = "it ended before state.live" if self._first else "no process is left for it"
+                return self._end(1, f"rank {rank}: {why}")
         if self._vacant or any(self._processes[who].inside for who, _ in self._holders):
             return []
         first, self.forming, self._first = self._first, False, False
         for who, _ in self._holders:
             self._processes[who].inside, self._processes[who].done = True, False
         nodes = hostlist.fold(dict.fromkeys(self.hosts))
-        begun = Tell(LaunchEvent.START, nodes, f"{len(self.hosts)} ranks")
+        begun = Tell(LaunchEvent.START, nodes, f"{len(self.hosts)} ranks, {LIVE}")
         called = Send(self._holders[0][0], self._form(0, 0))
         return [called] if first else [begun, called]  # the first start is told by who starts it
 

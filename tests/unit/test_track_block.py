@@ -188,6 +188,14 @@ dist.all_reduce(memoryview(bytes(8)), group="other")
 dist.send(memoryview(bytes(16)), 3)
 ctypes.CDLL(None).fabric_track_step(ctypes.c_uint64(9))
 sys.stdout.write("ready\\n"); sys.stdout.flush()
+sys.stdin.readline()
+import os
+os.environ["FABRIC_LAUNCH"] = "3"  # a new group, in the place of another rank
+sys.modules["torch.distributed"] = dist
+dist.get_rank = lambda: 2
+torch_hooks.begin_again()
+dist.all_reduce(memoryview(bytes(8)))
+sys.stdout.write("again\\n"); sys.stdout.flush()
 sys.stdin.read()
 """
 
@@ -200,6 +208,11 @@ def test_torch_distributed_is_stamped_without_mpi(built: Path, tmp_path: Path) -
     with subprocess.Popen(argv, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         (rank,) = block.read_all(tmp_path)
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "again\n"
+        (again,) = block.read_all(tmp_path)
         process.communicate("")
     assert (rank.rank, rank.ranks, rank.library) == (1, 4, "torch.distributed")
     sums = {block.op_name(item.op): (item.calls, item.bytes) for item in rank.sums}
@@ -210,3 +223,5 @@ def test_torch_distributed_is_stamped_without_mpi(built: Path, tmp_path: Path) -
     }
     assert rank.steps == 9
     assert rank.comms[0].colls == 3, "one was on another group"
+    assert (again.rank, again.launch, again.comms[0].colls) == (2, 3, 1)
+    assert (again.steps, [item.calls for item in again.sums]) == (0, [1])

@@ -77,6 +77,7 @@ class Checkpoint:
         self._size = 0
         self._committed: list[int] = []  # steps that all ranks have safe, oldest first
         self._pending: int | None = None
+        self._sharing: int | None = None  # the last step on its way to the shared file system
         self._dropped: set[Step] = set()  # steps that could not be restored as a whole
         self._saves = 0
         self._serial = ""  # tells apart what this start saves
@@ -188,6 +189,7 @@ class Checkpoint:
         if self._keeper is not None:
             self._size = self._keeper.fill(n, self._items, self._wanted(n, share))
             self._pending = n
+            self._sharing = n if share else self._sharing
         elif share:
             self._save_shared(n)
         self._saves += 1
@@ -231,11 +233,11 @@ class Checkpoint:
             self._interval.next_step = n
         self._interval.agreed(n, max(each for _, each in told))
 
-    def _commit(self, *, shared: bool = False) -> None:
+    def _commit(self) -> None:
         """The second phase of the save before: every rank's part is safe, so older ones may go."""
         if self._pending is None or self._keeper is None:
             return
-        told = self._gather(self._keeper.safe(self._pending, shared=shared))
+        told = self._gather(self._keeper.safe(self._pending))
         if all(good for good, _ in told):
             self._committed = [*self._committed[-1:], self._pending]
         elif self._rank == 0:
@@ -439,8 +441,10 @@ class Checkpoint:
                 self._gather(True)
                 with contextlib.suppress(OSError, FabricError):
                     self._keeper.ask("done", everywhere=int(self._rank == 0))
-            elif self._pending is not None:
-                self._commit(shared=True)
+            else:
+                self._commit()
+                if self._sharing is not None:
+                    self._keeper.safe(self._sharing, shared=True)
         self.leave()
 
     def leave(self) -> None:

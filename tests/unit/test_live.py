@@ -1,0 +1,226 @@
+"""`fabricctl run --live` with real processes, connections and keepers; srun and torch played."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from fabricctl import fields
+from fabricctl.launch import roster
+from fabricctl.launch.live import LiveStep
+from fabricctl.launch.placement import Placement
+from fabricctl.launch.roster import Tell
+from fabricctl.store.schema import LaunchEvent
+from tests.support.keepers import KeeperSet
+
+ROOT = Path(__file__).parents[2]
+NODES = ["n0", "n1", "n2", "n3"]
+KEY = b"k" * 32
+
+SRUN = f"""#!{sys.executable}
+import os, subprocess, sys
+node = next(word.partition("=")[2] for word in sys.argv if word.startswith("--nodelist="))
+count = int(next(word.partition("=")[2] for word in sys.argv if word.startswith("--ntasks=")))
+program = sys.argv[sys.argv.index("--") + 1:]
+where = os.environ["TEST_WHERE"]
+made = [subprocess.Popen(program, env={{**os.environ, "SLURM_LOCALID": str(i), "TEST_NODE": node,
+        "FABRIC_KEEPER": where + "/keepers/" + node}}) for i in range(count)]
+sys.exit(max(one.wait() for one in made) and 1)
+"""
+
+PROGRAM = """
+import os, signal, sys, time
+from pathlib import Path
+import torch.distributed as dist
+from fabricctl import state
+where, steps = Path(os.environ["TEST_WHERE"]), int(sys.argv[1])
+if "early" in sys.argv[2:]:
+    sys.exit(3)
+
+def asked(what):
+    try:
+        (where / what).unlink()
+    except OSError:
+        return False
+    return True
+
+def train(checkpoint):
+    total = {"sum": 0}
+    checkpoint.protect(total=total)
+    rank = dist.get_rank()
+    begin = checkpoint.restore()
+    (where / f"begun.{rank}.{os.environ['FABRIC_LAUNCH']}").write_text(str(begin))
+    for n in range(begin, steps):
+        told = [None] * dist.get_world_size()
+        dist.all_gather_object(told, (rank + 1) * n * n)
+        total["sum"] += sum(told)
+        checkpoint.step(n + 1)
+        if asked(f"die.{rank}.{n + 1}"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if asked(f"fail.{rank}.{n + 1}"):
+            raise ValueError("its own")
+        if asked(f"stop.{rank}.{n + 1}"):  # no word from it any more, as from a node without power
+            os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(0.001)
+    if asked(f"die.{rank}.last"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rank, total["sum"]
+
+rank, total = state.live(train, every_steps=1)
+(where / f"result.{rank}").write_text(str(total))
+"""
+
+
+class World:
+    """Three ranks on n0 to n2, a spare on n3."""
+
+    keepers: KeeperSet
+
+    def __init__(self, where: Path) -> None:
+        self.where = where
+        self.told: list[tuple[LaunchEvent, str]] = []
+        self.step: LiveStep | None = None
+
+    def ask(self, *what: str) -> None:
+        for one in what:
+            (self.where / one).touch()
+
+    def start(self, *more: str, steps: int = 40, spares: tuple[str, ...] = ("n3",)) -> LiveStep:
+        given = {**os.environ, "PYTHONPATH": f"{ROOT}/tests/support/faketorch:{ROOT}"}
+        job_dir = self.where / "jobs" / "7"
+        given |= {"TEST_WHERE": str(self.where), "FABRIC_JOB_DIR": str(job_dir)}
+        argv = ["--", sys.executable, "-c", PROGRAM, str(steps), *more]
+        self.step = LiveStep(
+            7, 3, Placement(("n0", "n1", "n2"), spares), argv, environment=given, key=KEY,
+            address="127.0.0.1", ports=range(29_000 + os.getpid() % 900, 30_900),
+            deaths_most=5, tell=self.tell,
+        )  # fmt: skip
+        return self.step
+
+    def end(self) -> None:
+        if self.step is not None:
+            for srun in self.step._sruns:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(srun.process.pid, signal.SIGKILL)
+            self.step.abandon()
+
+    def tell(self, said: Tell, _generation: int) -> None:
+        self.told.append((said.event, said.node))
+
+    def wait(self, good: Callable[[], object] | None = None, timeout_s: float = 60) -> int | None:
+        """Until that holds, or the end; the status."""
+        assert self.step is not None
+        end_s = time.monotonic() + timeout_s
+        while (status := self.step.poll()) is None and not (good and good()):
+            assert time.monotonic() < end_s, (
+                self.told,
+                sorted(p.name for p in self.where.iterdir()),
+            )
+            time.sleep(0.01)
+        return status
+
+    def results(self) -> list[int]:
+        return [int((self.where / f"result.{rank}").read_text()) for rank in range(3)]
+
+    def begun(self, generation: int) -> list[int]:
+        files = [self.where / f"begun.{rank}.{generation}" for rank in range(3)]
+        return [int(file.read_text()) for file in files if file.exists()]
+
+
+def expected(steps: int = 40) -> list[int]:
+    return [6 * sum(n * n for n in range(steps))] * 3
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    subprocess.run(["make", "-s", "-C", str(ROOT / "fabricctl" / "state")], check=True)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "srun").write_text(SRUN)
+    (tmp_path / "bin" / "srun").chmod(0o755)
+    job = tmp_path / "jobs" / "7"
+    job.mkdir(parents=True)
+    given = {"key": KEY.hex(), "nodes": "n[0-3]", "node": "n0", "spares": "1"}
+    (job / "envelope").write_text(fields.encode(given))
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    made = World(tmp_path)
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def kept(world: World) -> Iterator[World]:
+    """With keepers, so that ranks go on from what they had saved."""
+    where = world.where / "keepers"
+    where.mkdir()
+    with KeeperSet(where, 4) as world.keepers:
+        yield world
+
+
+def test_a_killed_rank_is_replaced_and_the_result_is_the_unbroken_runs(kept: World) -> None:
+    kept.ask("die.1.10", "die.2.25")
+    kept.start()
+    assert kept.wait() == 0
+    assert kept.results() == expected()
+    assert kept.told[0] == (LaunchEvent.RANKS_DEAD, "n1")
+    assert [event for event, _ in kept.told].count(LaunchEvent.START) == 2
+    for generation, least in ((4, 9), (5, 24)):
+        begins = kept.begun(generation)
+        assert len(begins) == 3 and len(set(begins)) == 1 and least <= begins[0] <= least + 1
+
+
+def test_a_node_without_a_word_is_replaced_and_its_memory_comes_from_the_partner(
+    kept: World,
+) -> None:
+    """Rank 0's own: the others wait in a collective that nothing but our cut ends."""
+    kept.ask("stop.0.12")
+    step = kept.start()
+    kept.wait(lambda: not (kept.where / "stop.0.12").exists())
+    kept.keepers.kill("n0")
+    step.lost({"n0"})
+    assert kept.wait() == 0
+    assert kept.results() == expected()
+    assert step.placement == Placement(("n3", "n1", "n2"), ())
+    assert kept.begun(4)[0] >= 11
+
+
+def test_one_that_dies_at_the_very_end_is_replaced(kept: World) -> None:
+    kept.ask("die.1.last")
+    kept.start()
+    assert kept.wait() == 0
+    assert kept.results() == expected()
+    assert kept.begun(4) == [40, 40, 40]
+
+
+def test_an_error_of_the_program_is_its_end(
+    world: World, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roster, "FAILED_S", 0.2)
+    world.ask("fail.2.5")
+    world.start()
+    assert world.wait() == 1
+    assert world.step is not None and not world.step.carries
+    said = capfd.readouterr().err
+    assert "not live any more: rank 2 failed: ValueError: its own" in said
+
+
+def test_a_program_that_ends_before_it_joins_ends_all(
+    world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world.start("early")
+    assert world.wait() == 1
+    assert "it ended before state.live" in capfd.readouterr().err
+
+
+def test_who_has_not_the_key_is_nobody(world: World) -> None:
+    step = world.start()
+    with socket.create_connection(step._listener.getsockname()[:2]) as made:
+        made.sendall(b"\0\0\0\4evil")
+        assert world.wait() == 0
+    assert world.results() == expected()
