@@ -20,7 +20,7 @@ from fabricctl.state.ckpt import events as checkpoint_events
 from fabricctl.state.track import position, verdict
 from fabricctl.state.track.position import Position
 from fabricctl.state.track.ranks import Ranks
-from fabricctl.state.track.verdict import Verdict
+from fabricctl.state.track.verdict import Sure, Verdict
 from fabricctl.store import schema
 from fabricctl.store.schema import LaunchEvent, PathEvent, PathLevel, StallKind
 from fabricctl.telemetry import processes
@@ -61,6 +61,7 @@ class Whereabouts:
         self._hinted_s = float("-inf")
         self._asked_s: dict[str, float] = {}
         self._heard: dict[str, tuple[float, list[Position], str]] = {}
+        self._sure = Sure()
         self._told: tuple[StallKind, int | None, str] | None = None
         self._holds: Verdict | None = None  # what was told last, while it is hard
         self._since_ns = self._launch = 0
@@ -180,6 +181,8 @@ class Whereabouts:
             self._asked_s.clear()
             return
         self._judge(now_s)
+        # Of the same moment as what the others will answer.
+        self._heard[self._own] = (now_s, self._positions(), self._links())
         for node in self._nodes:
             if node != self._own and self._send(Send(node, None, {"kind": "where"})):
                 self._asked_s.setdefault(node, now_s)
@@ -191,15 +194,16 @@ class Whereabouts:
             self._told = self._holds = None  # another one tells; should it go, this one begins anew
             return
         fresh = {node: told for node, told in self._heard.items() if now_s - told[0] < 2 * SILENT_S}
-        here = self._positions()
-        all_of = here + [at for _, found, _ in fresh.values() for at in found]
+        all_of = [at for _, found, _ in fresh.values() for at in found]
         launch = self._launch = max((at.launch for at in all_of), default=0)
         links = {node: text for node, (_, _, text) in fresh.items() if text}
-        links |= {self._own: text} if (text := self._links()) else {}
         newest = [at for at in all_of if at.launch == launch]
         if len(newest) < max((at.ranks for at in newest), default=0) and not silent:
             return  # not everybody has answered yet
         found = verdict.judge(newest, silent, links, self._usual_s)
+        heard = [fresh[node][0] for node in {at.node for at in newest}]
+        if not self._sure.holds(found, min(heard, default=now_s), max(heard, default=now_s)):
+            return
         late = [at.age_ms / 1000 for at in newest if not verdict.waits(at)]
         if not found.hard:
             self._usual_s = max([self._usual_s, *late])

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -172,6 +173,46 @@ def test_layout_is_what_the_document_says() -> None:
     text = (ROOT / "docs" / "tracker.md").read_text()
     for place in (block.NOW_AT, block.PHASES_AT, block.COMMS_AT, block.OPS_AT, block.RING_AT):
         assert f"| {place} |" in text
+
+
+@pytest.mark.parametrize(
+    ("given", "launch"),
+    [
+        ({"PMIX_NAMESPACE": "slurm.pmix.77.12"}, 12),
+        ({"PMI_JOBID": "77.3"}, 3),
+        ({"PMIX_NAMESPACE": "slurm.pmix.77.12", "FABRIC_LAUNCH": "2"}, 2),
+        ({"PMIX_NAMESPACE": "prterun-n1-4711@1", "SLURM_STEP_ID": "5"}, 0),
+        ({"PMI_JOBID": "77.x"}, 0),
+    ],
+)
+def test_a_step_of_srun_alone_has_its_number(
+    built: Path, tmp_path: Path, given: dict[str, str], launch: int
+) -> None:
+    """An earlier step of the job, in which ranks stood elsewhere, is not taken for this one."""
+    environment = {"FABRIC_TRACK_DIR": str(tmp_path), **given}
+    environment["LD_PRELOAD"] = str(built / "libfabrictrack.so")
+    argv, pipe = [built / "program"], subprocess.PIPE
+    with subprocess.Popen(argv, env=environment, stdin=pipe, stdout=pipe, text=True) as made:
+        assert made.stdout is not None and made.stdout.readline() == "ready\n"
+        (rank,) = block.read_all(tmp_path)
+        made.kill()
+    assert rank.launch == launch
+
+
+def test_of_two_programs_under_one_number_the_later_one_counts(built: Path, tmp_path: Path) -> None:
+    environment = {"FABRIC_TRACK_DIR": str(tmp_path)}
+    environment["LD_PRELOAD"] = str(built / "libfabrictrack.so")
+    argv, pipe = [built / "program"], subprocess.PIPE
+    pids = []
+    for _ in range(2):
+        with subprocess.Popen(argv, env=environment, stdin=pipe, stdout=pipe, text=True) as made:
+            assert made.stdout is not None and made.stdout.readline() == "ready\n"
+            made.kill()
+        pids.append(made.pid)
+        time.sleep(2 / os.sysconf("SC_CLK_TCK"))  # their starts are told apart by it
+    assert len(block.read_all(tmp_path)) == 2
+    (seen,) = Ranks(tmp_path, alive).look()
+    assert seen.rank.pid == pids[1]
 
 
 TORCH = """

@@ -7,7 +7,7 @@ import pytest
 from fabricctl.errors import DataError
 from fabricctl.state.track import block, position
 from fabricctl.state.track.position import CommSeen, Position
-from fabricctl.state.track.verdict import judge
+from fabricctl.state.track.verdict import Sure, judge
 from fabricctl.store.schema import RankState, StallKind
 
 OPS = {name: number for number, name in enumerate(block.op_names())}
@@ -77,6 +77,28 @@ def test_a_mismatch_that_one_side_passed_names_the_few(odd_passed: bool) -> None
         ranks = [at(0, coll=8), at(1, coll=8), at(2, coll=8), at(3, "MPI_Barrier")]
     found = judge(ranks)
     assert (found.kind, found.rank, found.hard) == (StallKind.APPLICATION, 3, True)
+
+
+def test_a_rank_that_was_told_before_it_went_on_is_no_mismatch() -> None:
+    """n3's word is two seconds old: all were in the 7th then; the others are in the 9th now."""
+    sure = Sure()
+    found = judge([at(0, coll=9, age_s=0.1), at(1, coll=9, age_s=0.1), at(2, coll=9), at(3)])
+    assert found.hard and found.kind == StallKind.APPLICATION
+    assert not sure.holds(found, 8.0, 10.0)
+    assert not sure.holds(found, 8.0, 10.4), "n3 has said nothing new"
+    assert sure.holds(judge([at(rank, coll=9, age_s=0.1) for rank in range(4)]), 10.8, 10.8)
+    assert not sure.holds(found, 11.2, 11.2), "it began anew"
+
+
+def test_a_mismatch_that_stays_is_told_at_the_second_look() -> None:
+    sure = Sure()
+    found = judge([at(0, coll=9), at(1, coll=9), at(2, coll=9), at(3)])
+    assert not sure.holds(found, 10.0, 10.005)
+    assert sure.holds(found, 10.4, 10.405)
+
+
+def test_what_is_no_comparison_is_told_at_once() -> None:
+    assert Sure().holds(judge([*ALL[:3], replace(ALL[3], state=RankState.GONE)]), 10.0, 10.0)
 
 
 def test_another_root_is_a_mismatch() -> None:

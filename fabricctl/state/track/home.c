@@ -45,6 +45,26 @@ const char *step_name(void)
 	return step && strlen(step) < 20 && !step[strspn(step, "0123456789")] ? step : "0";
 }
 
+/* A step that srun began by itself, without `fabricctl run`: later ones have larger numbers, on all
+ * nodes the same. mpirun starts its ranks in steps of its own, which say nothing of the sort. */
+static const char *direct_step(void)
+{
+	const char *given = getenv("PMIX_NAMESPACE"); /* slurm.pmix.JOB.STEP */
+
+	if (!given || strncmp(given, "slurm.pmix.", 11))
+		given = getenv("PMI_JOBID"); /* JOB.STEP */
+	return given && strrchr(given, '.') ? strrchr(given, '.') + 1 : "";
+}
+
+uint32_t launch_number(void)
+{
+	const char *given = getenv("FABRIC_LAUNCH");
+
+	if (!given)
+		given = direct_step();
+	return *given && !given[strspn(given, "0123456789")] ? (uint32_t)strtoul(given, NULL, 10) : 0;
+}
+
 struct track_block *new_block(void)
 {
 	char dir[PATH_MAX], path[PATH_MAX + 64];

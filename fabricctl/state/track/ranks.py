@@ -52,13 +52,18 @@ class Ranks:
         self._phases: dict[tuple[int, int, str], tuple[int, int]] = {}
 
     def look(self) -> list[Seen]:
-        """Every rank of the newest launch that is here; older ones are left out."""
+        """Every rank of the newest launch that is here; older ones are left out, also of a program
+        that ran before under the same number."""
         ranks = block.read_all(self._directory)
         newest = max((rank.launch for rank in ranks), default=0)
+        last = {
+            rank.rank: rank
+            for rank in sorted(ranks, key=lambda rank: rank.start_ticks)
+            if rank.launch == newest
+        }
         return [
             Seen(rank, self._alive(rank.pid, rank.start_ticks))
-            for rank in ranks
-            if rank.launch == newest
+            for rank in sorted(last.values(), key=lambda rank: rank.rank)
         ]
 
     def waiting(self, least_s: float) -> bool:

@@ -247,7 +247,6 @@ static struct track_header *begin_head(const char *library)
 {
 	struct track_block *given = new_block(), *made = given ? given : &fallback;
 	struct track_header *head = &made->head;
-	const char *launch = getenv("FABRIC_LAUNCH");
 
 	memset(made, 0, sizeof *made);
 	block = made;
@@ -258,7 +257,7 @@ static struct track_header *begin_head(const char *library)
 	head->ring_at = offsetof(struct track_block, ring), head->ring = TRACK_RING;
 	head->pid = (uint32_t)getpid();
 	head->start_ticks = own_start_ticks();
-	head->launch = launch ? (uint32_t)strtoul(launch, NULL, 10) : 0;
+	head->launch = launch_number();
 #if defined __x86_64__
 	head->ticks_source = 1;
 #elif defined __aarch64__
@@ -414,7 +413,6 @@ static void set_ranks(struct track_block *to, uint32_t rank, uint32_t ranks)
  * is one of a new group: as if it had begun now, under another launch. */
 EXPORT void fabric_track_begin(uint32_t rank, uint32_t ranks, const char *library)
 {
-	const char *launch = getenv("FABRIC_LAUNCH");
 	struct track_header *head;
 
 	if (block == &fallback) {
@@ -428,7 +426,7 @@ EXPORT void fabric_track_begin(uint32_t rank, uint32_t ranks, const char *librar
 		__atomic_thread_fence(__ATOMIC_SEQ_CST);
 		memset(&block->now, 0, sizeof *block - offsetof(struct track_block, now));
 		depth = 0;
-		head->launch = launch ? (uint32_t)strtoul(launch, NULL, 10) : 0;
+		head->launch = launch_number();
 		set_ranks(block, rank, ranks);
 		__atomic_thread_fence(__ATOMIC_SEQ_CST);
 		opened(head);

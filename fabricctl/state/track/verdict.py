@@ -15,6 +15,7 @@ from fabricctl.store.schema import RankState, StallKind
 
 WAIT_S = 0.8  # in one call: shorter waits are no stall
 SOFT_S = 30.0  # outside of MPI while others wait; or five times what was usual, if that is longer
+AGAIN_S = 0.3  # a rank that all others have left behind gets this time to notice
 _NAMES = 6
 SYNCHRONIZING = frozenset(
     (
@@ -36,6 +37,26 @@ class Verdict:
     waiting: int = 0
     since_ms: int = 0  # how long they have waited
     computing: bool = False  # who is waited for computes: it may come yet
+
+
+@dataclass
+class Sure:
+    """Nodes tell of different moments: a rank may have gone on since it was told to wait, and then
+    seems to be in another collective than those who were told later. So what is laid to the
+    application must be found again, in positions that are all later than those of the first time.
+    """
+
+    _text: str = ""
+    _newest_s: float = 0.0
+
+    def holds(self, found: Verdict, oldest_s: float, newest_s: float) -> bool:
+        """``oldest_s``, ``newest_s``: when the positions behind it were heard."""
+        if not found.hard or found.kind != StallKind.APPLICATION:
+            self._text = ""
+            return True
+        if found.text != self._text:
+            self._text, self._newest_s = found.text, newest_s
+        return oldest_s >= self._newest_s + AGAIN_S
 
 
 NOBODY = Verdict(StallKind.NONE, "no rank waits", hard=False)
