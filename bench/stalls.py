@@ -144,11 +144,14 @@ def inject(program: Program, kind: str, victim: int) -> Result:
     else:
         program.order("all" if kind == "clean" else str(victim), kind)
     waits_s = None
-    found = verdict.NOBODY
+    found, sure = verdict.NOBODY, verdict.Sure()
     limit_s = 4.0 if kind == "clean" else WAIT_S
     while time.monotonic() - begin_s < limit_s:
+        looked_s = time.monotonic()
         positions = program.look()
         found = verdict.judge(positions)
+        if not sure.holds(found, looked_s, looked_s):  # as agents do
+            found = verdict.NOBODY
         if found.hard and kind in ("clean", "slow"):
             return Result(kind, None, found)
         if waits_s is None and found.waiting:

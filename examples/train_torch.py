@@ -28,29 +28,38 @@ def batch(step: int, rank: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x, (x.sum(1) > 0).long()
 
 
+def network(width: int) -> torch.nn.Module:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    layers = [torch.nn.Linear(64, width), torch.nn.ReLU(), torch.nn.Linear(width, 2)]
+    return torch.nn.Sequential(*layers)
+
+
+def digest(model: torch.nn.Module) -> str:
+    """Of all weights, to the last bit."""
+    weights = b"".join(w.detach().numpy().tobytes() for w in model.parameters())
+    return hashlib.sha256(weights).hexdigest()[:16]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--every", type=int, default=1, help="steps between checkpoints")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds of sleep in each step")
+    parser.add_argument("--say", type=int, default=0, help="rank 0 tells every so many steps")
     options = parser.parse_args()
 
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    layers = [
-        torch.nn.Linear(64, options.width),
-        torch.nn.ReLU(),
-        torch.nn.Linear(options.width, 2),
-    ]
-    model = torch.nn.Sequential(*layers)
+    model = network(options.width)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     def train(checkpoint: state.Checkpoint) -> tuple[int, float | None]:
         rank = dist.get_rank()
         checkpoint.protect(model=model, optimizer=optimizer)
         begin = checkpoint.restore()
-        parallel = DistributedDataParallel(model)
+        # Else buckets are laid out anew after the first step of each start, and gradients are added
+        # up in another order: right, but not the same to the last bit.
+        parallel = DistributedDataParallel(model, find_unused_parameters=True)
         loss = torch.tensor(float("nan"))
         if rank == 0:
             print(f"from step {begin}", flush=True)
@@ -64,15 +73,15 @@ def main() -> int:
             checkpoint.step(n + 1)
             if rank == 0 and n == begin:
                 print(f"first step done at {time.time():.3f}", flush=True)
+            if rank == 0 and options.say and (n + 1) % options.say == 0:
+                print(f"at step {n + 1}", flush=True)
             if checkpoint.ending:
                 return rank, None
         return rank, loss.item()
 
     rank, loss = state.live(train, "gloo", every_steps=options.every)
     if rank == 0 and loss is not None:
-        weights = b"".join(w.detach().numpy().tobytes() for w in model.parameters())
-        digest = hashlib.sha256(weights).hexdigest()[:16]
-        print(f"step {options.steps}, loss {loss:.4f}, weights {digest}", flush=True)
+        print(f"step {options.steps}, loss {loss:.4f}, weights {digest(model)}", flush=True)
     return 0
 
 
