@@ -17,7 +17,7 @@ from fabricctl.errors import FabricError, SlurmError
 from fabricctl.launch.placement import Placement
 from fabricctl.launch.roster import Action, End, Roster, Send, Start, Tell
 from fabricctl.launch.step import OF_ALLOCATION, cancel_named
-from fabricctl.state.ckpt.link import Link, listen
+from fabricctl.state.ckpt.link import Link, keep_alive, listen
 
 JOIN_S = 5.0  # for a caller to say who it is
 CALLERS_MOST = 8192
@@ -196,6 +196,7 @@ class LiveStep:
             made.close()
             return
         made.settimeout(None)
+        keep_alive(made)
         with self._lock:
             self._links[who] = link
             srun.joined += 1

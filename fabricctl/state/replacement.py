@@ -32,7 +32,7 @@ from fabricctl.errors import DataError, FabricError, NotFoundError
 from fabricctl.membership import Member
 from fabricctl.state import torch_hooks
 from fabricctl.state.ckpt.api import SIGNALS, Checkpoint
-from fabricctl.state.ckpt.link import Link
+from fabricctl.state.ckpt.link import Link, keep_alive
 from fabricctl.state.sockets import Sockets
 
 FORM_S = 60.0  # for all to meet in a new group
@@ -279,6 +279,7 @@ def _call(given: str) -> Link:
         raise DataError(f"FABRIC_LIVE={given[:60]!r}: HOST PORT STEP expected")
     link = Link.call((host, int(port)), member.key, CALL_S)
     link.socket.settimeout(None)
+    keep_alive(link.socket)
     local = os.environ.get("SLURM_LOCALID", "0")
     link.send({"kind": "join", "step": step, "local": local})
     return link

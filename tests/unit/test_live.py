@@ -218,6 +218,20 @@ def test_a_program_that_ends_before_it_joins_ends_all(
     assert "it ended before state.live" in capfd.readouterr().err
 
 
+def test_processes_that_lose_the_launcher_end(world: World) -> None:
+    """As when the job script's node dies: nobody computes on, or waits, for ever."""
+    step = world.start(steps=100_000)
+    world.wait(lambda: len(world.begun(3)) == 3)
+    step._roster.over = True
+    for link in list(step._links.values()):
+        link.socket.shutdown(socket.SHUT_RDWR)
+    end_s = time.monotonic() + 30
+    while any(one.process.poll() is None for one in step._sruns):
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+    assert [one.process.returncode for one in step._sruns] == [1, 1, 1, 1]
+
+
 def test_who_has_not_the_key_is_nobody(world: World) -> None:
     step = world.start()
     with socket.create_connection(step._listener.getsockname()[:2]) as made:

@@ -157,6 +157,27 @@ def test_a_dead_node_is_replaced_without_waiting_for_srun(play: Play) -> None:
     assert (LaunchEvent.NODE_DEAD, "n3") in world.events
 
 
+def test_the_node_of_rank_0_is_replaced_as_any_other(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job script runs on n1, which is excluded: rank 0 is on n2."""
+    placed = first(NODES, "n1", 1, None, {"n1"})
+    monkeypatch.setattr(
+        Supervisor, "_launches", lambda self: setattr(self, "placement", placed) or 0
+    )
+    world = World(lambda _launch, _looks: None)
+
+    def plays(launch: int, looks: int) -> int | None:
+        if launch == 0 and looks > 5:
+            world.silent = {"n2"}
+        return 0 if launch else None
+
+    world.plays = plays
+    status, _ = play(world)
+    assert (status, world.placed) == (0, [("n2", "n3", "n4"), ("n5", "n3", "n4")])
+    assert [env["MASTER_ADDR"] for env in world.environments] == ["n2", "n5"]
+
+
 def test_two_nodes_at_once_are_replaced_by_two_spares(play: Play) -> None:
     world = World(lambda _launch, _looks: None)
 

@@ -46,6 +46,13 @@ def listen(candidates: Sequence[int]) -> socket.socket:
     raise failure
 
 
+def keep_alive(made: socket.socket) -> None:
+    """A node that is gone without a word ends the connection after 20 s, whoever stands still."""
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("IDLE", 5), ("INTVL", 5), ("CNT", 3)):
+        made.setsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_KEEP{option}"), value)
+
+
 class Link:
     """One connection. What raises OSError or :class:`DataError` has ended it: close it."""
 
