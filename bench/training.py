@@ -51,6 +51,7 @@ def scripts(steps: int, pause_s: float) -> dict[str, str]:
         f"{SRUN} -N1 -n1 --no-kill --kill-on-bad-exit=0 -w $2 bash -c 'until {OTHER} torchft {size}"
     )
     replica = f"""{HEAD}unset SLURM_JOB_NUM_NODES SLURM_NNODES SLURM_NTASKS SLURM_NPROCS
+export RUST_LOG=warn
 {LIGHTHOUSE} >lighthouse.log 2>&1 &
 start() {{ {one} --lighthouse http://$SLURMD_NODENAME:29510 --rank '$1'; do :; done' & }}
 for i in 0 1 2 3; do start $i n$((i + 1)); done

@@ -56,13 +56,16 @@ class Supervisor:
     def run(self) -> int:
         """The program's exit status, as a shell would have it."""
         self._asker = Asker(self.member, self.config)
-        self._hangs = HangWatch(self.policy)
+        self._hangs = HangWatch(self.policy, time.monotonic)
         self._halt_at_s = self.policy.halt_at_s
         self.launch = self._first = self._launches()
         state = self.config.state
         candidates = ports(self.member.job, state.port_first, state.port_count)
         self._hearts = Heartbeat(
-            self.member.nodes, self._alive, lambda node: self._witness(node, candidates)
+            self.member.nodes,
+            self._alive,
+            lambda node: self._witness(node, candidates),
+            clock=time.monotonic,
         )
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._take)
@@ -93,6 +96,7 @@ class Supervisor:
         step = self._start()
         try:
             status, dead = self._watch(step)
+            nodes = hostlist.fold(self.placement.nodes)
             if self._leaving and status == 0 and not dead & set(self.placement.nodes):
                 if (
                     placed := self.placement.without(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -70,6 +71,22 @@ class FakeStep:
         pass
 
 
+class FakeLive(FakeStep):
+    """Its others run on as long as there is a spare."""
+
+    def __init__(self, *what: Any, environment: Mapping[str, str], options: Sequence[str],
+                 **_: object) -> None:  # fmt: skip
+        super().__init__(*what, environment=environment, options=options)
+        self.carries = True
+
+    def lost(self, nodes: Collection[str]) -> None:
+        for _ in set(nodes) & set(self.placement.hosts):
+            placed = self.placement.without(self.world.silent)
+            self.carries = placed is not None
+            self.placement = placed or self.placement
+            self.launch += 1
+
+
 class FakeAsker:
     """All agents; those of silent nodes do not answer."""
 
@@ -108,6 +125,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, World]]:
             world.now_s += seconds
 
         monkeypatch.setattr(supervise, "Step", FakeStep)
+        monkeypatch.setattr(supervise, "LiveStep", FakeLive)
         monkeypatch.setattr(supervise, "Asker", FakeAsker)
         monkeypatch.setattr(supervise.time, "monotonic", lambda: world.now_s)
         monkeypatch.setattr(supervise.time, "sleep", sleep)
@@ -176,6 +194,35 @@ def test_the_node_of_rank_0_is_replaced_as_any_other(
     status, _ = play(world)
     assert (status, world.placed) == (0, [("n2", "n3", "n4"), ("n5", "n3", "n4")])
     assert [env["MASTER_ADDR"] for env in world.environments] == ["n2", "n5"]
+
+
+def test_live_a_dead_node_is_nothing_to_start_again_for(play: Play) -> None:
+    world = World(lambda _launch, looks: 0 if looks > 30 else None)
+
+    def plays(_launch: int, looks: int) -> int | None:
+        if looks > 5:
+            world.silent = {"n3"}
+        return 0 if looks > 30 else None
+
+    world.plays = plays
+    assert play(world, live=True)[0] == 0
+    assert len(world.placed) == 1 and not world.signals
+    assert world.events[-1] == (LaunchEvent.END, "n[1-2,4-5]")
+
+
+def test_live_without_a_spare_all_start_again_in_place(play: Play) -> None:
+    """Two nodes die, one spare is there: on three nodes, where that is allowed."""
+    world = World(lambda _launch, _looks: None)
+
+    def plays(launch: int, looks: int) -> int | None:
+        if launch == 0 and looks > 5:
+            world.silent = {"n3", "n4"}
+        return 0 if launch >= 2 else None
+
+    world.plays = plays
+    status, _ = play(world, live=True, min_nodes=3)
+    assert (status, world.placed[1:]) == (0, [("n1", "n2", "n5")])
+    assert world.signals == ["KILL"]
 
 
 def test_two_nodes_at_once_are_replaced_by_two_spares(play: Play) -> None:
