@@ -114,7 +114,7 @@ class Run:
                 (self.home / "new").write_text(f"{rank} {'n5' if rank == 2 else 'n6'}\n")
                 (self.home / "new").rename(self.home / "replace")
             return
-        argv = ["pgrep", "-u", "alice", "-f", r"python .*train(_torch|ing_program)\.py"]
+        argv = ["pgrep", "-u", "alice", "-f", r"^\S*python\S* \S*train(_torch|ing_program)\.py"]
         pids = self.lab.exec(node, argv, check=False).stdout.split()
         self.lab.exec(node, ["kill", "-9", *pids], check=False)
 
