@@ -55,7 +55,7 @@ def main() -> int:
 
     def train(checkpoint: state.Checkpoint) -> tuple[int, float | None]:
         rank = dist.get_rank()
-        checkpoint.protect(model=model, optimizer=optimizer)
+        checkpoint.protect(model=state.Same(model), optimizer=state.Same(optimizer))
         begin = checkpoint.restore()
         # Else buckets are laid out anew after the first step of each start, and gradients are added
         # up in another order: right, but not the same to the last bit.

@@ -48,6 +48,29 @@ def test_a_lost_pair_without_another_copy_begins_anew(keepers: KeeperSet) -> Non
     assert run(keepers, program(4), places=places, every_steps=1) == expected(4, 0)
 
 
+def test_what_all_ranks_have_is_restored_from_any_of_them(keepers: KeeperSet) -> None:
+    """n1 and its partner n2 are lost, as for data-parallel training; rank 0's part serves all."""
+
+    def replicated(steps: int) -> Callable[..., Any]:
+        def of(checkpoint: Checkpoint, rank: int) -> tuple[int, float]:
+            weights = np.zeros(1000)
+            checkpoint.protect(weights=Same(weights))
+            begin = checkpoint.restore()
+            for n in range(begin, steps):
+                weights += n
+                checkpoint.step(n + 1)
+            checkpoint.close(done=False)
+            return begin, float(weights[0])
+
+        return of
+
+    assert run(keepers, replicated(10), every_steps=1) == [(0, 45.0)] * 3
+    keepers.kill("n1")
+    keepers.kill("n2")
+    places = ["n0", "n0", "n0"]
+    assert run(keepers, replicated(12), places=places, every_steps=1) == [(10, 66.0)] * 3
+
+
 def test_a_lost_pair_is_restored_from_a_second_copy(keepers: KeeperSet) -> None:
     run(keepers, program(10), every_steps=1, copies=2)
     keepers.kill("n1")

@@ -14,6 +14,7 @@ from fabricctl.state import torch_hooks
 from fabricctl.state.ckpt import bytes as raw
 from fabricctl.state.ckpt import client, partfile, sets, shares
 from fabricctl.state.ckpt.client import Client, Found, Manifest
+from fabricctl.state.ckpt.comms import adapt, track_step
 from fabricctl.state.ckpt.events import tell
 from fabricctl.state.ckpt.interval import MTBF_S, Interval
 from fabricctl.state.ckpt.items import Item, item_of
@@ -59,7 +60,7 @@ class Checkpoint:
         shared_keep: int = 2,
     ) -> None:
         self._comm = comm
-        self._rank, self._ranks, self._gather = _adapt(comm)
+        self._rank, self._ranks, self._gather = adapt(comm)
         self._name = name
         mtbf_s = mtbf_s or float(os.environ.get("FABRIC_MTBF_S", MTBF_S))
         self._interval = Interval(every_steps, every_s, mtbf_s)
@@ -165,7 +166,7 @@ class Checkpoint:
 
     def step(self, n: int) -> bool:
         """Iteration ``n`` is done: saves when it is time. True when it did."""
-        _track_step(n)
+        track_step(n)
         if n >= self._interval.agree_step:
             self._agree(n)
         if not self.need_checkpoint(n):
@@ -265,21 +266,34 @@ class Checkpoint:
             for step, parts in steps.items()
             if (step[1] == self._ranks or (free and self._items))
             and step not in self._dropped
-            and len({part.rank for part in parts}) == step[1]
+            # What is the same on every rank is whole with one rank's part.
+            and (
+                len({part.rank for part in parts}) == step[1]
+                or (self._replicas and step[1] == self._ranks)
+            )
         }
+
+    @property
+    def _replicas(self) -> bool:
+        """Whether every rank has the same."""
+        return bool(self._items) and all(
+            item.of_whole == ("same",) for item in self._items.values()
+        )
 
     def _load(self, step: Step, found: list[Found]) -> bool:
         def part(rank: int) -> tuple[Manifest, memoryview]:
             return self._part(rank, step[0], [one.node for one in found if one.rank == rank])
 
-        try:
-            if step[1] == self._ranks:
-                self._fill(*part(self._rank))
+        if step[1] != self._ranks:
+            return self._reshape(step[1], part)
+        have = sorted({one.rank for one in found}, key=lambda rank: rank != self._rank)
+        for rank in have if self._replicas else [self._rank]:
+            try:
+                self._fill(*part(rank))
                 return True
-        except (OSError, FabricError, ValueError, KeyError) as error:
-            client.warn(f"rank {self._rank}, step {step[0]}: {error}")
-            return False
-        return self._reshape(step[1], part)
+            except (OSError, FabricError, ValueError, KeyError) as error:
+                client.warn(f"rank {self._rank}, step {step[0]} of rank {rank}: {error}")
+        return False
 
     def _part(self, rank: int, step: int, nodes: list[str]) -> tuple[Manifest, memoryview]:
         """From this node first (its keeper lists itself last), else over the network, else made
@@ -471,35 +485,3 @@ def set_of(
             if rank == 0:
                 client.warn(f"{error} ({level})")
     return None
-
-
-def _adapt(comm: Any) -> tuple[int, int, Callable[[Any], list[Any]]]:
-    """Rank, number of ranks, and how all of them learn what each has to say."""
-    if comm is None:
-        return 0, 1, lambda value: [value]
-    if comm == "torch":
-        import torch.distributed as dist
-
-        torch_hooks.install()
-
-        def gather(value: Any) -> list[Any]:
-            told: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(told, value)
-            return told
-
-        return dist.get_rank(), dist.get_world_size(), gather
-    return comm.Get_rank(), comm.Get_size(), comm.allgather
-
-
-def _track_step(n: int) -> None:
-    """Tells the tracker, where it is preloaded."""
-    import ctypes
-
-    global _tracker  # noqa: PLW0603 - looked up once a process
-    if _tracker is None:
-        _tracker = getattr(ctypes.CDLL(None), "fabric_track_step", False)
-    if _tracker:
-        _tracker(ctypes.c_uint64(n))
-
-
-_tracker: Any = None

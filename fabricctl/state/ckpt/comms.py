@@ -1,0 +1,37 @@
+"""What a program's ranks talk by: mpi4py, torch.distributed, or nothing."""
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+from fabricctl.state import torch_hooks
+
+
+def adapt(comm: Any) -> tuple[int, int, Callable[[Any], list[Any]]]:
+    """Rank, number of ranks, and how all of them learn what each has to say."""
+    if comm is None:
+        return 0, 1, lambda value: [value]
+    if comm == "torch":
+        import torch.distributed as dist
+
+        torch_hooks.install()
+
+        def gather(value: Any) -> list[Any]:
+            told: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(told, value)
+            return told
+
+        return dist.get_rank(), dist.get_world_size(), gather
+    return comm.Get_rank(), comm.Get_size(), comm.allgather
+
+
+def track_step(n: int) -> None:
+    """Tells the tracker, where it is preloaded."""
+    global _tracker  # noqa: PLW0603 - looked up once a process
+    if _tracker is None:
+        _tracker = getattr(ctypes.CDLL(None), "fabric_track_step", False)
+    if _tracker:
+        _tracker(ctypes.c_uint64(n))
+
+
+_tracker: Any = None
