@@ -56,7 +56,9 @@ def train(checkpoint):
     checkpoint.protect(total=total)
     rank = dist.get_rank()
     begin = checkpoint.restore()
-    (where / f"begun.{rank}.{os.environ['FABRIC_LAUNCH']}").write_text(str(begin))
+    fresh = where / f"new.{rank}"  # read while it is written it would be empty
+    fresh.write_text(str(begin))
+    fresh.rename(where / f"begun.{rank}.{os.environ['FABRIC_LAUNCH']}")
     for n in range(begin, steps):
         told = [None] * dist.get_world_size()
         dist.all_gather_object(told, (rank + 1) * n * n)
