@@ -104,7 +104,9 @@ class Agent:
             record.note(severity, "node", text)
         if complaint:
             record.tell("rails", complaint)
-        self._samplers = Samplers(rails, lambda: self._stepds, record, self._start.uid)
+        self._samplers = Samplers(
+            rails, lambda: self._stepds, record, self._start.uid, self._rate_hz
+        )
         self._peers = Peers(
             nodes=self._start.nodes,
             own=self._start.node,

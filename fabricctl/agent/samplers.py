@@ -63,9 +63,14 @@ class Samplers:
     """All sources of one agent."""
 
     def __init__(
-        self, names: Sequence[str], stepds: Callable[[], Sequence[Stepd]], record: Record, uid: int
+        self,
+        names: Sequence[str],
+        stepds: Callable[[], Sequence[Stepd]],
+        record: Record,
+        uid: int,
+        rate_hz: float,
     ) -> None:
-        """``uid``: the job's user, whose connections are told."""
+        """``uid``: the job's user, whose connections are told; ``rate_hz``: of the samples."""
         tracker = rails.LinkTracker(names)
         self._batch = batch.new()
         self._taken = 0
@@ -73,7 +78,7 @@ class Samplers:
         self._rails = rails.RailSource(names, record.tell, tracker, self._batch)
         self._sources: list[Source] = [
             self._rails,
-            HostSource(record.tell, self._batch),
+            HostSource(record.tell, self._batch, rate_hz),
             JobSource(stepds, record.tell, self._batch),
             TcpSource(record.tell),
             RdmaSource(record.tell),

@@ -16,9 +16,12 @@ class Batch(Protocol):
     def add(self) -> int:
         """A slot; idle until it is set."""
 
-    def set(self, slot: int, fd: int, limit: int = 0, request: bytes = b"", /) -> None:
+    def set(
+        self, slot: int, fd: int, limit: int = 0, request: bytes = b"", every: int = 1, /
+    ) -> None:
         """What to read: at most ``limit`` bytes from a file's beginning, or the answer to a
-        ``request`` sent to a socket; ``fd`` -1: nothing. The descriptor stays the caller's."""
+        ``request`` sent to a socket; ``fd`` -1: nothing. The descriptor stays the caller's.
+        ``every``: a file only at each so many samples, the next one first."""
 
     def take(self) -> None:
         """Reads every slot now."""
@@ -37,6 +40,8 @@ class _Slot:
     fd: int = -1
     limit: int = 0
     request: bytes = b""
+    every: int = 1
+    left: int = 0
     kept: list[Reading] = field(default_factory=list)
 
 
@@ -51,14 +56,21 @@ class PlainBatch:
         self._slots.append(_Slot())
         return len(self._slots) - 1
 
-    def set(self, slot: int, fd: int, limit: int = 0, request: bytes = b"", /) -> None:
+    def set(
+        self, slot: int, fd: int, limit: int = 0, request: bytes = b"", every: int = 1, /
+    ) -> None:
         known = self._slots[slot]
         known.fd, known.limit, known.request = fd, limit, request
+        known.every, known.left = every, 0
 
     def take(self) -> None:
         for slot in self._slots:
             if slot.fd < 0:
                 continue
+            slot.left -= 1
+            if slot.left >= 0:
+                continue
+            slot.left = slot.every - 1
             try:
                 got: bytes | int = _read(slot)
             except OSError as error:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from fabricctl.store import schema
@@ -13,20 +14,25 @@ NS_PER_TICK = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 FILES = ("stat", "meminfo", "pressure/cpu", "pressure/memory", "pressure/io")
 # proc(5): the lines that are wanted stand at the beginning of each file.
 ENOUGH_BYTES = 512
+# Memory and pressure cost the kernel more than CPU time does and change less.
+SELDOM_HZ = 10
 
 
 class HostSource:
-    """One row of the ``host`` table a sample; the files stay open."""
+    """One row of the ``host`` table a sample; the files stay open. Above :data:`SELDOM_HZ` a row
+    has the memory and pressure that were read last."""
 
     table = schema.HOST
 
-    def __init__(self, tell: Tell, batch: Batch, proc: Path = PROC) -> None:
+    def __init__(self, tell: Tell, batch: Batch, rate_hz: float = 1, proc: Path = PROC) -> None:
         self._complaints = Complaints("host", tell)
         self._batch = batch
         self._slots = [batch.add() for _ in FILES]
         self._fds = [self._open(proc, name) for name in FILES]
-        for slot, fd in zip(self._slots, self._fds, strict=True):
-            batch.set(slot, fd, ENOUGH_BYTES)
+        self._held = parse_seldom([b""] * (len(FILES) - 1))
+        seldom = max(1, round(rate_hz / SELDOM_HZ))
+        for name, slot, fd in zip(FILES, self._slots, self._fds, strict=True):
+            batch.set(slot, fd, ENOUGH_BYTES, b"", 1 if name == "stat" else seldom)
 
     def _open(self, proc: Path, name: str) -> int:
         try:
@@ -37,10 +43,18 @@ class HostSource:
             return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
     def rows(self) -> Sequence[Row]:
+        stats, *others = map(self._batch.drain, self._slots)
+        seldom = list(zip(*others, strict=False))
+        seldom.reverse()
+        ends = [time_mono_ns for time_mono_ns, _ in stats[1:]]
         rows: list[Row] = []
-        for readings in zip(*map(self._batch.drain, self._slots), strict=False):
-            texts = [self._text(name, got) for name, (_, got) in zip(FILES, readings, strict=True)]
-            rows.append((readings[0][0], *parse(texts)))
+        for (time_mono_ns, got), end_mono_ns in zip_longest(stats, ends):
+            # What a sample read beside /proc/stat, it read after it.
+            while seldom and (end_mono_ns is None or seldom[-1][0][0] < end_mono_ns):
+                texts = [got for _, got in seldom.pop()]
+                self._held = parse_seldom(list(map(self._text, FILES[1:], texts)))
+            cpu_ns = parse_cpu_ns(self._text("stat", got))
+            rows.append((time_mono_ns, *cpu_ns, *self._held))
         return rows
 
     def _text(self, name: str, got: bytes | int) -> bytes:
@@ -57,14 +71,15 @@ class HostSource:
         self._slots, self._fds = [], []
 
 
-def parse(texts: Sequence[bytes]) -> Sequence[int | None]:
-    """The row's figures from the texts of :data:`FILES`; empty texts are not measured."""
-    stat, meminfo, *pressures = texts
+def parse_seldom(texts: Sequence[bytes]) -> Sequence[int | None]:
+    """The row's figures from the texts of :data:`FILES` behind the first; empty ones are not
+    measured."""
+    meminfo, *pressures = texts
     (some_cpu, _), (some_memory, full_memory), (some_io, full_io) = map(
         parse_pressure_us, pressures
     )
     stalls = (some_cpu, some_memory, full_memory, some_io, full_io)
-    return (*parse_cpu_ns(stat), *parse_memory_bytes(meminfo), *stalls)
+    return (*parse_memory_bytes(meminfo), *stalls)
 
 
 def parse_cpu_ns(stat: bytes) -> Sequence[int | None]:

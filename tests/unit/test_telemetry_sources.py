@@ -144,7 +144,7 @@ def make_proc(root: Path) -> Path:
 
 
 def test_the_host_row_has_the_kernels_figures_in_our_units(tmp_path: Path, batch: Batch) -> None:
-    source = host.HostSource(Told(), batch, make_proc(tmp_path))
+    source = host.HostSource(Told(), batch, 1, make_proc(tmp_path))
     batch.take()
     ((_, *values),) = source.rows()
     assert source.rows() == []
@@ -155,11 +155,30 @@ def test_the_host_row_has_the_kernels_figures_in_our_units(tmp_path: Path, batch
     source.close()
 
 
+def test_memory_and_pressure_are_read_ten_times_a_second_at_most(
+    tmp_path: Path, batch: Batch
+) -> None:
+    proc = make_proc(tmp_path)
+    source = host.HostSource(Told(), batch, 50, proc)
+    rows = []
+    for sample in range(12):
+        meminfo = f"MemTotal: {sample + 100} kB\nMemAvailable: {sample} kB\n"
+        (proc / "meminfo").write_text(meminfo)
+        (proc / "stat").write_text(f"cpu  {sample} 1 5 900 3 0 2 4 7 0\n")
+        batch.take()
+        if sample in (2, 8, 11):
+            rows += source.rows()
+    assert [row[1] for row in rows] == [sample * TICK for sample in range(12)]
+    assert [row[10] for row in rows] == [1024 * (sample // 5 * 5) for sample in range(12)]
+    assert {row[11] for row in rows} == {11}
+    source.close()
+
+
 def test_what_is_absent_is_not_measured_and_told_once(tmp_path: Path, batch: Batch) -> None:
     proc = make_proc(tmp_path)
     (proc / "pressure/io").unlink()
     told = Told()
-    source = host.HostSource(told, batch, proc)
+    source = host.HostSource(told, batch, 1, proc)
     for _ in range(3):
         batch.take()
     rows = source.rows()

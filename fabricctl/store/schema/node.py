@@ -61,7 +61,8 @@ RAIL = Table(
 HOST = Table(
     "host",
     2,
-    "The whole node, one row a sample.",
+    "The whole node, one row a sample; memory and pressure as they were read last, at most ten "
+    "times a second.",
     (
         time_column("When the sample was taken."),
         *(Column(f"cpu_{n}_ns", "Q", "ns", f"CPU time, all cores: {n}.") for n in _CPU),

@@ -34,6 +34,7 @@ struct reading {
 struct slot {
 	int fd; /* -1: idle */
 	unsigned int limit; /* of a reading */
+	unsigned int every, left; /* one sample of so many; samples until the next */
 	unsigned int request_bytes; /* 0: a file, read from its beginning */
 	unsigned char request[MAX_REQUEST];
 	char *kept;
@@ -127,8 +128,9 @@ static void read_slots(struct batch *self)
 	int error = 0;
 
 	for (Py_ssize_t i = 0; i < self->slots; i++) {
-		if (self->slot[i].fd < 0)
+		if (self->slot[i].fd < 0 || self->slot[i].left--)
 			continue;
+		self->slot[i].left = self->slot[i].every - 1;
 		if (i >= asked && self->slot[i].request_bytes) {
 			asked = i + together(self, i);
 			error = ask(&self->slot[i], asked - i);
@@ -241,11 +243,11 @@ static PyObject *set(struct batch *self, PyObject *args)
 {
 	const char *request = NULL;
 	Py_ssize_t number, request_bytes = 0;
-	unsigned int limit = 0;
+	unsigned int limit = 0, every = 1;
 	struct slot *slot;
 	int fd;
 
-	if (!PyArg_ParseTuple(args, "ni|Iy#", &number, &fd, &limit, &request, &request_bytes))
+	if (!PyArg_ParseTuple(args, "ni|Iy#I", &number, &fd, &limit, &request, &request_bytes, &every))
 		return NULL;
 	slot = slot_at(self, number);
 	if (!slot)
@@ -254,8 +256,14 @@ static PyObject *set(struct batch *self, PyObject *args)
 		PyErr_SetString(PyExc_ValueError, "a reading has at most 4096 bytes, a request 128");
 		return NULL;
 	}
+	if (!every || (request_bytes && every > 1)) {
+		PyErr_SetString(PyExc_ValueError, "every: 1 or more, and 1 with a request");
+		return NULL;
+	}
 	slot->fd = fd;
 	slot->limit = limit;
+	slot->every = every;
+	slot->left = 0;
 	slot->request_bytes = (unsigned int)request_bytes;
 	if (request_bytes)
 		memcpy(slot->request, request, (size_t)request_bytes);
