@@ -97,7 +97,7 @@ struct daemon {
 	unsigned watched; /* recoveries that are waited for */
 	unsigned turn;
 	bool late, realtime;
-	uint64_t next_diag_ns, next_second_ns, next_census_ns, probes_sent, probes_received, moves;
+	uint64_t next_manage_ns, next_diag_ns, next_second_ns, next_census_ns, probes_sent, probes_received, moves;
 	bool state_changed, rules_gone;
 	uint64_t next_rules_ns;
 	int program[2], program_error; /* filters of a share: by uid, and for probes; -1: none */
@@ -112,9 +112,15 @@ struct daemon {
 bool sockets_open(struct daemon *d, char *problem, size_t size);
 void sockets_close(struct daemon *d);
 struct target sockets_target(const struct ip *ip, uint16_t port, unsigned ifindex);
-/* The kernel's time of arrival, on CLOCK_MONOTONIC. -1 when nothing is left. */
-ssize_t sockets_receive(int fd, void *data, size_t size, uint64_t *received_ns,
-			struct sockaddr_storage *from);
+struct received {
+	uint8_t data[WIRE_MAX];
+	size_t size;
+	uint64_t received_ns; /* the kernel's time of arrival, on CLOCK_MONOTONIC */
+	struct sockaddr_storage from;
+};
+#define RECEIVE_BATCH 16
+/* Up to RECEIVE_BATCH; fewer: nothing is left. */
+unsigned sockets_receive(int fd, struct received *many);
 /* Packets to come are data to the network, and yet no part of the job's share here: they measure
  * what waits on the way, not what we hold back ourselves. */
 void sockets_class(int fd, const struct target *to, bool data);

@@ -9,6 +9,8 @@
 #define HURRY_NS (4 * MS)
 #define STALLED_NS (20 * MS) /* to a peer that is silent everywhere */
 #define ANSWER_GAP_NS (MS / 4)
+#define MANAGE_NS (20 * MS)
+#define RECEIVE_MAX 100000
 #define HEADERS4 28 /* IP and UDP */
 #define HEADERS6 48
 #define LARGE_MAX 9000
@@ -180,26 +182,29 @@ static void take_probe(struct daemon *d, unsigned rail, const struct wire *wire,
 		peer->next_send_ns = d->now_ns;
 }
 
+static void receive_one(struct daemon *d, unsigned rail, const struct received *one)
+{
+	struct wire wire;
+
+	if (!wire_decode(&wire, d->conf.key, one->data, one->size) || wire.from >= d->conf.nodes ||
+	    wire.from == d->conf.self || wire.to != d->conf.self)
+		return;
+	if (wire.type == WIRE_HELLO)
+		hello_received(d, &wire, &one->from);
+	else if (rail < d->conf.rails)
+		take_probe(d, rail, &wire, one->received_ns);
+}
+
 static void receive_all(struct daemon *d, int fd, unsigned rail)
 {
-	uint8_t data[WIRE_MAX];
-	struct sockaddr_storage from;
-	struct wire wire;
-	uint64_t received_ns;
+	static struct received many[RECEIVE_BATCH];
+	unsigned got = RECEIVE_BATCH;
 
 	/* Bounded: a flood must not keep us from sending. */
-	for (unsigned i = 0; i < 100000; i++) {
-		ssize_t got = sockets_receive(fd, data, sizeof(data), &received_ns, &from);
-
-		if (got < 0)
-			return;
-		if (!wire_decode(&wire, d->conf.key, data, (size_t)got) ||
-		    wire.from >= d->conf.nodes || wire.from == d->conf.self || wire.to != d->conf.self)
-			continue;
-		if (wire.type == WIRE_HELLO)
-			hello_received(d, &wire, &from);
-		else if (rail < d->conf.rails)
-			take_probe(d, rail, &wire, received_ns);
+	for (unsigned i = 0; i < RECEIVE_MAX && got == RECEIVE_BATCH; i += got) {
+		got = sockets_receive(fd, many);
+		for (unsigned k = 0; k < got; k++)
+			receive_one(d, rail, &many[k]);
 	}
 }
 
@@ -207,6 +212,10 @@ void probing_receive(struct daemon *d)
 {
 	for (unsigned i = 0; i < d->conf.rails; i++)
 		receive_all(d, d->rail[i].socket, i);
+	/* Hellos alone come there, and once all are met a few a minute. */
+	if (d->phase >= PHASE_READY && d->now_ns < d->next_manage_ns)
+		return;
+	d->next_manage_ns = d->now_ns + MANAGE_NS;
 	receive_all(d, d->manage, MAX_RAILS);
 }
 

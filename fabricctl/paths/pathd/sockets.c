@@ -130,9 +130,9 @@ bool sockets_open(struct daemon *d, char *problem, size_t size)
 	return false;
 }
 
-static uint64_t stamp_of(struct msghdr *msg)
+static uint64_t stamp_of(struct msghdr *msg, uint64_t mono, uint64_t real)
 {
-	uint64_t mono = mono_ns(), real;
+	uint64_t age;
 
 	for (struct cmsghdr *part = CMSG_FIRSTHDR(msg); part; part = CMSG_NXTHDR(msg, part)) {
 		struct timespec stamp;
@@ -142,8 +142,8 @@ static uint64_t stamp_of(struct msghdr *msg)
 		memcpy(&stamp, CMSG_DATA(part), sizeof(stamp));
 		/* The kernel stamps on CLOCK_REALTIME: carry the packet's age over. A clock that
 		 * was set meanwhile gives an impossible age, then now is all that is known. */
-		real = real_ns() - ((uint64_t)stamp.tv_sec * S + (uint64_t)stamp.tv_nsec);
-		return real < 10 * S ? mono - real : mono;
+		age = real - ((uint64_t)stamp.tv_sec * S + (uint64_t)stamp.tv_nsec);
+		return age < 10 * S ? mono - age : mono;
 	}
 	return mono;
 }
@@ -157,24 +157,35 @@ void sockets_class(int fd, const struct target *to, bool data)
 	set(fd, SOL_SOCKET, SO_PRIORITY, PRIORITY);
 }
 
-ssize_t sockets_receive(int fd, void *data, size_t size, uint64_t *received_ns,
-			struct sockaddr_storage *from)
+unsigned sockets_receive(int fd, struct received *many)
 {
-	_Alignas(struct cmsghdr) char control[128];
-	struct iovec part = {data, size};
-	struct msghdr msg = {
-		.msg_name = from,
-		.msg_namelen = sizeof(*from),
-		.msg_iov = &part,
-		.msg_iovlen = 1,
-		.msg_control = control,
-		.msg_controllen = sizeof(control),
-	};
-	ssize_t got = recvmsg(fd, &msg, MSG_DONTWAIT);
+	static _Alignas(struct cmsghdr) char control[RECEIVE_BATCH][128];
+	struct mmsghdr msg[RECEIVE_BATCH];
+	struct iovec part[RECEIVE_BATCH];
+	uint64_t mono, real;
+	int got;
 
-	if (got >= 0)
-		*received_ns = stamp_of(&msg);
-	return got;
+	for (unsigned i = 0; i < RECEIVE_BATCH; i++) {
+		part[i] = (struct iovec){many[i].data, sizeof(many[i].data)};
+		msg[i].msg_hdr = (struct msghdr){
+			.msg_name = &many[i].from,
+			.msg_namelen = sizeof(many[i].from),
+			.msg_iov = &part[i],
+			.msg_iovlen = 1,
+			.msg_control = control[i],
+			.msg_controllen = sizeof(control[i]),
+		};
+	}
+	got = recvmmsg(fd, msg, RECEIVE_BATCH, MSG_DONTWAIT, NULL);
+	if (got <= 0)
+		return 0;
+	mono = mono_ns();
+	real = real_ns();
+	for (int i = 0; i < got; i++) {
+		many[i].size = msg[i].msg_len;
+		many[i].received_ns = stamp_of(&msg[i].msg_hdr, mono, real);
+	}
+	return (unsigned)got;
 }
 
 bool sockets_send(int fd, const struct target *to, const void *data, size_t size, bool as_data,

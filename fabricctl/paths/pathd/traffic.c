@@ -7,6 +7,9 @@
 #include <string.h>
 
 #define POLL_NS (400 * MS) /* until then a new pair is probed like one without traffic */
+#define POLL_MAX_NS (1 * S)
+/* The kernel walks the table of all its sockets, which has half a million rows on a large node. */
+#define POLL_SHARE 500
 #define ACTIVE_NS (2 * S) /* quick probes outlive a pause of the job's traffic by this much */
 #define WATCH_NS (2 * S)
 /* Between looks at streams that wait: the time since the move is known this well. */
@@ -88,10 +91,15 @@ static void dump_all(struct daemon *d, diag_each *each, void *arg)
 
 void traffic_poll(struct daemon *d)
 {
+	uint64_t begin, pause;
+
 	if (d->now_ns < d->next_diag_ns)
 		return;
-	d->next_diag_ns = d->now_ns + POLL_NS;
+	begin = mono_ns();
 	dump_all(d, see_active, d);
+	pause = (mono_ns() - begin) * POLL_SHARE;
+	pause = pause > POLL_NS ? pause : POLL_NS;
+	d->next_diag_ns = d->now_ns + (pause < POLL_MAX_NS ? pause : POLL_MAX_NS);
 	d->active = 0;
 	for (unsigned i = 0; i < d->conf.nodes; i++)
 		d->active += d->peer[i].active_until_ns > d->now_ns;
