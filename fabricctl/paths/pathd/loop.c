@@ -173,6 +173,10 @@ static uint64_t tick_ns(const struct daemon *d)
 
 	for (unsigned i = 0; i < d->conf.nodes && tick > TICK_DOUBT_NS; i++) {
 		const struct peer *peer = &d->peer[i];
+		uint64_t back = peer->known ? pair_back_ns(&peer->pair) : 0;
+
+		if (back > d->now_ns && back - d->now_ns < tick)
+			tick = back - d->now_ns;
 
 		if (peer->known && pair_in_doubt(&peer->pair, d->now_ns) &&
 		    (!peer->pair.stalled_ns || d->now_ns - peer->pair.stalled_ns < 100 * MS))

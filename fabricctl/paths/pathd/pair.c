@@ -13,6 +13,10 @@
 #define STALLED_NS (50 * MS)
 
 /* Failback: the hold (a second of health) is doubled for every recent failure, up to its maximum. */
+/* From both ends' verdict to the common instant: so many probes have the time to tell of it. */
+#define BACK_NS (20 * MS)
+#define BACK_PROBES 4
+#define BACK_MAX_NS (500 * MS)
 #define FLAP_HALF_LIFE_NS (60 * S)
 
 /* Wald's test of loss (arrival.c): a verdict at odds of e^12. */
@@ -52,6 +56,7 @@ void pair_new_session(struct pair *pair, uint64_t session, uint64_t now_ns)
 	for (unsigned rail = 0; rail < pair->rails; rail++) {
 		path_reset(&pair->path[rail], now_ns);
 		pair->path[rail].peer_level = LEVEL_GOOD;
+		pair->path[rail].peer_back_ns = 0;
 		pair->path[rail].peer_reason = REASON_NONE;
 	}
 }
@@ -95,6 +100,13 @@ void pair_carrier(struct pair *pair, unsigned rail, bool carrier, uint64_t now_n
 	path->listening = GONE;
 	path->reason = REASON_CARRIER;
 	path->gone_ns = now_ns;
+}
+
+static enum level worse_level(const struct pair *pair, unsigned rail)
+{
+	enum level own = pair_own_level(pair, rail), peer = pair->path[rail].peer_level;
+
+	return own > peer ? own : peer;
 }
 
 static void mark(struct change_of *change, enum change what, unsigned rail, enum reason reason,
@@ -266,6 +278,46 @@ static bool evaluate_stall(struct pair *pair, uint64_t now_ns, struct change_of 
 	return false;
 }
 
+/* The end that sees first that both find the rail good sets the instant, and tells it in each of its
+ * probes until then; where both did, the earlier one holds. */
+static void agree_on_failback(struct pair *pair, unsigned rail, uint64_t now_ns)
+{
+	struct path *path = &pair->path[rail];
+	uint64_t promise = path->due_ns > path->heard_ns ? path->due_ns - path->heard_ns : 0;
+
+	if (worse_level(pair, rail) != LEVEL_GOOD) {
+		path->apart = true;
+		path->back_ns = path->peer_back_ns = 0;
+		return;
+	}
+	if (!path->apart)
+		return;
+	if (!path->back_ns) {
+		uint64_t wait = promise < BACK_NS / BACK_PROBES ? BACK_NS : promise * BACK_PROBES;
+
+		path->back_ns = now_ns + (wait < BACK_MAX_NS ? wait : BACK_MAX_NS);
+	}
+	if (path->peer_back_ns && path->peer_back_ns < path->back_ns)
+		path->back_ns = path->peer_back_ns;
+	if (now_ns < path->back_ns)
+		return;
+	path->apart = false;
+	path->back_ns = path->peer_back_ns = 0;
+}
+
+uint64_t pair_back_ns(const struct pair *pair)
+{
+	uint64_t next = 0;
+
+	for (unsigned rail = 0; rail < pair->rails; rail++) {
+		uint64_t back = pair->path[rail].apart ? pair->path[rail].back_ns : 0;
+
+		if (back && (!next || back < next))
+			next = back;
+	}
+	return next;
+}
+
 unsigned pair_evaluate(struct pair *pair, uint64_t now_ns, bool late,
 		       struct change_of changes[MAX_RAILS + 1])
 {
@@ -273,6 +325,8 @@ unsigned pair_evaluate(struct pair *pair, uint64_t now_ns, bool late,
 
 	for (unsigned rail = 0; rail < pair->rails; rail++)
 		count += evaluate_path(pair, rail, now_ns, late, &changes[count]);
+	for (unsigned rail = 0; rail < pair->rails; rail++)
+		agree_on_failback(pair, rail, now_ns);
 	count += evaluate_stall(pair, now_ns, &changes[count]);
 	return count;
 }
@@ -290,9 +344,9 @@ enum level pair_own_level(const struct pair *pair, unsigned rail)
 
 enum level pair_level(const struct pair *pair, unsigned rail)
 {
-	enum level own = pair_own_level(pair, rail), peer = pair->path[rail].peer_level;
+	enum level level = worse_level(pair, rail);
 
-	return own > peer ? own : peer;
+	return level == LEVEL_GOOD && pair->path[rail].apart ? LEVEL_POOR : level;
 }
 
 enum reason pair_reason(const struct pair *pair, unsigned rail)

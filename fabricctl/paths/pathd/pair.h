@@ -76,6 +76,10 @@ struct path {
 	/* What the peer says of this rail, from its newest probe on any rail. */
 	uint8_t peer_level, peer_reason, peer_hears;
 	bool peer_pinned;
+	/* Both ends have found it good, or one has not: it is used again at an instant that both
+	 * know, by how long it is until then when a probe leaves. */
+	bool apart; /* it was not good for both lately: what it carries waits for that instant */
+	uint64_t back_ns, peer_back_ns; /* 0: not set */
 	struct queue queue; /* of what the peer sends: large packets, in the class of the job's own */
 	uint64_t peer_queue_ns; /* of what we send, as the peer measures it */
 };
@@ -126,6 +130,9 @@ enum reason pair_reason(const struct pair *pair, unsigned rail);
 
 /* Which rails should carry what is sent to the peer's fabric address of `rail`. */
 uint8_t pair_members(const struct pair *pair, unsigned rail);
+
+/* The next instant at which some rail is used again; 0: none is agreed. */
+uint64_t pair_back_ns(const struct pair *pair);
 
 /* True while quick probes are wanted: some rail is in doubt. */
 bool pair_in_doubt(const struct pair *pair, uint64_t now_ns);

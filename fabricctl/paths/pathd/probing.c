@@ -41,6 +41,13 @@ static uint16_t queue_units(const struct path *path)
 	return units < UINT16_MAX ? (uint16_t)units : UINT16_MAX;
 }
 
+static uint16_t back_units(const struct path *path, uint64_t now_ns)
+{
+	uint64_t left = path->back_ns > now_ns ? path->back_ns - now_ns : 0;
+
+	return path->apart ? (uint16_t)(left / WIRE_BACK_NS) : 0;
+}
+
 static void fill_view(const struct daemon *d, const struct peer *peer, struct wire *wire)
 {
 	for (unsigned i = 0; i < d->conf.rails; i++) {
@@ -52,6 +59,7 @@ static void fill_view(const struct daemon *d, const struct peer *peer, struct wi
 		wire->probe.view[i].hears = d->rail[i].hears;
 		wire->probe.view[i].pinned = peer->pair.pin == (int)i;
 		wire->probe.view[i].queue = queue_units(&peer->pair.path[i]);
+		wire->probe.view[i].back = back_units(&peer->pair.path[i], wire->sent_ns);
 	}
 }
 
@@ -121,7 +129,8 @@ void probing_send(struct daemon *d, struct peer *peer)
 	peer->next_send_ns = d->now_ns + probing_interval_ns(d, peer);
 }
 
-static void take_views(struct daemon *d, struct peer *peer, const struct wire *wire)
+static void take_views(struct daemon *d, struct peer *peer, const struct wire *wire,
+		       uint64_t received_ns)
 {
 	struct pair *pair = &peer->pair;
 
@@ -141,6 +150,9 @@ static void take_views(struct daemon *d, struct peer *peer, const struct wire *w
 		path->peer_hears = view->hears;
 		path->peer_pinned = view->pinned == 1;
 		path->peer_queue_ns = (uint64_t)view->queue * WIRE_QUEUE_NS;
+		if (view->back) /* known to half a round trip */
+			path->peer_back_ns = received_ns - path->round_trip_floor_ns / 2 +
+					     (uint64_t)view->back * WIRE_BACK_NS;
 	}
 }
 
@@ -175,7 +187,7 @@ static void take_probe(struct daemon *d, unsigned rail, const struct wire *wire,
 	peer->echo_sent_ns[rail] = wire->sent_ns;
 	peer->echo_received_ns[rail] = received_ns;
 	take_round_trip(&peer->pair.path[rail], wire, received_ns);
-	take_views(d, peer, wire);
+	take_views(d, peer, wire, received_ns);
 	if (wire->flags & WIRE_QUERY)
 		d->hurry_until_ns = d->now_ns + HURRY_NS;
 	if (wire->flags & WIRE_QUERY && d->now_ns - peer->last_send_ns > ANSWER_GAP_NS)

@@ -4,10 +4,10 @@
 #include <endian.h>
 #include <string.h>
 
-#define MAGIC "FpP2"
+#define MAGIC "FpP3"
 #define HEAD_BYTES 48
 #define PROBE_BYTES 16
-#define VIEW_BYTES 6
+#define VIEW_BYTES 8
 #define HELLO_BYTES 8
 #define RAIL_BYTES 24
 #define TAG_BYTES 8
@@ -74,6 +74,7 @@ static void put_probe(const struct wire *wire, uint8_t *at)
 		view[2] = wire->probe.view[i].hears;
 		view[3] = wire->probe.view[i].pinned;
 		put16(view + 4, wire->probe.view[i].queue);
+		put16(view + 6, wire->probe.view[i].back);
 	}
 }
 
@@ -86,7 +87,7 @@ static void get_probe(struct wire *wire, const uint8_t *at)
 		const uint8_t *view = at + PROBE_BYTES + (size_t)i * VIEW_BYTES;
 
 		wire->probe.view[i] = (struct wire_view){view[0], view[1], view[2], view[3],
-								get16(view + 4)};
+								get16(view + 4), get16(view + 6)};
 	}
 }
 

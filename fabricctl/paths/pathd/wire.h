@@ -2,7 +2,7 @@
  * network. All numbers little-endian; the last eight bytes of what is authenticated are its
  * SipHash-2-4 tag. A large probe has padding behind the tag.
  *
- *   0  magic "FpP2"      4  type (1 probe, 2 hello)   5  rail of the probe, 255 in a hello
+ *   0  magic "FpP3"      4  type (1 probe, 2 hello)   5  rail of the probe, 255 in a hello
  *   6  flags             7  rails of the sender
  *   8  from, 12 to: numbers of the nodes in the job's node list
  *  16  session: random per start of the sender
@@ -16,7 +16,8 @@
  *  60  next_us (u32): the next probe on this rail comes within that time
  *  64  per rail: level, reason, hears (percent of its peers that the sender hears there; 255: no
  *      peers), pinned (1: an administrator sends all traffic of this pair there), queue (u16: how
- *      long what the receiver sends waits on the way, in units of 4 us)
+ *      long what the receiver sends waits on the way, in units of 4 us), back (u16: in how long the
+ *      sender uses the rail again, in units of 10 us; 0: nothing is agreed)
  * hello:
  *  48  phase, 49  0, 50  port of the sender's probes (u16), 52  origin (u32): of a phase `off`, the
  *      number of the node that could not take part in the first place
@@ -30,6 +31,7 @@
 #define WIRE_MAX 512
 #define WIRE_HELLO_RAIL 255
 #define WIRE_QUEUE_NS 4000
+#define WIRE_BACK_NS 10000
 
 enum wire_type { WIRE_PROBE = 1, WIRE_HELLO = 2 };
 enum wire_flag { WIRE_QUERY = 1, WIRE_LARGE = 2 }; /* QUERY: please answer on all rails at once */
@@ -37,7 +39,7 @@ enum phase { PHASE_STARTING, PHASE_HAVE, PHASE_READY, PHASE_OFF };
 
 struct wire_view {
 	uint8_t level, reason, hears, pinned;
-	uint16_t queue;
+	uint16_t queue, back;
 };
 
 struct wire_rail {

@@ -377,8 +377,42 @@ static void what_the_peer_says_counts_as_ours(void)
 	run(&sim, 1 * S);
 	sim.pair.path[0].peer_level = LEVEL_DEAD;
 	CHECK(pair_members(&sim.pair, 0) == 2 && pair_reason(&sim.pair, 0) == REASON_TOLD);
+	run(&sim, 10 * MS);
 	sim.pair.path[0].peer_level = LEVEL_GOOD;
+	run(&sim, 10 * MS);
+	CHECK(pair_members(&sim.pair, 0) == 2 && pair_back_ns(&sim.pair));
+	run(&sim, 15 * MS);
+	CHECK(pair_members(&sim.pair, 0) == 1 && !pair_back_ns(&sim.pair));
+}
+
+static void the_earlier_instant_that_either_end_sets_holds(void)
+{
+	struct sim sim = start();
+
+	run(&sim, 1 * S);
+	sim.pair.path[0].peer_level = LEVEL_POOR;
+	run(&sim, 10 * MS);
+	sim.pair.path[0].peer_level = LEVEL_GOOD;
+	run(&sim, 2 * MS);
+	sim.pair.path[0].peer_back_ns = sim.now + 5 * MS;
+	run(&sim, 4 * MS);
+	CHECK(pair_members(&sim.pair, 0) == 2 && pair_back_ns(&sim.pair) == sim.now + MS);
+	run(&sim, 2 * MS);
 	CHECK(pair_members(&sim.pair, 0) == 1);
+}
+
+static void what_fails_again_before_the_instant_stays_left(void)
+{
+	struct sim sim = start();
+
+	run(&sim, 1 * S);
+	sim.pair.path[0].peer_level = LEVEL_POOR;
+	run(&sim, 10 * MS);
+	sim.pair.path[0].peer_level = LEVEL_GOOD;
+	run(&sim, 10 * MS);
+	sim.pair.path[0].peer_level = LEVEL_DEAD;
+	run(&sim, 100 * MS);
+	CHECK(pair_members(&sim.pair, 0) == 2 && !pair_back_ns(&sim.pair));
 }
 
 static void carrier_decides_at_once_and_heals_by_proof(void)
@@ -444,6 +478,8 @@ int main(void)
 	a_queue_far_above_the_other_rails_is_left();
 	a_replay_is_refused();
 	what_the_peer_says_counts_as_ours();
+	the_earlier_instant_that_either_end_sets_holds();
+	what_fails_again_before_the_instant_stays_left();
 	carrier_decides_at_once_and_heals_by_proof();
 	a_drained_rail_is_used_only_when_no_other_is();
 	a_pin_holds_until_its_rail_dies();

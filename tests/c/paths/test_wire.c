@@ -41,8 +41,8 @@ static struct wire a_probe(void)
 	wire.probe.echo_sent_ns = 15;
 	wire.probe.echo_hold_ns = 16;
 	wire.probe.next_us = 17;
-	wire.probe.view[0] = (struct wire_view){2, 1, 100, 1, 2500};
-	wire.probe.view[1] = (struct wire_view){1, 4, 255, 0, 0};
+	wire.probe.view[0] = (struct wire_view){2, 1, 100, 1, 2500, 2000};
+	wire.probe.view[1] = (struct wire_view){1, 4, 255, 0, 0, 0};
 	return wire;
 }
 
