@@ -29,10 +29,10 @@ def key() -> None:
 
 
 @command.command()
-@click.argument("what", type=click.Choice(["snapshot", "metrics"]))
+@click.argument("what", type=click.Choice(["snapshot", "status", "metrics"]))
 def ask(what: str) -> None:
     """What fabricd on this host knows, as far as you may see it: JSON, or OpenMetrics."""
     from fabricctl import config
     from fabricctl.fleet.head.service import ask as question
 
-    click.echo(question(config.load().head.socket, what).decode(), nl=what == "snapshot")
+    click.echo(question(config.load().head.socket, what).decode(), nl=what != "metrics")

@@ -42,6 +42,8 @@ def command() -> None:
 @click.option("--verify", metavar="CMD",
               help="Words of a command; status 0: the node may return.")  # fmt: skip
 @click.option("--expect-reboot", is_flag=True, help="Return a node only after it has booted anew.")
+@click.option("--migrate", is_flag=True, help="Jobs of `fabricctl run` with a spare left go there; "
+              "others run to their end.")  # fmt: skip
 @click.option("--max-failures", type=click.IntRange(min=0), default=0, show_default=True,
               help="Begin no further node when more have failed.")  # fmt: skip
 @click.option("--command-timeout", type=click.FloatRange(min=1), default=3600.0,
@@ -60,6 +62,7 @@ def plan(
     per_group: int | None,
     verify: str | None,
     expect_reboot: bool,
+    migrate: bool,
     max_failures: int,
     command_timeout: float,
     return_timeout: float,
@@ -90,6 +93,7 @@ def plan(
         groups=_groups(by, names, known) if by else {},
         per_group=per_group or 0,
         expect_reboot=expect_reboot,
+        migrate=migrate,
         max_failures=max_failures,
         command_timeout_s=command_timeout,
         return_timeout_s=return_timeout,
@@ -189,6 +193,28 @@ def status(name: str | None, as_json: bool) -> None:
         return
     _print_plan(made)
     _print_standings(made, found, word)
+
+
+@command.command()
+@click.argument("node")
+@click.option("--limit", type=click.FloatRange(min=1), default=300.0, show_default=True,
+              metavar="SECONDS", help="For a job to save and to start again.")  # fmt: skip
+def leave(node: str, limit: float) -> None:
+    """Have the jobs on NODE leave it for spares of theirs, and give NODE back to Slurm.
+
+    `start` does it for plans with --migrate, once NODE is drained. Exit status 1: a job stays.
+    """
+    from fabricctl.cli.role import demand_operator
+    from fabricctl.fleet.maintenance.leave import by_user
+    from fabricctl.fleet.maintenance.leave import leave as go
+    from fabricctl.slurm.choose import open_slurm
+
+    slurm = open_slurm()
+    demand_operator(slurm, "maintenance leave")
+    said = go(node, slurm, by_user, limit)
+    for job, why in said:
+        click.echo(f"job {job}: " + (f"stays on {node}: {why}" if why else f"has left {node}"))
+    sys.exit(1 if any(why for _, why in said) else 0)
 
 
 # What the commands share --------------------------------------------------------------------------

@@ -131,6 +131,13 @@ class CommandSlurm:
         how = [] if signal is None else [f"--signal={signal}"]
         self._ask(["scancel", *how, *only, _one_record(known)])
 
+    def release_node(self, job: int, node: str) -> None:
+        known = self.job(job)
+        rest = [name for name in known.nodes if name != node]
+        if node not in known.nodes or not rest:
+            raise UsageError(f"job {job}: {node} is not one of its nodes, or the only one")
+        self._ask(["scontrol", "update", f"JobId={job}", f"NodeList={host_list(rest)}"])
+
     def usage(
         self, begin_real_s: int, end_real_s: int, job: int | None = None
     ) -> tuple[Usage, ...]:

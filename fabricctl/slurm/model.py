@@ -208,6 +208,9 @@ class Slurm(Protocol):
         Of an array this is the one record with that id: a task, or all that is not yet split off.
         """
 
+    def release_node(self, job: int, node: str) -> None:
+        """Takes a node out of a running job; no step of it may be left there."""
+
     def usage(
         self, begin_real_s: int, end_real_s: int, job: int | None = None
     ) -> tuple[Usage, ...]:

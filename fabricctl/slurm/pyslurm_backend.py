@@ -144,6 +144,10 @@ class PyslurmSlurm:
             else:
                 self._pyslurm.Job(job).send_signal(signal)
 
+    def release_node(self, job: int, node: str) -> None:
+        # The library cannot make a job smaller.
+        self._commands.release_node(job, node)
+
     def usage(
         self, begin_real_s: int, end_real_s: int, job: int | None = None
     ) -> tuple[Usage, ...]:

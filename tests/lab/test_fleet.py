@@ -276,6 +276,73 @@ def test_events_are_followed(fleet: Lab) -> None:
     assert any(text.startswith(f"job {job} of alice began on n[") for text in seen)
 
 
+HEAD = {"FABRICCTL_HEAD_ADDRESS": "ctl", "FABRICCTL_HEAD_KEY_FILE": "/tmp/head.key",
+        "FABRICCTL_HEAD_SOCKET": "/tmp/fabricd/query", "FABRICCTL_HEAD_INTERVAL_S": "0.5",
+        "FABRICCTL_HEAD_SLURM_S": "1"}  # fmt: skip
+
+
+@pytest.fixture
+def fabricd(fleet: Lab) -> Iterator[Callable[..., str]]:
+    """fabricd on the controller, three nodes that report to it; asks it as a command there."""
+    new = fleet.exec("ctl", ["fabricctl", "head", "key"]).stdout
+    keep = ["sh", "-c", "umask 077; cat > /tmp/head.key; chown fabric /tmp/head.key"]
+    running = []
+
+    def command(*words: str, user: str = "root") -> str:
+        argv = ["fabricctl", *words]
+        return fleet.exec("ctl", argv, user=user, environment=HEAD, check=False).stdout
+
+    try:
+        for name in ("ctl", "n1", "n2", "n3"):
+            fleet.exec(name, keep, input=new)
+            argv = ["fabricctl", *(["head", "serve"] if name == "ctl" else ["node", "push"])]
+            line = fleet.exec_argv(name, argv, user="fabric", environment=HEAD)
+            running.append(subprocess.Popen(line, stdin=subprocess.DEVNULL))
+        yield command
+    finally:
+        for each in running:
+            each.kill()
+            each.wait()
+
+
+def test_fabricd_hears_nodes_and_top_place_and_health_use_it(
+    fleet: Lab, fabricd: Callable[..., str]
+) -> None:
+    def known() -> Any:
+        said = json.loads(fabricd("head", "ask", "snapshot") or "{}")
+        return (
+            said if said.get("reports", {}).get("fresh") == 3 and said["cluster"] != "?" else None
+        )
+
+    job = submit(fleet, "sleep 60", "-N2", "-w", "n[1-2]", "-J", "hers")
+    until(known, "fabricd does not hear three nodes")
+    fleet.fault("cut", "n2", "r1")
+
+    def links() -> list[list[str]]:
+        return [line.split()[:4] for line in
+                fabricd("top", "--once", "--view", "links").splitlines()]  # fmt: skip
+
+    until(lambda: ["n2", "r1", "no", "carrier"] in links(), "top does not show the cut")
+    assert ["n1", "r1", "up"] in [line[:3] for line in links()]
+    # Jobs are their user's; what is wrong with a rail is everybody's.
+    until(lambda: " hers " in fabricd("top", "--once", user="alice"), "alice's job is not shown")
+    assert " hers " not in fabricd("top", "--once", user="bob")
+    found = json.loads(fabricd("health", "look", "--live", "--json"))["decisions"]
+    assert [(d["node"], d["rail"], d["action"], d["why"]) for d in found] == [
+        ("n2", "r1", "rail", "not confirmed yet")
+    ]
+    status = fabricd("status", user="bob")
+    assert "rail r1 has no carrier on n2" in status and "Rails  5 up, 1 no carrier" in status
+    fleet.heal_all()
+    said = json.loads(fabricd("place", str(job), "--spares", "1", "--json"))
+    assert said["job"] == job and set(said["spares"]) <= {f"n{at}" for at in range(3, 9)}
+    assert len(said["spares"]) == 1
+    assert not fabricd("place", str(job), user="bob")
+    assert "sbatch -N3 --fabric-resilience" in fabricd("place", "--nodes", "3")
+    fleet.exec("ctl", ["scancel", str(job)])
+    until(lambda: ended(fleet, job), "the job does not end")
+
+
 def health(lab: Lab, *words: str) -> set[tuple[str, str, str, str]]:
     """``(node, rail, action, outcome)`` of a policy that acts."""
     policy = ["FABRICCTL_HEALTH_MODE=on", "FABRICCTL_HEALTH_MAX_AT_ONCE=2"]

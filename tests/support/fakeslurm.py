@@ -49,6 +49,7 @@ class FakeSlurm:
     the_jobs: list[Job] = field(default_factory=list)
     the_usage: list[Usage] = field(default_factory=list)
     changes: list[tuple[str, str, str]] = field(default_factory=list)  # node, action, reason
+    the_steps: list[Step] = field(default_factory=list)
     the_rights: dict[str, Rights] = field(default_factory=dict)
     backend: str = "commands"
     reason: str = "a test"
@@ -71,7 +72,7 @@ class FakeSlurm:
 
     def steps(self, job: int) -> tuple[Step, ...]:
         self.job(job)
-        return ()
+        return tuple(each for each in self.the_steps if each.job == job)
 
     def nodes(self) -> tuple[Node, ...]:
         self._check()
@@ -102,6 +103,9 @@ class FakeSlurm:
         for name in nodes:
             self.the_nodes[name] = replace(self.the_nodes[name], comment=comment or None)
             self.changes.append((name, "comment", comment))
+
+    def release_node(self, job: int, node: str) -> None:
+        self.changes.append((node, "release", str(job)))
 
     def requeue(self, job: int, hold: bool = False) -> None:
         raise AssertionError("nothing here requeues")

@@ -5,6 +5,7 @@ import json
 import random
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -89,6 +90,18 @@ def test_a_floor_that_the_site_declared_holds_where_all_are_slow() -> None:
     found = failed(limits.checks(mesh(1, slow), NAMES, RAILS, Floors(5e8)))
     assert {name for _, _, name in found} == {"bandwidth out", "bandwidth in"}
     assert {node for node, _, _ in found} == set(NAMES)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_of_three_nodes_only_one_that_is_far_below_the_others_fails(seed: int) -> None:
+    """On a rail on which the other five failed before."""
+    three = dict.fromkeys(("n1", "n2", "n5"), ("r0",))
+    few = [link for link in mesh(seed) if {link.node, link.peer} <= set(three)]
+    assert failed(limits.checks(few, three, three, FLOORS)) == set()
+    slow = [replace(link, in_bytes_per_s=15e6) if link.peer == "n1" else
+            replace(link, out_bytes_per_s=15e6) if link.node == "n1" else link
+            for link in few if link.rail == "r0"]  # fmt: skip
+    assert failed(limits.checks(slow, three, three, FLOORS)) == {("n1", "r0", "bandwidth out")}
 
 
 def test_two_nodes_are_no_distribution() -> None:
@@ -183,6 +196,49 @@ def test_a_partner_that_never_comes_costs_its_time_and_no_more(
     (link,) = pairwise.measure(pairwise.Where("n1", table, port, b"c" * 16), (), 5)
     assert link.why == pairwise.LATE and link.rtt_ns is None
     assert pairwise.measure(pairwise.Where("n2", table, port, b"c" * 16), (), 5) == []
+
+
+def test_who_receives_late_does_not_make_a_slow_link_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits in a buffer is read at the speed of memory: that is not the link's."""
+    monkeypatch.setattr(pairwise, "SEND_S", 0.01)
+    here, there = socket.socketpair()
+    until_s = time.monotonic() + 10
+    said: list[float] = []
+    sender = threading.Thread(
+        target=lambda: said.append(pairwise._send(pairwise.Stream(here, until_s)))
+    )
+    with here, there:
+        sender.start()
+        time.sleep(0.3)
+        begin_s = time.monotonic()
+        got = pairwise._receive(pairwise.Stream(there, until_s))
+        took_s = time.monotonic() - begin_s
+        sender.join(10)
+    assert said == [got]
+    assert got < (1 << 24) / 0.3 and got * (took_s + 0.3) < 1 << 24
+
+
+def test_a_pair_that_gets_nowhere_costs_its_time_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A byte now and then must not keep two nodes, and all that wait for them."""
+    here, there = socket.socketpair()
+    with here, there:
+        stream = pairwise.Stream(here, time.monotonic() + 0.2)
+        stop = threading.Event()
+
+        def drip() -> None:
+            while not stop.wait(0.02):
+                there.send(b"x")
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        begin_s = time.monotonic()
+        with pytest.raises(TimeoutError):
+            stream.read(1 << 16)
+        stop.set()
+        dripping.join()
+    assert time.monotonic() - begin_s < 5
 
 
 def test_what_a_node_says_of_other_nodes_pairs_is_not_believed() -> None:

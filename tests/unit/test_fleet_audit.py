@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from fabricctl.cli.main import cli
-from fabricctl.errors import DataError
+from fabricctl.errors import DataError, SystemRefusedError
 from fabricctl.fleet.audit import fabric, probes, reach, report, run
 from fabricctl.fleet.audit.model import Check, worst
 from fabricctl.fleet.audit.probes import COUNT, Pair, chosen_peers
@@ -85,6 +85,20 @@ def test_a_stray_loss_here_and_there_is_no_finding(seed: int) -> None:
     assert failed(fabric.checks(mesh(stray), NAMES, RAILS)) == set()
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_who_is_among_bad_ones_and_lost_a_packet_elsewhere_is_not_one_of_them(seed: int) -> None:
+    """Three of eight lose a quarter; the others a packet here and there, as on a busy machine."""
+    chance = random.Random(seed)
+
+    def lossy(pair: Pair) -> Pair:
+        share = 0.25 if any(at(bad, "r0", pair) for bad in ("n2", "n6", "n8")) else 0.005
+        answered = sum(chance.random() > share for _ in range(COUNT))
+        return replace(pair, small_answered=answered, large_answered=answered)
+
+    found = failed(fabric.checks(mesh(lossy), NAMES, RAILS))
+    assert found == {(name, "r0", "loss") for name in ("n2", "n6", "n8")}
+
+
 def test_large_packets_alone_and_slow_paths_are_told_as_such() -> None:
     def large(pair: Pair) -> Pair:
         return replace(pair, large_answered=0) if at("n4", "r0", pair) else pair
@@ -150,6 +164,48 @@ def test_probes_over_real_sockets_and_strangers_are_not_answered(
     assert all(
         p.small_answered and p.large_answered and p.rtt_ns for v in found.values() for p in v
     )
+
+
+def test_a_second_audit_at_the_same_time_is_refused() -> None:
+    """It would read the first one's probes, and both would find losses."""
+    first = probes._alone(20980, "127.0.0.9")
+    with first, pytest.raises(SystemRefusedError, match="another audit"):
+        probes.measure("n1", {"n1": {"lo": "127.0.0.9"}}, 20980, b"c" * 16)
+    probes._alone(20980, "127.0.0.9").close()
+
+
+def test_probes_that_wait_for_a_dead_peer_do_not_keep_others_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A socket whose buffer is full of what waits for a MAC address refuses what is for others."""
+    for name, value in (("SEND_S", 0.3), ("LINGER_S", 0.3), ("GATHER_S", 0.5)):
+        monkeypatch.setattr(probes, name, value)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    table = {name: {"lo": f"127.0.0.{at}"} for at, name in enumerate(("n1", "n2", "n3"), 1)}
+    true_send, full = probes._Run._send, set[int]()
+
+    def send(run: probes._Run, at: int, rail: str, size: int, number: int) -> None:
+        if run._peers[at] == "n3":
+            full.add(run._sockets[rail, "n3"].fileno())
+        assert run._sockets[rail, run._peers[at]].fileno() not in full or run._peers[at] == "n3"
+        true_send(run, at, rail, size, number)
+
+    monkeypatch.setattr(probes._Run, "_send", send)
+    found: list[Pair] = []
+    threads = [
+        threading.Thread(target=lambda name=name: found.extend(
+            probes.measure(name, table, port, b"c" * 16)))
+        for name in ("n1", "n2")
+    ]  # fmt: skip
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    lost = {(p.node, p.peer): p.small_sent - p.small_answered for p in found}
+    assert lost["n1", "n2"] < COUNT and lost["n2", "n1"] < COUNT
+    assert lost["n1", "n3"] == lost["n2", "n3"] == COUNT
 
 
 GOOD = {"area": "link", "name": "carrier", "status": "ok", "value": "up", "limit": "up",

@@ -214,6 +214,39 @@ def test_a_real_node_reports_is_answered_and_seen(head: tuple[service.Head, Conf
     assert "n2" not in text_ and text_.endswith("# EOF\n")
 
 
+def test_status_shows_what_the_head_knows_and_else_asks_slurm(
+    head: tuple[service.Head, Config], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made, settings = head
+    asked = []
+
+    def own(_: str | None = None) -> FakeSlurm:
+        asked.append(1)
+        return FakeSlurm({"n1": node("n1")})
+
+    monkeypatch.setattr("fabricctl.slurm.choose.open_slurm", own)
+    monkeypatch.setenv("FABRICCTL_HEAD_SOCKET", str(settings.head.socket))
+    made.table.take(message("n1"), time.monotonic())
+
+    def status(*words: str) -> str:
+        return CliRunner().invoke(cli, ["status", *words]).stdout
+
+    said = json.loads(status("--json"))
+    assert said["rails"] == {"up": 1, "no carrier": 1, "off": 0, "gone": 0}
+    assert (said["worst"], said["reports"]["fresh"], said["slurm"]) == ("error", 1, "22.05.8")
+    assert {f["kind"] for f in said["findings"]} == {"rail_down"}
+    text_ = status()
+    assert "Rails  1 up, 1 no carrier; 1 nodes report" in text_
+    assert "!! rail r1 has no carrier on n1" in text_ and not asked
+    # Its Slurm is away: asked here, where it may be there.
+    made._view = replace(made._view, trouble="no route")
+    time.sleep(service.CACHE_S)
+    assert json.loads(status("--json"))["rails"] is None and asked
+    (tmp_path / "left").touch()
+    monkeypatch.setenv("FABRICCTL_HEAD_SOCKET", str(tmp_path / "left"))
+    assert "nothing is open" in status() and "Rails" not in status()
+
+
 def test_an_answer_that_is_not_sealed_or_of_another_time_slows_nobody_down(
     head: tuple[service.Head, Config],
 ) -> None:

@@ -49,11 +49,12 @@ _LIMITS = {
 
 def _guilty(kind: str, pairs: Sequence[Pair]) -> tuple[set[str], dict[str, str]]:
     """The nodes at fault, and what was seen of them."""
-    bad = _bad(kind, pairs)
     left = list(pairs)
     guilty: set[str] = set()
     values: dict[str, str] = {}
     while True:
+        # Anew each time: what a node lost with a guilty one says nothing of its other pairs.
+        bad = _bad(kind, left)
         shares = _shares(kind, left, bad)
         if not shares:
             return guilty, values

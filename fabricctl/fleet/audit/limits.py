@@ -14,6 +14,7 @@ from fabricctl.fleet.audit.pairwise import LATE, Link
 from fabricctl.units import format_duration
 
 LEAST = 4  # values that make a distribution
+FEWEST = 3  # of which one can still be told to be far below the others
 CERTAIN = 0.25  # of the median: below it no spread excuses a port that had seven partners
 LATENCY_FACTOR = 3.0  # a switch more each way doubles it
 SPREADS = 6.0  # robust standard deviations: one in 10^9 of a normal distribution
@@ -51,8 +52,10 @@ def checks(
 def low_limit(best: Sequence[float], every: Sequence[float], floor: float, share: float) -> float:
     """Below it a node's best is bad: far from the others' bests, in share and in the spread that
     single pairs have, or below the floor."""
-    if len(best) < LEAST:
+    if len(best) < FEWEST:
         return floor
+    if len(best) < LEAST:
+        return max(floor, CERTAIN * statistics.median(best))
     # The spread of few bests is luck; that of all pairs says how much one measurement wavers.
     middle, spread = statistics.median(best), _spread(every)
     return max(floor, min(share * middle, max(CERTAIN * middle, middle - SPREADS * spread)))

@@ -4,6 +4,7 @@ No rendezvous: everybody opens the port, sends for a while, and answers for long
 is no more than a cookie of this audit and a number; anything else is not answered.
 """
 
+import contextlib
 import selectors
 import socket
 import struct
@@ -56,16 +57,30 @@ def chosen_peers(node: str, nodes: Sequence[str]) -> list[str]:
 
 def measure(node: str, table: Peers, port: int, cookie: bytes) -> list[Pair]:
     """Sends and answers on every rail of this node; raises :class:`SystemRefusedError`."""
-    mine = table[node]
-    sockets: dict[str, socket.socket] = {}
+    # One for each peer: what waits for the MAC address of a dead one fills its socket's buffer, and
+    # the probes of others would be refused.
+    peers = chosen_peers(node, list(table))
+    sockets: dict[tuple[str, str], socket.socket] = {}
+    alone = _alone(port, min(table[node].values(), default=""))
     try:
-        for rail, address in mine.items():
-            sockets[rail] = _open(rail, address, port)
-        run = _Run(node, table, port, cookie, sockets)
-        return run.all()
+        for rail, address in table[node].items():
+            for peer in ("", *(peer for peer in peers if rail in table[peer])):
+                sockets[rail, peer] = _open(rail, address, port)
+        return _Run(node, table, port, cookie, sockets).all()
     finally:
-        for each in sockets.values():
+        for each in (alone, *sockets.values()):
             each.close()
+
+
+def _alone(port: int, address: str) -> socket.socket:
+    """Two audits at once would read each other's probes; raises :class:`SystemRefusedError`."""
+    found = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        found.bind(f"\0fabricctl-audit.{port}.{address}")
+    except OSError:
+        found.close()
+        raise SystemRefusedError(f"port {port}: another audit is at work on this node") from None
+    return found
 
 
 def _open(rail: str, address: str, port: int) -> socket.socket:
@@ -74,6 +89,8 @@ def _open(rail: str, address: str, port: int) -> socket.socket:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         # Without it a probe to a rail's address could leave by another rail.
         found.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, rail.encode())
+        # All have one port, for firewalls; whichever of them a datagram comes to, we read it.
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         found.bind((address, port))
     except OSError as error:
         found.close()
@@ -83,7 +100,8 @@ def _open(rail: str, address: str, port: int) -> socket.socket:
 
 class _Run:
     def __init__(
-        self, node: str, table: Peers, port: int, cookie: bytes, sockets: dict[str, socket.socket]
+        self, node: str, table: Peers, port: int, cookie: bytes,
+        sockets: Mapping[tuple[str, str], socket.socket],
     ) -> None:  # fmt: skip
         self._node, self._table, self._port, self._cookie = node, table, port, cookie
         self._sockets = sockets
@@ -92,14 +110,18 @@ class _Run:
         self._sent: dict[tuple[int, str, int, int], int] = {}
         self._answered: dict[tuple[int, str, int, int], int] = {}
         self._selector = selectors.DefaultSelector()
-        for rail, each in sockets.items():
+        self._rails = sorted({rail for rail, _ in sockets})
+        self._by_address = {
+            (rail, table[peer][rail]): each for (rail, peer), each in sockets.items() if peer
+        }
+        for (rail, _), each in sockets.items():
             self._selector.register(each, selectors.EVENT_READ, rail)
 
     def all(self) -> list[Pair]:
         """Greets until everybody has answered (number 0, not counted), then probes."""
         begin_s = time.monotonic()
         wanted = {(at, rail) for at, peer in enumerate(self._peers)
-                  for rail in self._sockets if rail in self._table[peer]}  # fmt: skip
+                  for rail in self._rails if rail in self._table[peer]}  # fmt: skip
         while time.monotonic() < begin_s + GATHER_S:
             silent = wanted - {(at, rail) for at, rail, _, number in self._answered if not number}
             if not silent:
@@ -126,7 +148,7 @@ class _Run:
         data = head.ljust(LARGE if size else SMALL, b"\0")
         self._sent[at, rail, size, number] = time.monotonic_ns()
         try:
-            self._sockets[rail].sendto(data, (self._table[peer][rail], self._port))
+            self._sockets[rail, peer].sendto(data, (self._table[peer][rail], self._port))
         except OSError:
             pass  # without carrier, too long: it is sent and never answered
 
@@ -154,10 +176,10 @@ class _Run:
                     self._answered.setdefault((at, rail, size, number), time.monotonic_ns())
                 continue
             head = _HEAD.pack(magic, cookie, 1, number, size, at)
-            try:
-                where.sendto(head.ljust(len(data), b"\0"), source)
-            except OSError:
-                continue
+            with contextlib.suppress(OSError):
+                self._by_address.get((rail, source[0]), where).sendto(
+                    head.ljust(len(data), b"\0"), source
+                )
 
     def _pair(self, at: int, rail: str) -> Pair:
         answered = [[key for key in self._answered if key[:3] == (at, rail, size) and key[3]]

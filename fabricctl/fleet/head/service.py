@@ -142,7 +142,7 @@ class Head:
                 conf = slurm.configuration()
                 self._slurm_user = conf.get("SlurmUser", "slurm").partition("(")[0]
                 view = views.SlurmView(slurm.nodes(), slurm.jobs(), conf.get("ClusterName", "?"),
-                                       time.monotonic())  # fmt: skip
+                                       time.monotonic(), version=slurm.version.text)  # fmt: skip
                 if begin_s >= rights_s + RIGHTS_S:
                     rights_s = begin_s
                     # Without an accounting nobody has more rights than Unix groups give.
@@ -150,7 +150,8 @@ class Head:
                         self._rights = slurm.rights()
             except FabricError as error:
                 old = self._view
-                view = views.SlurmView(old.nodes, old.jobs, old.cluster, old.at_s, str(error))
+                view = views.SlurmView(old.nodes, old.jobs, old.cluster, old.at_s, str(error),
+                                       old.version)  # fmt: skip
                 slurm = None
             self._took_s = time.monotonic() - begin_s
             self._view = view
@@ -186,9 +187,9 @@ class Head:
             self._clients.release()
 
     def answer(self, ask: str, uid: int) -> bytes:
-        """``snapshot`` (JSON) or ``metrics`` (OpenMetrics), for that user."""
+        """``snapshot``, ``status`` (JSON) or ``metrics`` (OpenMetrics), for that user."""
         caller = access.who(uid, self._rights, self._config.access, self._slurm_user)
-        key = (ask, "" if ask == "metrics" or caller.role != "user" else caller.user)
+        key = (ask, "" if ask != "snapshot" or caller.role != "user" else caller.user)
         known = self._cache.get(key)
         now_s = time.monotonic()
         if known is not None and now_s < known[0] + CACHE_S and not (key[1] and caller.accounts):
@@ -206,6 +207,8 @@ class Head:
             links = views.link_findings(self.table, now_s)
             found = None if view.trouble else overview(view.nodes, view.jobs, more=links)
             return render(found, view.nodes, self._took_s, self._rails(now_s)).encode()
+        if ask == "status":
+            return json.dumps(views.status(self.table, view, now_s)).encode()
         if ask == "snapshot":
             made = views.snapshot(self.table, view, caller, self._config.access, now_s)
             return json.dumps(made, separators=(",", ":")).encode()

@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from fabricctl import hostlist
 from fabricctl.fleet.access import Who
@@ -26,6 +26,28 @@ class SlurmView:
     cluster: str = "?"
     at_s: float = 0.0  # monotonic
     trouble: str = ""
+    version: str = "?"
+
+
+def status(table: Table, slurm: SlurmView, now_s: float) -> dict[str, object]:
+    """What ``status`` shows: everybody may see it."""
+    findings = [*link_findings(table, now_s), *([_away(slurm)] if slurm.trouble else [])]
+    found = overview(slurm.nodes, slurm.jobs, time.time(), findings)
+    running = {job.id for job in slurm.jobs if job.state not in FINISHED}
+    protected = {each.job for row in table.rows.values() if not table.is_stale(row, now_s)
+                 for each in row.report.jobs}  # fmt: skip
+    return {
+        "version": VERSION,
+        "cluster": slurm.cluster,
+        "slurm": slurm.version,
+        "slurm_age_s": round(now_s - slurm.at_s, 1) if slurm.at_s else None,
+        "slurm_trouble": slurm.trouble,
+        "worst": found.worst,
+        **asdict(found),
+        "rails": rail_totals(table, now_s)[0],
+        "protected_jobs": len(protected & running),
+        "reports": reports(table, slurm, now_s),
+    }
 
 
 def snapshot(

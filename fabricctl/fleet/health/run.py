@@ -186,7 +186,7 @@ def by_way(way: str, program: str) -> OnNode:
             argv = [*before, "fabricctl", "node", *map(shlex.quote, words)]
         else:
             argv = ["srun", "--quiet", f"--nodelist={node}", "--nodes=1", "--ntasks=1",
-                    "--immediate=30", "--time=1", "--export=NONE", "--mem=0",
+                    "--immediate=30", "--time=1", "--export=NONE", "--mem=256M",
                     "--job-name=fabric-health", program, "node", *words]  # fmt: skip
         try:
             done = subprocess.run(argv, capture_output=True, text=True, errors="replace",

@@ -68,7 +68,7 @@ def srun_argv(nodes: Sequence[str], partition: str, program: str) -> list[str]:
     return ["srun", "--quiet", f"--partition={partition}", f"--nodelist={names}",
             f"--nodes={len(nodes)}", "--ntasks-per-node=1", "--cpus-per-task=1", "--immediate=30",
             "--kill-on-bad-exit=0", "--no-kill", "--time=2", "--job-name=fabric-facts",
-            "--export=NONE", "--mem=0", program, "node", "facts", "--parts"]  # fmt: skip
+            "--export=NONE", "--mem=256M", program, "node", "facts", "--parts"]  # fmt: skip
 
 
 def by_slurm(nodes: Sequence[Node]) -> tuple[dict[str, Facts], dict[str, str]]:

@@ -17,6 +17,7 @@ from fabricctl.fleet.maintenance.journal import ACTIVE, Files, Journal
 from fabricctl.fleet.maintenance.plan import Plan
 from fabricctl.slurm.model import Node, Slurm
 
+LEAVE = ("fabricctl", "maintenance", "leave", "{node}")
 LOOK_S = 0.2  # between looks at commands; Slurm is asked every poll_s
 
 
@@ -93,6 +94,8 @@ class Controller:
     def _place(self, node: str) -> Path | None:
         """Where the node's command of now keeps its files."""
         standing = self._journal.standings[node]
+        if standing.state == "draining" and self._plan.migrate:
+            return self._files.work / f"{node}.leave"
         if standing.state == "working":
             return self._files.work / f"{node}.{standing.runs}"
         if standing.state == "verifying":
@@ -140,6 +143,11 @@ class Controller:
         if step.do == "drain":
             with self._log.change("drain", step.node, plan.reason):
                 self._slurm.set_node_state([step.node], "drain", plan.reason)
+        elif step.do == "leave":
+            place = self._place(step.node)
+            assert place is not None
+            with self._log.change("migrate", step.node, plan.reason):
+                self._children.append(commands.start(place, LEAVE, step.node))
         elif step.do in ("return", "undo"):
             # Asked once more, so that what somebody did meanwhile is left as it is.
             now = next((each for each in self._slurm.nodes() if each.name == step.node), None)

@@ -9,7 +9,7 @@ from fabricctl.fleet.maintenance.journal import ACTIVE, ENDED, Standing, State
 from fabricctl.fleet.maintenance.plan import Plan
 from fabricctl.slurm.model import Node
 
-Doing = Literal["drain", "work", "verify", "return", "undo", "none"]
+Doing = Literal["drain", "leave", "work", "verify", "return", "undo", "none"]
 # Of a command; absent: it was never started; lost: it was, and left no result.
 Outcome = Literal["absent", "running", "ok", "failed", "lost"]
 
@@ -149,7 +149,11 @@ class _Look:
             return self._to("aborted" if self.wish == "abort" else "waiting", "undo")
         if self.node.state == "DOWN" and "NOT_RESPONDING" not in self.node.flags:
             return self._to("failed", text="went down while its jobs ran to their end")
-        return self._to("working", "work") if empty(self.node) else None
+        if empty(self.node):
+            return self._to("working", "work")
+        # Once: who cannot leave runs to its end.
+        ask = self.plan.migrate and self.outcome == "absent"
+        return self._to("draining", "leave") if ask else None
 
     def _worked(self) -> Step | None:
         if self.outcome == "ok":

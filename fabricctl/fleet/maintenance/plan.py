@@ -22,6 +22,7 @@ class Plan:
     groups: Mapping[str, str] = field(default_factory=dict)  # node -> switch or rack
     per_group: int = 0  # nodes of one group that may be out at once; 0: no bound
     expect_reboot: bool = False  # a node is back only when it has booted anew
+    migrate: bool = False  # jobs that can go on on a spare are told to leave
     max_failures: int = 0  # above it no further node is begun
     command_timeout_s: float = 3600.0
     return_timeout_s: float = 900.0
