@@ -55,8 +55,7 @@ def main() -> int:
     given = parser.parse_args()
     with Lab(LabSpec(name=given.name, nodes=NODES)) as lab:
         for _ in range(4):
-            script = f"sleep {given.seconds:g}; echo done >> /shared/done"
-            lab.run(["sbatch", "-p", "all", "-n1", "--wrap", script])
+            lab.run(["sbatch", "-p", "all", "-n1", "--wrap", f"sleep {given.seconds:g}"])
         plan = ["fabricctl", "maintenance", "plan", "bench", "--nodes", f"n[1-{NODES}]",
                 "--budget", str(BUDGET), "--", "sleep", f"{given.seconds:g}"]  # fmt: skip
         lab.exec("ctl", plan)
@@ -70,8 +69,8 @@ def main() -> int:
         finally:
             stop.set()
             sampler.join()
-        done = lab.paths.shared / "done"
-        kept = len(done.read_text().splitlines()) if done.exists() else 0
+        ended = lab.exec("ctl", ["scontrol", "-o", "show", "job"]).stdout
+        kept = ended.count("JobState=COMPLETED")
     ideal_s = NODES / BUDGET * given.seconds
     print(f"{NODES} nodes, {BUDGET} out at once, {given.seconds:g} s each: {ours_s:.2f} s; "
           f"ideal {ideal_s:.2f} s; ratio {ours_s / ideal_s:.3f} (goal 1.15); {killed} kills; "

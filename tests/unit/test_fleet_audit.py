@@ -120,6 +120,19 @@ def test_a_single_dead_path_names_both_ends() -> None:
     assert found == {("n1", "r0", "reach"), ("n2", "r0", "reach")}
 
 
+def test_a_rail_that_flaps_and_answers_one_peer_not_at_all_is_the_only_one_at_fault() -> None:
+    def flaps(pair: Pair) -> Pair:
+        if not at("n1", "r1", pair):
+            return pair
+        silent = {pair.node, pair.peer} == {"n1", "n6"}
+        answered = 0 if silent else COUNT // 2
+        return replace(pair, small_answered=answered, large_answered=answered,
+                       rtt_ns=None if silent else 100_000)  # fmt: skip
+
+    found = failed(fabric.checks(mesh(flaps), NAMES, RAILS))
+    assert found == {("n1", "r1", "loss")}
+
+
 def test_of_many_nodes_each_asks_sixteen_and_each_is_asked() -> None:
     names = [f"n{number:04}" for number in range(1000)]
     asked: dict[str, int] = dict.fromkeys(names, 0)

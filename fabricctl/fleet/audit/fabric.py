@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from fabricctl.fleet.audit.model import Check, Status
 from fabricctl.fleet.audit.probes import Pair
@@ -30,8 +30,10 @@ def checks(
     for rail, mine in sorted(by_rail.items()):
         here = sorted(node for node in nodes if rail in rails.get(node, ()) and node not in silent)
         whole = [pair for pair in mine if pair.peer not in silent]
-        for kind in ("reach", "loss", "large", "round trip"):
-            guilty, values = _guilty(kind, whole)
+        known: set[str] = set()  # guilty of something on this rail: dead paths to them are theirs
+        for kind in ("loss", "large", "round trip", "reach"):
+            guilty, values = _guilty(kind, whole, known)
+            known |= guilty
             for node in here:
                 status: Status = "fail" if node in guilty else "ok"
                 said = values.get(node, "fine")
@@ -47,8 +49,14 @@ _LIMITS = {
 }
 
 
-def _guilty(kind: str, pairs: Sequence[Pair]) -> tuple[set[str], dict[str, str]]:
-    """The nodes at fault, and what was seen of them."""
+def _guilty(
+    kind: str, pairs: Sequence[Pair], known: Collection[str]
+) -> tuple[set[str], dict[str, str]]:
+    """The nodes at fault, and what was seen of them. ``known``: those of other kinds.
+
+    A rail that comes and goes answers some and, by the luck of who asks for its address when, not
+    a single probe of others: those are not at fault.
+    """
     left = list(pairs)
     guilty: set[str] = set()
     values: dict[str, str] = {}
@@ -58,14 +66,16 @@ def _guilty(kind: str, pairs: Sequence[Pair]) -> tuple[set[str], dict[str, str]]
         shares = _shares(kind, left, bad)
         if not shares:
             return guilty, values
-        node, (share, value) = max(shares.items(), key=lambda item: (item[1][0], item[0]))
+        node, (share, value) = max(
+            shares.items(), key=lambda item: (item[1][0], item[0] in known, item[0])
+        )
         if share < 0.5:
             break
         guilty.add(node)
         values[node] = value
         left = [pair for pair in left if node not in (pair.node, pair.peer)]
     for pair in left:  # one path alone: both ends are told. Of losses a few may be chance.
-        if pair in bad and kind == "reach":
+        if pair in bad and kind == "reach" and not {pair.node, pair.peer} & set(known):
             for node in (pair.node, pair.peer):
                 guilty.add(node)
                 values[node] = f"{pair.node} to {pair.peer}: {_said(kind, [pair])}"
