@@ -15,7 +15,7 @@ from fabricctl.node import rootfiles
 ROOT = Path(__file__).parents[2]
 CODE = [*sorted((ROOT / "fabricctl").rglob("*.py")), *sorted((ROOT / "analysis").rglob("*.py"))]
 # Starts a shell with a script of its own; what somebody wrote are that script's arguments.
-ARGUMENTS_ONLY = {"fabricctl/fleet/maintenance/commands.py"}
+ARGUMENTS_ONLY = {"fabricctl/fleet/audit/reach.py", "fabricctl/fleet/maintenance/commands.py"}
 # A program's own state, which came back under its job's key and with its checksum.
 ITS_OWN = {"fabricctl/state/ckpt/items.py"}
 SHELLS = {"sh", "bash", "/bin/sh", "/bin/bash"}
