@@ -40,7 +40,12 @@ PHASE = Table(
     (
         time_column("When the sums were read."),
         Column("rank", "I", "1", "Rank in MPI_COMM_WORLD."),
-        Column("launch", "I", "1", "Which start of the program in this job, from 0."),
+        Column(
+            "launch",
+            "I",
+            "1",
+            "Which start of the program in this job, from 0; of srun alone, the step.",
+        ),
         Column("name", "32s", "1", "The phase."),
         Column("entered", "Q", "1", "How often the rank entered it."),
         Column("time_ns", "Q", "ns", "Time in it, to this instant."),

@@ -47,7 +47,9 @@ class StallKind(IntEnum):
 
 
 _RANK = Column("rank", "I", "1", "Rank in MPI_COMM_WORLD.")
-_LAUNCH = Column("launch", "I", "1", "Which start of the program in this job, from 0.")
+_LAUNCH = Column(
+    "launch", "I", "1", "Which start of the program in this job, from 0; of srun alone, the step."
+)
 
 RANK = Table(
     "rank",
