@@ -53,7 +53,7 @@ def scripts(steps: int, pause_s: float) -> dict[str, str]:
     replica = f"""{HEAD}unset SLURM_JOB_NUM_NODES SLURM_NNODES SLURM_NTASKS SLURM_NPROCS
 export RUST_LOG=warn
 {LIGHTHOUSE} >lighthouse.log 2>&1 &
-start() {{ {one} --lighthouse http://$SLURMD_NODENAME:29510 --rank '$1'; do :; done' & }}
+start() {{ {one} --lighthouse http://'$SLURMD_NODENAME':29510 --rank '$1'; do :; done' & }}
 for i in 0 1 2 3; do start $i n$((i + 1)); done
 until [ -e finished ]; do
   if [ -e replace ]; then set -- $(cat replace); rm replace; start $1 $2; fi

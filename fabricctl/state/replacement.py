@@ -112,6 +112,7 @@ class _Seat:
     signalled: bool = False
     sockets: Sockets = field(default_factory=Sockets)
     _changed: threading.Condition = field(default_factory=threading.Condition)
+    _saying: threading.Lock = field(default_factory=threading.Lock)
     _form: _Form | None = None
     _broken: bool = False
     _inside: bool = False
@@ -128,6 +129,9 @@ class _Seat:
                 with self._changed:
                     if kind == "form":
                         self._form = _Form.of(message)
+                    elif kind == "broken" and not self._inside:
+                        self._form = None  # it was not entered yet, maybe not even told
+                        self.say("ready")
                     elif kind == "broken":
                         self._broken = True
                         threading.Thread(target=self._get_out, daemon=True).start()
@@ -153,7 +157,7 @@ class _Seat:
 
     def say(self, kind: str, **more: object) -> None:
         """To `fabricctl run`; that it is gone is seen by who reads."""
-        with contextlib.suppress(OSError, FabricError):
+        with self._saying, contextlib.suppress(OSError, FabricError):
             self.link.send({"kind": kind, **{name: str(value) for name, value in more.items()}})
 
     def wait_form(self) -> _Form:
@@ -220,7 +224,10 @@ def _generation(
     dist = importlib.import_module("torch.distributed")
     if done and checkpoint is not None:
         with contextlib.suppress(Exception):  # one may die now: there is nothing to lose any more
-            checkpoint.close(done=not checkpoint.ending)
+            if checkpoint.ending:
+                checkpoint.close(done=False)
+            else:
+                checkpoint.forget()
             dist.destroy_process_group()
         return True, result
     if checkpoint is not None:

@@ -17,6 +17,8 @@ from fabricctl.launch import roster
 from fabricctl.launch.live import LiveStep
 from fabricctl.launch.placement import Placement
 from fabricctl.launch.roster import Tell
+from fabricctl.state.ckpt.link import Link
+from fabricctl.state.replacement import _Seat
 from fabricctl.store.schema import LaunchEvent
 from tests.support.keepers import KeeperSet
 
@@ -218,6 +220,22 @@ def test_a_program_that_ends_before_it_joins_ends_all(
     world.start("early")
     assert world.wait() == 1
     assert "it ended before state.live" in capfd.readouterr().err
+
+
+def test_a_group_that_is_broken_before_it_was_entered_is_left_alone() -> None:
+    ours, theirs = (Link.local(made) for made in socket.socketpair())
+    seat = _Seat(theirs)
+    form = {"kind": "form", "generation": "4", "rank": "1", "ranks": "3", "host": "n0"}
+    form |= {"port": "5", "dead": ""}
+    ours.send({"kind": "broken"})  # rank 0 had not opened the store
+    assert ours.receive()["kind"] == "ready"
+    ours.send(form)
+    ours.send({"kind": "broken"})
+    assert ours.receive()["kind"] == "ready"
+    ours.send({**form, "generation": "5"})
+    assert seat.wait_form().generation == 5
+    seat.close()
+    ours.close()
 
 
 def test_processes_that_lose_the_launcher_end(world: World) -> None:

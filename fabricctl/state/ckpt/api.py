@@ -453,12 +453,18 @@ class Checkpoint:
         if self._keeper is not None:
             if done:
                 self._gather(True)
-                with contextlib.suppress(OSError, FabricError):
-                    self._keeper.ask("done", everywhere=int(self._rank == 0))
+                self.forget()
             else:
                 self._commit()
                 if self._sharing is not None:
                     self._keeper.safe(self._sharing, shared=True)
+        self.leave()
+
+    def forget(self) -> None:
+        """All ranks are known to have ended well: keepers need not hold anything."""
+        if self._keeper is not None:
+            with contextlib.suppress(OSError, FabricError):
+                self._keeper.ask("done", everywhere=int(self._rank == 0))
         self.leave()
 
     def leave(self) -> None:
