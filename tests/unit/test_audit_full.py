@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from fabricctl.fleet.audit.limits import Floors
 from fabricctl.fleet.audit.model import Check
 from fabricctl.fleet.audit.pairwise import Link
 from fabricctl.fleet.audit.tournament import MAX_ROUNDS, partners
+from fabricctl.sections import AuditConfig
 
 NAMES = [f"n{number}" for number in range(1, 9)]
 RAILS = dict.fromkeys(NAMES, ("r0", "r1"))
@@ -271,6 +273,32 @@ def test_the_all_reduce_is_judged_by_its_sums() -> None:
     ):
         with pytest.raises(DataError):
             full.judged(["n1"], wrong)
+
+
+def test_an_all_reduce_that_hangs_is_tried_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(full, "MPI_TIMEOUTS_S", (0.3, 5.0))
+    said = {"ranks": 2, "wrong": [], "nodes": ["n1", "n2"], "sizes": [
+        {"bytes": 8, "least_s": 3e-5}, {"bytes": 1 << 20, "least_s": 1e-3}]}  # fmt: skip
+    script = tmp_path / "mpi"
+    script.write_text(f"""#!/bin/sh
+echo >> {tmp_path}/tries
+[ $(wc -l < {tmp_path}/tries) -gt 1 ] || exec sleep 60
+echo 'fabric-allreduce {json.dumps(said)}'
+""")
+    script.chmod(0o755)
+    config = AuditConfig(mpi=str(script))
+    assert {c.status for c in full.allreduce([], ["n1", "n2"], config)} == {"ok"}
+    script.write_text(f"#!/bin/sh\necho >> {tmp_path}/tries\nexec sleep 60\n")
+    monkeypatch.setattr(full, "MPI_TIMEOUTS_S", (0.1, 0.1))
+    checks = full.allreduce([], ["n1", "n2"], config)
+    assert {(c.status, c.value) for c in checks} == {
+        ("fail", "did not end within 0.1 s, tried twice")
+    }
+    assert (tmp_path / "tries").read_text() == "\n" * 4
+    config = AuditConfig(mpi="/nowhere/mpi")
+    assert {c.status for c in full.allreduce([], ["n1"], config)} == {"not measured"}
 
 
 def test_a_burn_in_tells_the_worst_of_all_rounds_and_what_does_not_hold_still() -> None:
