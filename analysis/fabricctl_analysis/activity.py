@@ -10,7 +10,7 @@ from fabricctl.store import rollups, schema
 from fabricctl_analysis.counters import increments
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.host import cpu_time
-from fabricctl_analysis.mpi_calls import calls, waiting
+from fabricctl_analysis.mpi_calls import Tracked
 from fabricctl_analysis.rows import NodeRows, apart_ns, of_rail
 from fabricctl_analysis.series import Floats
 from fabricctl_analysis.windows import FOREVER_NS, Grid, shares, windowed
@@ -47,7 +47,9 @@ class Activity:
     calls: Floats  # of MPI, by all ranks; NaN: none is tracked
 
 
-def activity(rows: NodeRows, grid: Grid, limit_ns: int, measured: Sequence[Span]) -> Activity:
+def activity(
+    rows: NodeRows, grid: Grid, limit_ns: int, measured: Sequence[Span], mpi: Tracked
+) -> Activity:
     """Samples further apart than ``limit_ns`` measure nothing between them."""
     rails = {}
     for rail in np.unique(rows.tables["rail"]["rail"]).tolist():
@@ -65,7 +67,7 @@ def activity(rows: NodeRows, grid: Grid, limit_ns: int, measured: Sequence[Span]
         name: windowed(increments(host_ns, host[f"psi_{column}_us"], apart), grid, limit_ns) * 1e3
         for name, column in _PRESSURES.items()
     }
-    mpi, mpi_rank = _mpi(rows, grid)
+    share, mpi_rank = _least(mpi, grid)
     empty = np.full(grid.count, np.nan)
     moved = [values for values in rails.values() if not np.isnan(values).all()]
     return Activity(
@@ -79,10 +81,10 @@ def activity(rows: NodeRows, grid: Grid, limit_ns: int, measured: Sequence[Span]
         measured=shares(measured, grid),
         resent=_resent(rows, grid, limit_ns),
         throttled=_throttled(rows, grid),
-        mpi=mpi,
+        mpi=share,
         mpi_rank=mpi_rank,
         iterations=_iterations(rows, grid),
-        calls=calls(rows, grid),
+        calls=mpi.calls,
     )
 
 
@@ -129,10 +131,10 @@ def _throttled(rows: NodeRows, grid: Grid) -> Floats:
     return share
 
 
-def _mpi(rows: NodeRows, grid: Grid) -> tuple[Floats, NDArray[np.int64]]:
+def _least(mpi: Tracked, grid: Grid) -> tuple[Floats, NDArray[np.int64]]:
     """The node's rank that waits least, window by window. A rank in a call has no row until
     it returns, and then its time covers the whole interval: nothing is a gap here."""
-    shares_of = waiting(rows, grid)
+    shares_of = mpi.waiting
     if not shares_of:
         return np.full(grid.count, np.nan), np.full(grid.count, -1, np.int64)
     ranks, values = np.array(list(shares_of)), np.array(list(shares_of.values()))

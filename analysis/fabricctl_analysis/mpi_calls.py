@@ -1,6 +1,8 @@
 """What the tracker's rows say about the work: calls that the ranks made, and how many ranks."""
 
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +18,22 @@ NOT_WAITING = (b"checkpoint", b"torch.step")  # of what the tracker times, not M
 _LOOKS = (b"MPI_Test", b"MPI_Iprobe", b"MPI_Improbe", b"MPI_Probe", b"MPI_Mprobe")
 
 
-def calls(rows: NodeRows, grid: Grid) -> Floats:
-    """Of the node's ranks in each window; NaN where none is tracked.
+@dataclass(frozen=True)
+class Tracked:
+    """What the node's ranks did in each window: NaN where none is tracked."""
+
+    calls: Floats
+    waiting: dict[int, Floats]  # by rank: share of its time in MPI
+
+
+def tracked(rows: NodeRows, grid: Grid) -> Tracked:
+    """Of the rows of ``mpi_time`` and ``rank_position``."""
+    by = groups(rows.tables["mpi_time"], ("rank", "launch", "op"))
+    return Tracked(_calls(rows, grid, by), _waiting(rows, grid, by))
+
+
+def _calls(rows: NodeRows, grid: Grid, by: Sequence[NDArray[np.intp]]) -> Floats:
+    """Of all ranks together.
 
     Calls that only look whether something has come (MPI_Test*, probes) are no work: a rank that
     waits makes millions of them. A rank that stays in one call has no row of ``mpi_time`` until it
@@ -28,7 +44,7 @@ def calls(rows: NodeRows, grid: Grid) -> Floats:
     total = np.full(grid.count, np.nan)
     still = {_who(positions[at[0]]): at for at in groups(positions, ("rank", "launch"))}
     of_rank: dict[tuple[int, int], list[NDArray[np.intp]]] = defaultdict(list)
-    for at in groups(table, ("rank", "launch", "op")):
+    for at in by:
         if not table["op"][at[0]].startswith(_LOOKS):
             of_rank[_who(table[at[0]])].append(at)
     for who in sorted(of_rank)[:MAX_RANKS]:
@@ -44,11 +60,10 @@ def calls(rows: NodeRows, grid: Grid) -> Floats:
     return total
 
 
-def waiting(rows: NodeRows, grid: Grid) -> dict[int, Floats]:
-    """Share of its time that each rank spent in MPI, window by window; by rank."""
+def _waiting(rows: NodeRows, grid: Grid, by: Sequence[NDArray[np.intp]]) -> dict[int, Floats]:
     table, times = rows.tables["mpi_time"], rows.real_ns["mpi_time"]
     total: dict[int, Floats] = {}
-    for at in groups(table, ("rank", "launch", "op")):
+    for at in by:
         if table["op"][at[0]] in NOT_WAITING:
             continue
         grown = windowed(increments(times[at], table["time_ns"][at]), grid, FOREVER_NS)

@@ -9,7 +9,7 @@ import numpy as np
 
 from fabricctl.store import schema
 from fabricctl_analysis.model import Strip
-from fabricctl_analysis.mpi_calls import waiting
+from fabricctl_analysis.mpi_calls import Tracked
 from fabricctl_analysis.rows import NodeRows
 from fabricctl_analysis.series import Floats
 from fabricctl_analysis.windows import Grid
@@ -35,11 +35,26 @@ def coarse(grid: Grid) -> Grid:
     return Grid(grid.begin_ns, grid.width_ns * times, -(-grid.count // times))
 
 
-def node_strips(rows: NodeRows, grid: Grid, own: int | None) -> NodeStrips:
+def node_strips(rows: NodeRows, grid: Grid, own: int | None, mpi: Tracked) -> NodeStrips:
     """``own``: the node's place in the job's list."""
     parts = coarse(grid)
-    return NodeStrips(dict(_delays(rows, parts, own)), dict(_waiting(rows, parts)),
-                      dict(_gpus(rows, parts)))  # fmt: skip
+    times = parts.width_ns // grid.width_ns
+    waits: dict[Key, Floats] = {}
+    for rank, share in mpi.waiting.items():
+        waits[rank,] = _coarser(share, times)
+    return NodeStrips(dict(_delays(rows, parts, own)), waits, dict(_gpus(rows, parts)))
+
+
+def _coarser(values: Floats, times: int) -> Floats:
+    """Means of so many windows each, of those that are known."""
+    parts = -(-len(values) // times)
+    whole = np.full(parts * times, np.nan)
+    whole[: len(values)] = values
+    known = whole.reshape(parts, -1)
+    counts = (~np.isnan(known)).sum(axis=1)
+    mean = np.full(parts, np.nan)
+    np.divide(np.nansum(known, axis=1), counts, out=mean, where=counts > 0)
+    return mean
 
 
 def _delays(rows: NodeRows, grid: Grid, own: int | None) -> Iterator[tuple[Key, Floats]]:
@@ -57,11 +72,6 @@ def _delays(rows: NodeRows, grid: Grid, own: int | None) -> Iterator[tuple[Key, 
             np.maximum.at(most, part[mine], p99[mine])
             most[np.isinf(most)] = np.nan
             yield (int(table["rail"][mine[0]]), int(to[mine[0]])), most
-
-
-def _waiting(rows: NodeRows, grid: Grid) -> Iterator[tuple[Key, Floats]]:
-    for rank, share in waiting(rows, grid).items():
-        yield (rank,), share
 
 
 def _gpus(rows: NodeRows, grid: Grid) -> Iterator[tuple[Key, Floats]]:

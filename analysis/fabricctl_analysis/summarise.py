@@ -43,7 +43,7 @@ from fabricctl_analysis.model import (
     Unmeasured,
 )
 from fabricctl_analysis.moves import PathRow, moves_of, path_rows
-from fabricctl_analysis.mpi_calls import ranks_of
+from fabricctl_analysis.mpi_calls import ranks_of, tracked
 from fabricctl_analysis.probes import Edge, edges, troubles
 from fabricctl_analysis.rails import rail_summary
 from fabricctl_analysis.rows import NodeRows, apart_ns, clean, of_rail
@@ -243,6 +243,10 @@ def node_part(rows: NodeRows, grids: Grids, names: Sequence[str]) -> NodePart:
         own_cores=own_cores,
         own_bytes=own_bytes,
     )
+    done, strips = None, None
+    if grid is not None:
+        own = names.index(rows.name) if rows.name in names else None
+        done, strips = _in_windows(rows, grid, limit_ns, spans, shift_ns, own)
     ends = instants(rows.begin_ns, rows.end_ns)
     ends += [int(times[0]), int(times[-1])] if len(times) else []
     return NodePart(
@@ -258,28 +262,25 @@ def node_part(rows: NodeRows, grids: Grids, names: Sequence[str]) -> NodePart:
         path_rows=path_rows(rows),
         unmeasured=_of_node(rows),
         paths=_paths(rows),
-        activity=None if grid is None else _activity(rows, grid, limit_ns, spans, shift_ns),
+        activity=done,
         shift_ns=shift_ns,
         edges=() if grid is None else edges(rows, shift_ns),
         told=() if grid is None else told(rows, shift_ns, grid),
         streams=streams(rows, shift_ns),
         addresses=rows.addresses,
         ranks=ranks_of(rows),
-        strips=None if grid is None else _strips(rows, grid, shift_ns, names),
+        strips=strips,
     )
 
 
-def _strips(rows: NodeRows, grid: Grid, shift_ns: int, names: Sequence[str]) -> NodeStrips:
-    place = names.index(rows.name) if rows.name in names else None
-    return node_strips(shifted(rows, shift_ns), grid, place)
-
-
-def _activity(
-    rows: NodeRows, grid: Grid, limit_ns: int, spans: Sequence[Span], shift_ns: int
-) -> Activity:
+def _in_windows(  # noqa: PLR0917  what one node has
+    rows: NodeRows, grid: Grid, limit_ns: int, spans: Sequence[Span], shift_ns: int, own: int | None
+) -> tuple[Activity, NodeStrips]:  # fmt: skip
     """On the time that all nodes share."""
     moved = [Span(span.begin_ns + shift_ns, span.end_ns + shift_ns) for span in spans]
-    return activity(shifted(rows, shift_ns), grid, limit_ns, moved)
+    rows = shifted(rows, shift_ns)
+    mpi = tracked(rows, grid)
+    return activity(rows, grid, limit_ns, moved, mpi), node_strips(rows, grid, own, mpi)
 
 
 def _paths(rows: NodeRows) -> tuple[PathMark, ...]:

@@ -76,13 +76,15 @@ class Samplers:
         self._taken = 0
         self._record = record
         self._rails = rails.RailSource(names, record.tell, tracker, self._batch)
+        job = JobSource(stepds, record.tell, self._batch)
+        expected = Path(gpu.DEVICE_FILE).exists()
         self._sources: list[Source] = [
             self._rails,
             HostSource(record.tell, self._batch, rate_hz),
-            JobSource(stepds, record.tell, self._batch),
+            job,
             TcpSource(record.tell),
             RdmaSource(record.tell),
-            GpuSource(record.tell, expected=Path(gpu.DEVICE_FILE).exists()),
+            GpuSource(record.tell, expected=expected, mine=lambda: job.pids),
         ]
         self._slow = SlowSources(readers(names, record.tell), record.tell)
         self._flows = FlowSource(uid, list(names), record.tell)

@@ -1,6 +1,6 @@
 """GPUs: one row a GPU a second, and a note for each XID (docs/telemetry.md)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import CLOCK_MONOTONIC, clock_gettime_ns
 
 from fabricctl.errors import SystemRefusedError
@@ -32,8 +32,15 @@ class GpuSource:
 
     table = schema.GPU
 
-    def __init__(self, tell: Tell, library: str = nvml.LIBRARY, expected: bool = True) -> None:
-        self._tell = tell
+    def __init__(
+        self,
+        tell: Tell,
+        library: str = nvml.LIBRARY,
+        expected: bool = True,
+        mine: Callable[[], frozenset[int] | None] = lambda: None,
+    ) -> None:
+        """``mine``: the job's processes, as they were seen last; None: not known."""
+        self._tell, self._mine = tell, mine
         self._nvml: nvml.Nvml | None = None
         try:
             self._nvml = nvml.Nvml(library)
@@ -46,9 +53,10 @@ class GpuSource:
         if self._nvml is None:
             return []
         rows: list[Row] = []
+        mine = self._mine()
         for gpu in range(self._nvml.count):
             at_ns = clock_gettime_ns(CLOCK_MONOTONIC)
-            rows.append((at_ns, gpu, *self._nvml.readings(gpu)))
+            rows.append((at_ns, gpu, *self._nvml.readings(gpu, mine)))
         for gpu, xid in self._nvml.xids():
             words = XIDS.get(xid, "see NVIDIA's XID catalogue")
             self._tell("gpu", f"XID {xid} on GPU {gpu}: {words}", Severity.ERROR)

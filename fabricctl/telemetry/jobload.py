@@ -39,6 +39,7 @@ class JobSource:
         self._cpu_ns = 0
         self._next_scan_mono_ns = 0
         self._processes: int | None = None
+        self.pids: frozenset[int] | None = None  # of the job, as they were seen last
         self._told_how = ""
 
     def rows(self) -> Sequence[Row]:
@@ -72,6 +73,7 @@ class JobSource:
         if stepds or self._sums.cpu_ns is not None:
             members = list(processes.tree((s.pid for s in stepds), processes.all_stats()))
             self._processes = len(members)
+            self.pids = frozenset(member.pid for member in members)
             self._sums.update(members)
             if members and self._cpu is None and self._memory is None:
                 self._find_cgroup(members)

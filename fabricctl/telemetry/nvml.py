@@ -17,6 +17,13 @@ _GPU_TEMPERATURE = 0
 _CORRECTED, _UNCORRECTED, _VOLATILE = 0, 1, 0
 _LINK_ERRORS = range(4)  # nvmlNvLinkErrorCounter_t: replay, recovery, CRC of flits, CRC of data
 MAX_LINKS = 18  # NVML_NVLINK_MAX_LINKS
+# NVML_FI_DEV_*: counters that are there at once. nvmlDeviceGetPcieThroughput measures for 20 ms
+# each way, which nobody who samples once a second can wait for.
+_PCIE_TX, _PCIE_RX = 197, 198  # bytes
+_NVLINK_TX, _NVLINK_RX = 138, 139  # KiB, of the whole GPU
+_WIDE = (2, 3, 4)  # nvmlValueType_t of 64 bits: one of 32 wraps several times a second
+MAX_PROCESSES = 512  # of one GPU that are looked at
+_UNKNOWN_BYTES = (1 << 64) - 1  # NVML_VALUE_NOT_AVAILABLE
 
 
 class _Utilisation(ctypes.Structure):
@@ -36,6 +43,27 @@ class _Event(ctypes.Structure):
         ("device", ctypes.c_void_p),
         ("kind", ctypes.c_ulonglong),
         ("data", ctypes.c_ulonglong),
+        ("gpu_instance", ctypes.c_uint),
+        ("compute_instance", ctypes.c_uint),
+    )
+
+
+class _FieldValue(ctypes.Structure):
+    _fields_ = (
+        ("field", ctypes.c_uint),
+        ("scope", ctypes.c_uint),
+        ("timestamp_us", ctypes.c_longlong),
+        ("latency_us", ctypes.c_longlong),
+        ("kind", ctypes.c_uint),
+        ("status", ctypes.c_int),
+        ("value", ctypes.c_ulonglong),
+    )
+
+
+class _Process(ctypes.Structure):  # nvmlProcessInfo_t
+    _fields_ = (
+        ("pid", ctypes.c_uint),
+        ("used_bytes", ctypes.c_ulonglong),
         ("gpu_instance", ctypes.c_uint),
         ("compute_instance", ctypes.c_uint),
     )
@@ -106,9 +134,11 @@ class Nvml:
         value = ctypes.c_ulonglong()
         return value.value if self._call(name, device, *given, ctypes.byref(value)) else None
 
-    def readings(self, nth: int) -> Sequence[int | None]:
-        """One GPU's, in the order of the table's columns behind its index."""
+    def readings(self, nth: int, mine: frozenset[int] | None = None) -> Sequence[int | None]:
+        """One GPU's, in the order of the table's columns behind its index; ``mine``: processes of
+        the job, None when they are not known."""
         device = self._devices[nth]
+        remapped, remap_state = self._remapped(device)
         use, memory = _Utilisation(), _Memory()
         used = self._call("nvmlDeviceGetUtilizationRates", device, ctypes.byref(use))
         sized = self._call("nvmlDeviceGetMemoryInfo", device, ctypes.byref(memory))
@@ -124,16 +154,50 @@ class Nvml:
             self._ulong("nvmlDeviceGetCurrentClocksThrottleReasons", device),
             self._ulong("nvmlDeviceGetTotalEccErrors", device, _CORRECTED, _VOLATILE),
             self._ulong("nvmlDeviceGetTotalEccErrors", device, _UNCORRECTED, _VOLATILE),
-            self._remapped(device),
+            remapped,
             self._uint("nvmlDeviceGetPcieReplayCounter", device),
             self._link_errors(nth),
+            *self._moved(device),
+            remap_state,
+            *self._processes(device, mine),
         )
 
-    def _remapped(self, device: ctypes.c_void_p) -> int | None:
+    def _remapped(self, device: ctypes.c_void_p) -> tuple[int | None, int | None]:
         words = [ctypes.c_uint() for _ in range(4)]  # corrected, uncorrected, pending, failed
         if not self._call("nvmlDeviceGetRemappedRows", device, *map(ctypes.byref, words)):
-            return None
-        return words[0].value + words[1].value
+            return None, None
+        corrected, uncorrected, pending, failed = (word.value for word in words)
+        return corrected + uncorrected, int(pending != 0) + 2 * int(failed != 0)
+
+    def _moved(self, device: ctypes.c_void_p) -> Sequence[int | None]:
+        """Bytes over PCIe, sent and received, and over NVLink."""
+        fields = (_FieldValue * 4)()
+        for at, number in enumerate((_PCIE_TX, _PCIE_RX, _NVLINK_TX, _NVLINK_RX)):
+            fields[at].field, fields[at].status = number, _NOT_SUPPORTED
+        if not self._call("nvmlDeviceGetFieldValues", device, 4, fields):
+            return (None,) * 4
+        return [
+            one.value * (1 if one.field in (_PCIE_TX, _PCIE_RX) else 1024)
+            if one.status == _SUCCESS and one.kind in _WIDE
+            else None
+            for one in fields
+        ]
+
+    def _processes(
+        self, device: ctypes.c_void_p, mine: frozenset[int] | None
+    ) -> Sequence[int | None]:
+        """All that compute there, the job's, and the memory of these."""
+        count, found = ctypes.c_uint(MAX_PROCESSES), (_Process * MAX_PROCESSES)()
+        if not self._call(
+            "nvmlDeviceGetComputeRunningProcesses_v3", device, ctypes.byref(count), found
+        ):
+            return None, None, None
+        every = found[: min(count.value, MAX_PROCESSES)]
+        if mine is None:
+            return len(every), None, None
+        ours = [one for one in every if one.pid in mine]
+        known = all(one.used_bytes != _UNKNOWN_BYTES for one in ours)
+        return len(every), len(ours), sum(one.used_bytes for one in ours) if known else None
 
     def _link_errors(self, nth: int) -> int | None:
         found = [

@@ -11,7 +11,7 @@ from fabricctl_analysis.compare import compare, side
 from fabricctl_analysis.compare import render_text as compare_text
 from fabricctl_analysis.findings import findings
 from fabricctl_analysis.model import Accounts
-from fabricctl_analysis.mpi_calls import calls
+from fabricctl_analysis.mpi_calls import tracked
 from fabricctl_analysis.pace import period_of
 from fabricctl_analysis.render_html import render_html
 from fabricctl_analysis.render_markdown import render_markdown
@@ -118,7 +118,7 @@ def test_a_rank_that_stays_in_a_call_makes_none_meanwhile() -> None:
     clock["time_real_ns"] = clock["time_mono_ns"] + BEGIN_NS
     tables |= {"mpi_time": seen, "rank_position": where, "clock": clock}
     rows = place("n1", ("r0",), [Boot(tables)], sample_hz=1.0)
-    found = calls(rows, Grid(BEGIN_NS, S, 10))
+    found = tracked(rows, Grid(BEGIN_NS, S, 10)).calls
     assert found[1] == pytest.approx(10) and found[7] == pytest.approx(10)
     assert found[2:7] == pytest.approx(np.zeros(5), abs=1e-6)
 

@@ -6,17 +6,22 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fabricctl.cli.pdf import printed
 from fabricctl.store.schema import Severity
+from fabricctl_analysis import html_strips
 from fabricctl_analysis.build import report_of
 from fabricctl_analysis.findings import findings
+from fabricctl_analysis.model import Heat, Report, Strip
 from fabricctl_analysis.render_html import render_html
+from fabricctl_analysis.strips import MAX_ROWS
 from fabricctl_analysis.when import When
 from tests.support.simjobs import Fault, Sim
 from tests.support.traces import Cut, Plan, write
@@ -296,6 +301,53 @@ def test_a_verdict_jumps_to_its_place_and_a_phone_shows_the_accounts(
     )
     # The stretch of 42 s with twice its length on either side.
     assert browser.js("shown()") == pytest.approx(5 * 42_000, abs=1)
+    browser("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2,
+            mobile=True)  # fmt: skip
+    assert browser.js("document.documentElement.scrollWidth") <= 390
+    assert browser.complaints == []
+
+
+def widest() -> Report:
+    """The maps of 1,024 nodes x 8 GPUs, each as full as it gets; plots of single nodes and rails
+    are few whatever the job (bench/report.py has whole ones)."""
+    report = Sim(1, [Fault("storage", 1, 100, 10)], seconds=200, nodes=2).report()
+    assert report.accounts is not None
+    names = [f"rack{nth // 32:02d}-gpu{nth:04d}" for nth in range(1024)]
+    random = np.random.default_rng(1)
+
+    def noise(rows: int) -> np.ndarray:
+        return random.integers(0, 200, (rows, 200)).astype(np.uint8)
+
+    strips = [
+        Strip(name, tuple(f"{one} {word}" for one in names[:MAX_ROWS]), noise(MAX_ROWS), 8192)
+        for name, word in (("delay", "r0"), ("waiting", "17"), ("gpu", "g7"))
+    ]
+    return replace(
+        report,
+        accounts=replace(report.accounts, nodes=1024, heat=Heat(tuple(names), noise(1024))),
+        strips=tuple(strips),
+    )
+
+
+def test_a_thousand_nodes_with_all_maps_are_one_small_page_that_draws(
+    browser: Browser, tmp_path: Path
+) -> None:
+    report = widest()
+    when = When(report.whole, UTC)
+    text = render_html(report, findings(report, when), when)
+    assert len(text.encode()) < 5_000_000
+    path = tmp_path / "widest.html"
+    path.write_text(text)
+    browser.open(path)
+    captions = browser.js("[...document.querySelectorAll('figcaption')].map(x => x.innerText)")
+    for words in ("Pace of each node", *(title for title, _ in html_strips._WORDS.values())):
+        assert any(one.startswith(words) for one in captions), (words, captions)
+    browser.wait(
+        "[...document.querySelectorAll('figure')].every(x => everything(x, 'canvas').some(inked))"
+    )
+    whole_ms = browser.js("shown()")
+    browser.js("document.querySelector('button[data-begin]').click()")
+    assert browser.js("shown()") < whole_ms
     browser("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2,
             mobile=True)  # fmt: skip
     assert browser.js("document.documentElement.scrollWidth") <= 390

@@ -43,12 +43,25 @@ def test_gpus_are_read_and_an_xid_is_told(standin: str) -> None:
     assert (first["power_mw"], first["energy_mj"]) == (300_000, 301_000)
     assert (first["ecc_corrected"], first["ecc_uncorrected"], first["remapped_rows"]) == (7, 0, 3)
     assert (first["pcie_replays"], first["nvlink_errors"]) == (3, 0 + 1 + 2 + 3 + 10 + 11 + 12 + 13)
+    assert (first["pcie_tx_bytes"], first["pcie_rx_bytes"]) == ((5 << 32) + 197, (5 << 32) + 198)
+    assert (first["nvlink_tx_bytes"], first["nvlink_rx_bytes"]) == (138 << 10, 139 << 10)
+    assert (first["remap_state"], first["processes"], first["job_processes"]) == (3, 3, None)
+    assert second["pcie_rx_bytes"] is None, "32 bits of a counter wrap several times a second"
     assert second["throttle_reasons"] == 0x40
     for name in ("ecc_corrected", "remapped_rows", "nvlink_errors"):
         assert second[name] is None, "an older card does not have it"
     assert told.words == [
         ("gpu", "XID 79 on GPU 1: the GPU has fallen off the bus", Severity.ERROR)
     ]
+    source.close()
+
+
+def test_the_job_s_processes_on_a_gpu_are_told_apart(standin: str) -> None:
+    source = gpu.GpuSource(Told(), standin, mine=lambda: frozenset({100, 102, 999}))
+    first, second = (named(row, schema.GPU) for row in source.rows())
+    assert (first["processes"], first["job_processes"]) == (3, 2)
+    assert first["job_memory_bytes"] == (1 + 3) << 30
+    assert (second["job_processes"], second["job_memory_bytes"]) == (1, None)  # not available
     source.close()
 
 

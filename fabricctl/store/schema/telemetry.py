@@ -23,6 +23,14 @@ GPU = Table(
         Column("remapped_rows", "I", "1", "Rows of memory that were replaced, ever."),
         Column("pcie_replays", "I", "1", "PCIe packets sent again."),
         Column("nvlink_errors", "Q", "1", "Replays, recoveries and CRC errors of all NVLinks."),
+        Column("pcie_tx_bytes", "Q", "B", "Sent over PCIe, since the driver was loaded."),
+        Column("pcie_rx_bytes", "Q", "B", "Received over PCIe since then."),
+        Column("nvlink_tx_bytes", "Q", "B", "Data sent over all NVLinks since then."),
+        Column("nvlink_rx_bytes", "Q", "B", "Data received over all NVLinks since then."),
+        Column("remap_state", "B", "1", "1: a row waits to be replaced, 2: one could not be; sum."),
+        Column("processes", "I", "1", "Processes that compute on it, of whomever."),
+        Column("job_processes", "I", "1", "Of these, the job's."),
+        Column("job_memory_bytes", "Q", "B", "Its memory that the job's processes use."),
     ),
 )
 

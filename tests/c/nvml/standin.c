@@ -9,6 +9,11 @@ typedef struct gpu { int index; unsigned long long energy_mj; } *device;
 typedef struct { unsigned gpu, memory; } utilisation;
 typedef struct { unsigned long long total, free, used; } memory;
 typedef struct {
+  unsigned id, scope; long long at_us, latency_us; unsigned kind; int status;
+  union { double d; unsigned ui; unsigned long ul; unsigned long long ull; long long sll; } value;
+} field;
+typedef struct { unsigned pid; unsigned long long used; unsigned gpu, compute; } process;
+typedef struct {
   device gpu; unsigned long long kind, data; unsigned gpu_instance, compute_instance;
 } event;
 
@@ -77,6 +82,25 @@ int nvmlDeviceGetNvLinkState(device gpu, unsigned link, unsigned *active) {
 int nvmlDeviceGetNvLinkErrorCounter(device gpu, unsigned link, int kind,
                                     unsigned long long *count) {
   (void)gpu; *count = link * 10 + (unsigned)kind;
+  return SUCCESS;
+}
+int nvmlDeviceGetFieldValues(device gpu, int count, field *fields) {
+  for (int i = 0; i < count; i++) {
+    field *f = &fields[i];
+    f->status = SUCCESS; f->kind = 3; f->value.ull = 0;
+    if (f->id == 197 || f->id == 198) f->value.ull = (5ull << 32) + f->id;
+    else if ((f->id == 138 || f->id == 139) && !gpu->index) f->value.ull = f->id;
+    else f->status = NOT_SUPPORTED;
+    if (gpu->index && f->id == 198) { f->kind = 1; f->value.ui = 7; }
+  }
+  return SUCCESS;
+}
+int nvmlDeviceGetComputeRunningProcesses_v3(device gpu, unsigned *count, process *found) {
+  if (*count < 3) return 7; /* NVML_ERROR_INSUFFICIENT_SIZE */
+  *count = gpu->index ? 1 : 3;
+  for (unsigned i = 0; i < *count; i++)
+    found[i] = (process){100 + i, (i + 1ull) << 30, ~0u, ~0u};
+  if (gpu->index) found[0].used = ~0ull; /* NVML_VALUE_NOT_AVAILABLE */
   return SUCCESS;
 }
 int nvmlEventSetCreate(void **events) { *events = &set; return SUCCESS; }
