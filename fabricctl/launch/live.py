@@ -3,6 +3,7 @@ none falls with another, and a connection to every process.
 """
 
 import contextlib
+import itertools
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from fabricctl.launch.step import OF_ALLOCATION, cancel_named
 from fabricctl.state.ckpt.link import Link, keep_alive, listen
 
 JOIN_S = 5.0  # for a caller to say who it is
-CALLERS_MOST = 8192
+UNKNOWN_MOST = 64  # callers at once that have not shown the job's key yet
 
 
 @dataclass
@@ -59,6 +60,7 @@ class LiveStep:
         self._given = placement
         self._key = key
         self._lock = threading.RLock()
+        self._unknown = threading.Semaphore(UNKNOWN_MOST)
         self._links: dict[int, Link] = {}
         self._sruns: list[_Srun] = []
         self._dead: set[str] = set()
@@ -178,11 +180,12 @@ class LiveStep:
     # Processes
 
     def _accept(self) -> None:
-        for who in range(CALLERS_MOST):
+        for who in itertools.count():
             try:
                 made, _ = self._listener.accept()
             except OSError:
                 return
+            self._unknown.acquire()
             made.settimeout(JOIN_S)
             threading.Thread(target=self._talk, args=(who, made), daemon=True).start()
 
@@ -195,6 +198,8 @@ class LiveStep:
         except (OSError, FabricError, IndexError):
             made.close()
             return
+        finally:
+            self._unknown.release()
         made.settimeout(None)
         keep_alive(made)
         with self._lock:

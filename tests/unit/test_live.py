@@ -254,7 +254,9 @@ def test_processes_that_lose_the_launcher_end(world: World) -> None:
 
 def test_who_has_not_the_key_is_nobody(world: World) -> None:
     step = world.start()
-    with socket.create_connection(step._listener.getsockname()[:2]) as made:
-        made.sendall(b"\0\0\0\4evil")
+    with contextlib.ExitStack() as stack:
+        for _ in range(80):  # more than are listened to at once
+            made = socket.create_connection(step._listener.getsockname()[:2])
+            stack.enter_context(made).sendall(b"\0\0\0\4evil")
         assert world.wait() == 0
     assert world.results() == expected()
