@@ -153,7 +153,8 @@ class Bench:
             if state.stdout.strip() == "RUNNING" and there:
                 return
             time.sleep(0.05)
-        raise SystemExit(f"bench: job {job} did not begin")
+        said = self.lab.exec("ctl", ["cat", f"bench-{job}.out"], user="alice", check=False).stdout
+        raise SystemExit(f"bench: job {job} did not begin: {state.stdout.strip()} {said[-300:]}")
 
     def _ready(self, job: int) -> bool:
         argv = ["grep", "-q", "state=ready", f"/run/fabricctl/paths/{job}/state"]
