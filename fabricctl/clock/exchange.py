@@ -3,7 +3,7 @@
 ::
 
     offset  size  what (little-endian)
-         0     4  "FBC2"
+         0     4  "FBC3"
          4     1  kind: 1 hello, 2 report, 3 answer
          5     3  zero
          8     4  sender's place in the node list
@@ -34,11 +34,11 @@ from fabricctl.wire import Freshness
 HELLO, REPORT_KIND, ANSWER = 1, 2, 3
 PORTS = 3  # candidates of every node; two jobs on one node rarely want the same three
 MAX_BYTES = 60_000
-_MAGIC = b"FBC2"
+_MAGIC = b"FBC3"
 _HEAD = struct.Struct("<4sB3xIIQQ")
 _MAC_BYTES = 16
-_REPORT = struct.Struct("<qdd?7x")
-_ANSWER = struct.Struct("<qddddd")
+_REPORT = struct.Struct("<qdd??2xI")
+_ANSWER = struct.Struct("<qdddddI?3x")
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,9 @@ def unpack_hello(body: bytes) -> Hello:
 
 
 def pack_report(report: NodeReport) -> bytes:
-    head = _REPORT.pack(report.window, report.theta_ns, report.p_theta, report.settled)
+    head = _REPORT.pack(
+        report.window, report.theta_ns, report.p_theta, report.settled, report.own, report.base
+    )
     return head + report.edges.tobytes()
 
 
@@ -137,7 +139,7 @@ def unpack_report(body: bytes, sender: int) -> NodeReport:
     rest = len(body) - _REPORT.size
     if rest < 0 or rest % REPORT.itemsize:
         raise DataError("clock message: a report of the wrong size")
-    window, theta, p_theta, settled = _REPORT.unpack_from(body)
+    window, theta, p_theta, settled, own, base = _REPORT.unpack_from(body)
     edges = np.frombuffer(body, REPORT, offset=_REPORT.size)
     # One sum of all, because each call takes numpy longer than the numbers do.
     total = edges["offset_ns"] + edges["slope_ppb"] + edges["sigma_ns"] + edges["common_ns"]
@@ -145,7 +147,7 @@ def unpack_report(body: bytes, sender: int) -> NodeReport:
         raise DataError("clock message: a report that is not of numbers")
     if p_theta <= 0 or (edges["sigma_ns"] <= 0).any() or (edges["a"] != sender).any():
         raise DataError("clock message: a report that cannot be")
-    return NodeReport(sender, window, theta, p_theta, settled, edges)
+    return NodeReport(sender, window, theta, p_theta, settled, edges, base, own)
 
 
 def pack_answer(answer: Answer) -> bytes:
@@ -156,6 +158,8 @@ def pack_answer(answer: Answer) -> bytes:
         answer.least_ns,
         answer.most_ns,
         answer.rate,
+        answer.base,
+        answer.agreed,
     )
     return head + answer.residuals_ns.astype("<f4").tobytes()
 
@@ -165,8 +169,8 @@ def unpack_answer(body: bytes, me: int) -> Answer:
     rest = len(body) - _ANSWER.size
     if rest < 0 or rest % 4:
         raise DataError("clock message: an answer of the wrong size")
-    window, theta, sigma, least, most, rate = _ANSWER.unpack_from(body)
+    window, theta, sigma, least, most, rate, base, agreed = _ANSWER.unpack_from(body)
     if not 1 <= rate <= 1_000:
         raise DataError("clock message: an answer that cannot be")
     residuals = np.frombuffer(body, "<f4", offset=_ANSWER.size).astype(float)
-    return Answer(me, window, theta, sigma, least, most, rate, residuals)
+    return Answer(me, window, theta, sigma, least, most, rate, residuals, base, agreed)

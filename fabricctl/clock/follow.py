@@ -1,5 +1,6 @@
 """This node's clock: follows the answers, holds over without them, knows how far off it may be."""
 
+import secrets
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +17,7 @@ _LEARN = 0.02  # weight of one window: the wander of the last minute counts
 SETTLED_MEASUREMENTS = 4  # in a row, before anybody may rely on the clock
 SETTLED_SIGMA_NS = 1_000.0
 OVERLAP = 2  # windows that each sample is in; it counts once
+UNCERTAIN_WINDOWS = 8
 HOLDOVER_WINDOWS = 6  # without an answer for 1.5 s the clock is said to hold over
 
 
@@ -58,6 +60,7 @@ class NodeClock:
         self._measured = -(1 << 40)  # the window that ended when an answer was last believed
         self.answered = 0  # the last window that an answer came for
         self._said: dict[int, float] = {}  # predictions that answers refer to, by window
+        self._own_base = self.base = secrets.randbits(32)  # the time that it follows: its own
         self._accepted = 0
         self._began = False
         self.settled = False
@@ -83,8 +86,22 @@ class NodeClock:
         return self._clocks
 
     @property
+    def own(self) -> bool:
+        """It follows nobody else."""
+        return self.base == self._own_base
+
+    @property
     def holding(self) -> bool:
         return self._window - self._measured >= HOLDOVER_WINDOWS
+
+    @property
+    def told(self) -> bool:
+        """Whether programs are told the time: it is settled, and something is certain of it; or,
+        where the others are heard of too late for that, nothing has been for 2 s."""
+        if not self.settled or self.hard is None:
+            return False
+        certain = bool(np.isfinite(self.hard.most_ns - self.hard.least_ns))
+        return certain or self.settled_windows > UNCERTAIN_WINDOWS
 
     @property
     def settled_windows(self) -> int:
@@ -120,6 +137,8 @@ class NodeClock:
             self._clocks = kalman.predicted(self._clocks, passed_s, self.wander_ppb)
         self._began = True
         self._window = window
+        if not self.settled and window - self._measured >= HOLDOVER_WINDOWS:
+            self.base, self._accepted = self._own_base, 0  # whom it followed may have died
         self._said = {w: theta for w, theta in self._said.items() if w > window - 8}
         self._said[window] = self._at_reference()
 
@@ -148,6 +167,11 @@ class NodeClock:
         said = self._said.get(answer.window)
         if said is None or answer.window <= self.answered or not np.isfinite(answer.theta_ns):
             return False
+        if answer.base != self.base:
+            # Never two times at once. What most settled on is followed by who lost touch with it.
+            if self.settled and not (self.holding and answer.agreed):
+                return False
+            self.base, self._accepted = answer.base, 0
         self.answered = answer.window
         back_s = (self._window - answer.window) * self._hop_s + self.reference_s
         seen = np.array([said + answer.theta_ns])
@@ -164,7 +188,10 @@ class NodeClock:
         sigma_ns = float(now.sigma_ns[0])
         if not self.settled:
             self._settled_at = self._window
-        self.settled |= self._accepted >= SETTLED_MEASUREMENTS and sigma_ns < SETTLED_SIGMA_NS
+        sure = self._accepted >= SETTLED_MEASUREMENTS and sigma_ns < SETTLED_SIGMA_NS
+        # And only once most follow the same time: of two that begin, one ends before anybody relies
+        # on it.
+        self.settled |= sure and answer.agreed
         centre_ns = self._end_ns(answer.window) - round(self.reference_s * 1e9)
         self.centre = Model(centre_ns, float(then.theta_ns[0]), float(then.drift_ppb[0]))
         self.centre_likely_ns = SIGMAS * float(then.sigma_ns[0])

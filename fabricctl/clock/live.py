@@ -226,7 +226,16 @@ class JobClock:
         span = Span(model.at_job_ns, WINDOW_S * stride, self.clock.reference_s)
         edges = self._edges.fit(span, model, self.clock.wander_ppb)
         theta_ns, p_theta = self.clock.prediction()
-        report = NodeReport(self._me, window, theta_ns, p_theta, self.clock.settled, edges)
+        report = NodeReport(
+            self._me,
+            window,
+            theta_ns,
+            p_theta,
+            self.clock.settled,
+            edges,
+            self.clock.base,
+            self.clock.own,
+        )
         self._solvers = self._choice.choose(window, self._dead)
         for solver in self._solvers:
             if solver == self._me:
@@ -248,7 +257,7 @@ class JobClock:
         now, model = self.prober.anchor(), self.clock.model
         own_rate = self._virtual.rate(now.mono_ns) if self._virtual else 0.0
         centre = self.clock.centre
-        if not self.clock.settled or centre is None:
+        if not self.clock.told or centre is None:
             return ClockState(UNSYNCHRONISED, now.mono_ns, None, None, None, None, self._rate)
         status = HOLDOVER if self.clock.holding else SYNCHRONISED
         since_ns = round(float(model.since_ns(np.array([now.node_ns]))[0]))
@@ -349,7 +358,7 @@ class JobClock:
             return
         if answer.window > self.clock.answered:
             self._set_rate(answer.rate)
-        if self.clock.follow(answer) and self.clock.settled:
+        if self.clock.follow(answer) and self.clock.told:
             self._write_page()
 
     def _set_rate(self, rate: float) -> None:

@@ -5,13 +5,14 @@ node's prediction of itself. Any other node that gets the same reports finds the
 two nodes solve side by side and the death of one is not noticed (docs/clock.md).
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fabricctl.clock import bounds
-from fabricctl.clock.edges import REPORT
+from fabricctl.clock.edges import NEAR_NS, REPORT
 from fabricctl.clock.solve import Edges, Solution, solve
 
 Floats = NDArray[np.float64]
@@ -20,12 +21,15 @@ NEAR_WANTED = (6, 20)  # samples near the band's edge: probe more below, less ab
 RATE_LIMITS = (25.0, 200.0)  # pairs a second; windows of 1 s with fewer err four times as far
 LATE_WINDOWS = 2  # settled nodes report every other window
 KEPT_WINDOWS = 4
+SAME_NS = 1_000.0  # settled clocks are some 10 ns apart, those that have just begun some us
 FASTER, SLOWER = 1.2, 1 / 1.05  # from one window to the next
 
 
 @dataclass(frozen=True)
 class NodeReport:
-    """One node on one window: its own prediction at the window's centre, and its edges."""
+    """One node on one window: its own prediction at the window's centre, and its edges.
+
+    ``base``: a number that names the time it follows; at its start ``own``: its clock is that."""
 
     node: int
     window: int  # number of the window: its end in job time, in hops
@@ -33,13 +37,16 @@ class NodeReport:
     p_theta: float
     settled: bool
     edges: NDArray[np.void]
+    base: int = 0
+    own: bool = True
 
 
 @dataclass(frozen=True)
 class Answer:
     """``theta_ns``: beyond the node's prediction; ``least_ns`` and ``most_ns``: how far the node's
     clock may be from that whatever the network did. NaN and infinite where not solved.
-    ``residuals_ns``: what each edge of the node's report says beyond the solution."""
+    ``residuals_ns``: what each edge of the node's report says beyond the solution. ``base`` names
+    the time that this is about, ``agreed``: most of the living follow it already."""
 
     node: int
     window: int
@@ -49,6 +56,8 @@ class Answer:
     most_ns: float
     rate: float
     residuals_ns: Floats
+    base: int = 0
+    agreed: bool = True
 
 
 @dataclass
@@ -139,11 +148,17 @@ class Solver:
             theta[report.node] = report.theta_ns
         table = self._table(reports, window)
         edges = _edges(table, theta, self._nodes)
+        # A late node's prediction is of another instant than the others'.
+        timely = [report for report in reports if report.window == window]
+        anchored = _anchor(timely, self._nodes)
+        if anchored is None:
+            return []
+        base, anchor = anchored
+        agreed = 2 * sum(report.base == base for report in timely) > self.alive
         solution = solve(
             edges,
             table["usable"] == 1,
-            # A late node's prediction is of another instant than the others'.
-            anchor=_anchor([r for r in reports if r.window == window], self._nodes),
+            anchor=anchor,
             alive=self.alive,
         )
         self.last = solution
@@ -151,6 +166,7 @@ class Solver:
             return []  # and tried again when one more has reported
         self._solved = window
         hard = _hard(edges, table, solution)
+        unsure_ns = _unsure_ns(solution, self.alive)
         theta = solution.theta_ns - float(hard.gauge @ np.nan_to_num(solution.theta_ns))
         ends = np.cumsum([len(r.edges) for r in reports])[:-1]  # as _table puts them
         own = dict(
@@ -163,13 +179,14 @@ class Solver:
                 window,
                 float(theta[r.node]),
                 float(solution.sigma_ns[r.node]),
-                float(hard.least_ns[r.node]),
-                float(hard.most_ns[r.node]),
+                float(hard.least_ns[r.node]) - unsure_ns,
+                float(hard.most_ns[r.node]) + unsure_ns,
                 self.rate,
                 own[r.node],
+                base,
+                agreed,
             )
-            for r in reports
-            if r.window == window
+            for r in timely
         ]
 
     def _table(self, reports: list[NodeReport], window: int) -> NDArray[np.void]:
@@ -194,20 +211,41 @@ class Solver:
         self.rate = float(np.clip(self.rate * factor, *RATE_LIMITS))
 
 
-def _anchor(reports: list[NodeReport], nodes: int) -> Floats:
-    """How much each clock counts in job time: settled ones by how sure they are.
+def _anchor(reports: list[NodeReport], nodes: int) -> tuple[int, Floats] | None:
+    """The time that most of those who are settled follow, and how much each clock counts in it:
+    theirs by how sure they are.
 
-    While none is settled one node's clock is job time, the first among the surest: solvers that
-    know of different nodes then still find the same answers.
+    While none is settled one node's clock is job time, the first that follows nobody else: solvers
+    that know of different nodes then still find the same answers. None without such a node:
+    anybody else's clock would be another time under the same name.
     """
     anchor = np.zeros(nodes)
-    settled = [report for report in reports if report.settled]
-    for report in settled:
-        anchor[report.node] = 1 / report.p_theta
-    if not settled:
-        surest = min(report.p_theta for report in reports)
-        anchor[min(r.node for r in reports if r.p_theta <= 4 * surest)] = 1 / surest
-    return anchor
+    bases = Counter(report.base for report in reports if report.settled)
+    if bases:
+        base = min(bases, key=lambda base: (-bases[base], base))
+        for report in reports:
+            if report.settled and report.base == base:
+                anchor[report.node] = 1 / report.p_theta
+        return base, anchor
+    first = min((r for r in reports if r.own), key=lambda r: r.node, default=None)
+    if first is None:
+        return None
+    anchor[first.node] = 1 / first.p_theta
+    return first.base, anchor
+
+
+def _unsure_ns(solution: Solution, alive: int) -> float:
+    """How far off job time may be in another window, beyond what edges' slack covers.
+
+    It is the mean of the clocks that count, which differ from window to window. Of two windows in
+    which most of the living count and say the same, one clock at least counts in both; where
+    fewer do, while they begin or hear of each other late, nobody can tell.
+    """
+    off_ns = np.abs(solution.theta_ns[solution.gauge > 0])
+    same_ns = off_ns[off_ns <= SAME_NS]
+    if 2 * len(same_ns) <= alive:
+        return float("inf")
+    return max(0.0, float(same_ns.max()) - NEAR_NS)
 
 
 def _edges(table: NDArray[np.void], theta: Floats, nodes: int) -> Edges:

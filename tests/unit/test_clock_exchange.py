@@ -24,7 +24,7 @@ def report(node: int, window: int = 40, **changes: float) -> NodeReport:
     table["hard_above_ns"], table["hard_below_ns"] = 800.0, -800.0
     for name, value in changes.items():
         table[name] = value
-    return NodeReport(node, window, 12.5, 400.0, True, table)
+    return NodeReport(node, window, 12.5, 400.0, True, table, base=7_000_000_000 % 2**32, own=False)
 
 
 def test_messages_come_out_as_they_went_in() -> None:
@@ -35,10 +35,12 @@ def test_messages_come_out_as_they_went_in() -> None:
     assert exchange.unpack_hello(message.body) == hello
     back = exchange.unpack_report(exchange.pack_report(report(3)), 3)
     assert (back.node, back.window, back.theta_ns, back.settled) == (3, 40, 12.5, True)
+    assert (back.base, back.own) == (report(3).base, False)
     assert (back.edges == report(3).edges).all()
-    answer = Answer(4, 40, 1.5, 10.0, -700.0, 800.0, 50.0, np.array([1.0, np.nan]))
+    answer = Answer(4, 40, 1.5, 10.0, -700.0, 800.0, 50.0, np.array([1.0, np.nan]), 17, False)
     got = exchange.unpack_answer(exchange.pack_answer(answer), 4)
     assert (got.theta_ns, got.most_ns, got.rate) == (1.5, 800.0, 50.0)
+    assert (got.base, got.agreed) == (17, False)
     assert np.array_equal(got.residuals_ns, answer.residuals_ns, equal_nan=True)
 
 

@@ -1,5 +1,6 @@
 """Job clocks under faults, on fake time: what interval and status say each time."""
 
+import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -97,6 +98,36 @@ def test_nodes_whose_messages_come_late_find_one_time(tmp_path: Path, seed: int)
     assert len(seen.last) == 5
     assert seen.honest
     assert seen.apart_ns[-1] < 1_000
+
+
+# What came of them before a time had a name: 2.5 us, 10 us, 10 us and 770 us of falsehood.
+@pytest.mark.parametrize(("message_ms", "seed"), [(300, 2), (300, 5), (400, 2), (400, 3)])
+def test_messages_slower_than_a_window_make_nobody_sure_of_what_is_false(
+    tmp_path: Path, message_ms: int, seed: int
+) -> None:
+    off = random.Random(seed)
+    mesh = Mesh(
+        5,
+        tmp_path,
+        seed=seed,
+        message_ns=message_ms * 1_000_000,
+        off_ns={node: off.randrange(-2 * 10**9, 2 * 10**9) for node in range(5)},
+    )
+    seen = watch(mesh.run(14))
+    assert len(seen.last) >= 2  # the others are not sure yet, and say so
+    assert seen.asked > 100
+    assert seen.false == 0
+
+
+def test_beginners_whose_first_clock_dies_begin_with_another(tmp_path: Path) -> None:
+    mesh = Mesh(5, tmp_path)
+    mesh.skip(0.6)
+    assert not mesh.readings()  # nobody is sure yet, all follow node 0
+    mesh.kill(0, noticed=False)
+    mesh.skip(5)
+    seen = watch(mesh.run(1))
+    assert set(seen.last) == {1, 2, 3, 4}
+    assert seen.honest
 
 
 def test_a_clock_that_steps_by_5_ms_is_found_again_and_nobody_else_moves(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from fabricctl.clock import bounds, peers
 from fabricctl.clock.edges import REPORT
 from fabricctl.clock.solve import Edges, largest_part, solve
-from fabricctl.clock.solver import NodeReport, Solver
+from fabricctl.clock.solver import Answer, NodeReport, Solver
 
 NODES = [f"n{i:03}" for i in range(64)]
 
@@ -184,6 +184,60 @@ def test_edges_of_an_owner_whose_clock_was_wrong_bound_with_room_for_that() -> N
     answer = solver.solve()[0]
     assert answer.theta_ns + answer.least_ns <= ahead_ns <= answer.theta_ns + answer.most_ns
     assert answer.most_ns - answer.least_ns < 5_000
+
+
+def told(
+    node: int, *, base: int, own: bool, settled: bool = False, off_ns: float = 0.0
+) -> NodeReport:
+    """Of three nodes in a ring, whose clocks agree but for ``off_ns``."""
+    table = np.zeros(1, REPORT)
+    table["a"], table["b"], table["usable"], table["sigma_ns"] = node, (node + 1) % 3, 1, 10.0
+    table["hard_above_ns"], table["hard_below_ns"] = 300.0, -300.0
+    return NodeReport(node, 8, -off_ns, 100.0, settled, table, base, own)
+
+
+def solved(*reports: NodeReport) -> list[Answer]:
+    solver = Solver(3, 0.25, 50.0)
+    for report in reports:
+        solver.add(report, 8)
+    return solver.solve()
+
+
+def test_before_anybody_is_settled_only_a_clock_that_follows_none_is_job_time() -> None:
+    followers = [told(node, base=50, own=False) for node in (0, 1, 2)]
+    assert solved(*followers) == []  # another time under the same name
+    answers = solved(*followers[:2], told(2, base=50, own=True))
+    assert [answer.base for answer in answers] == [50] * 3
+    assert all(answer.agreed for answer in answers)
+
+
+def test_a_time_is_agreed_on_when_most_follow_it() -> None:
+    beginners = [told(node, base=50 + node, own=True) for node in (0, 1, 2)]
+    assert {(a.base, a.agreed) for a in solved(*beginners)} == {(50, False)}
+    assert all(a.agreed for a in solved(*beginners[:2], told(2, base=50, own=False)))
+
+
+def test_most_of_the_settled_say_which_time_it_is() -> None:
+    reports = [told(0, base=9, own=True, settled=True)]
+    reports += [told(node, base=50, own=False, settled=True) for node in (1, 2)]
+    assert {answer.base for answer in solved(*reports)} == {50}
+
+
+@pytest.mark.parametrize(
+    ("settled", "off_ns", "certain"),
+    [(3, 0.0, True), (2, 0.0, True), (1, 0.0, False), (2, 9_000.0, False)],
+)
+def test_nothing_is_certain_unless_most_are_settled_and_say_the_same(
+    settled: int, off_ns: float, certain: bool
+) -> None:
+    """Or the next window's mean of those who count is another one."""
+    reports = [
+        told(node, base=50, own=node == 0, settled=node < settled, off_ns=off_ns * (node == 1))
+        for node in (0, 1, 2)
+    ]
+    answers = solved(*reports)
+    assert len(answers) == 3
+    assert all(np.isfinite(answer.most_ns - answer.least_ns) == certain for answer in answers)
 
 
 def test_a_node_that_nothing_reaches_is_not_bounded() -> None:
