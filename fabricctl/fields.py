@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from fabricctl.errors import FieldsError
 
 KEY = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 MAX_FIELDS = 64  # the largest of our messages has 20
 MAX_BYTES = 65_536  # a node list of 10,000 irregular names folds to less
 
@@ -55,9 +56,7 @@ def decode(text: str, separator: str = "\n") -> dict[str, str]:
 
 def _printable(value: str) -> bool:
     """No control characters (C0, DEL, C1) and nothing that is not valid UTF-8 (a surrogate)."""
-    return not any(
-        ord(c) < 0x20 or 0x7F <= ord(c) <= 0x9F or 0xD800 <= ord(c) <= 0xDFFF for c in value
-    )
+    return _UNPRINTABLE.search(value) is None
 
 
 def _check_size(text: str, count: int) -> None:

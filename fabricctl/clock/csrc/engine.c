@@ -56,10 +56,17 @@ int engine_add_rail(
 	return result < 0 ? result : (int)engine->rails++;
 }
 
+static uint64_t whose(unsigned rail, uint32_t peer)
+{
+	return (uint64_t)rail << 32 | peer;
+}
+
 static struct flow *find(struct engine *engine, unsigned rail, uint32_t peer)
 {
+	uint64_t wanted = whose(rail, peer);
+
 	for (unsigned i = 0; i < engine->flows; i++)
-		if (engine->flow[i]->rail == rail && engine->flow[i]->peer == peer)
+		if (engine->whose[i] == wanted)
 			return engine->flow[i];
 	return NULL;
 }
@@ -85,6 +92,7 @@ int engine_add_flow(
 		flow = calloc(1, sizeof(*flow));
 		if (!flow)
 			return -ENOMEM;
+		engine->whose[engine->flows] = whose(rail, peer);
 		engine->flow[engine->flows++] = flow;
 	}
 	flow->used = true;
@@ -103,10 +111,12 @@ void engine_drop_flows(struct engine *engine)
 	unsigned kept = 0;
 
 	for (unsigned i = 0; i < engine->flows; i++) {
-		if (engine->flow[i]->used)
+		if (engine->flow[i]->used) {
+			engine->whose[kept] = engine->whose[i];
 			engine->flow[kept++] = engine->flow[i];
-		else
+		} else {
 			free(engine->flow[i]);
+		}
 	}
 	engine->flows = kept;
 }
@@ -246,9 +256,12 @@ static void send_all(struct engine *engine)
 	for (unsigned i = engine->flows; i > 1; i--) {
 		unsigned j = (unsigned)(next_random(engine) % i);
 		struct flow *flow = engine->flow[j];
+		uint64_t of = engine->whose[j];
 
 		engine->flow[j] = engine->flow[i - 1];
+		engine->whose[j] = engine->whose[i - 1];
 		engine->flow[i - 1] = flow;
+		engine->whose[i - 1] = of;
 	}
 	for (unsigned i = 0; i < engine->rails; i++)
 		send_rail(engine, i);

@@ -39,6 +39,7 @@ struct engine {
 	unsigned rails;
 	struct rail rail[ENGINE_RAILS];
 	struct flow *flow[ENGINE_FLOWS];
+	uint64_t whose[ENGINE_FLOWS]; /* rail and peer of each: searched for every probe */
 	unsigned flows;
 	struct virtual_clock virtual;
 	struct anchor before, now;
