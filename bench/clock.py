@@ -83,10 +83,10 @@ def clock_node(run: Run, node: int) -> None:
             clock.run_due()
             if not started[0] and time.monotonic() > steady:
                 started = spent(clock)
-            if not first and clock.clock.settled:
+            if not first and clock.clock.told:
                 first = time.monotonic() - begun
             centre = clock.clock.centre
-            if clock.clock.settled and centre is not None and centre != seen:
+            if clock.clock.told and centre is not None and centre != seen:
                 seen = centre
                 raw_ns = centre.at_job_ns + round(centre.theta_ns) + clock.base_ns
                 fraction = centre.theta_ns - round(centre.theta_ns)

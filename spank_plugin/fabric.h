@@ -134,6 +134,7 @@ enum protect_here { PROTECT_OK, PROTECT_STARTING, PROTECT_NOT };
 struct protect {
 	enum protect_here here;
 	char why[FIELDS_WHY_SIZE];	   /* of PROTECT_NOT */
+	char notice[PROTECT_LIST_SIZE];	   /* what else its agent has to say, "" for nothing */
 	char missing[PROTECT_LIST_SIZE];   /* nodes without an agent, "" when none or not known */
 	char unplugged[PROTECT_LIST_SIZE]; /* nodes with steps that the plugin did not see */
 	uint32_t others;		   /* at least as many as both lists name */

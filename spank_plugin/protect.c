@@ -99,7 +99,7 @@ static void take_status(struct protect *view, const struct fields *fields)
 {
 	const char *version = fields_get(fields, "v"), *settled = fields_get(fields, "settled");
 	const char *updated = fields_get(fields, "updated_mono_ns");
-	const char *problem = fields_get(fields, "problem");
+	const char *problem = fields_get(fields, "problem"), *notice = fields_get(fields, "notice");
 	const char *missing = fields_get(fields, "missing");
 	const char *unplugged = fields_get(fields, "unplugged");
 
@@ -113,6 +113,8 @@ static void take_status(struct protect *view, const struct fields *fields)
 		return;
 	if (problem)
 		not_here(view, problem);
+	if (notice)
+		fields_harmless(view->notice, sizeof view->notice, notice, strlen(notice));
 	if (!settled || strcmp(settled, "1"))
 		return;
 	view->others = take_list(view->missing, missing ? missing : "");

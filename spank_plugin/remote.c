@@ -259,6 +259,8 @@ static void tell(void)
 
 	if (view->here == PROTECT_NOT && step.told.here != PROTECT_NOT)
 		slurm_spank_log("fabric: step: %s is not protected: %s", step.node, view->why);
+	if (*view->notice && strcmp(view->notice, step.told.notice))
+		slurm_spank_log("fabric: step: %s: %s", step.node, view->notice);
 	if (step.node_id <= view->others) {
 		if (*view->missing && strcmp(view->missing, step.told.missing))
 			slurm_spank_log("fabric: step: %s not protected: no agent was heard from "

@@ -50,6 +50,7 @@ class Clockwork:
         self._status = ClockStatus.UNSYNCHRONISED
         self._lab_text: str | None = None
         self._steer = given.files.steer_state(given.start.job)
+        self.notice = ""  # why no clock follows the job's, for the user
         self._steered = "waiting" if given.start.envelope.clock != "page" else ""
         self._wanted = self._config.enabled and len(self._start.nodes) > 1 and bool(rails)
 
@@ -182,6 +183,7 @@ class Clockwork:
         good = found.state in ("slewing", "steady")
         words = f"--fabric-clock={found.clock}: {found.state}"
         text = f"{words}: {found.why}" if found.why else words
+        self.notice = "" if found.state not in ("refused", "left") else text
         self._tell("clock", text, Severity.INFO if good else Severity.WARNING)
 
     def _tell_status(self) -> None:

@@ -312,7 +312,7 @@ class Agent:
         self._record.close(LAST_WAIT_S)
 
     def _write_status(self, state: str, problem: str = "") -> None:
-        record = getattr(self, "_record", None)
+        record, clock = getattr(self, "_record", None), getattr(self, "_clock", None)
         known = status.Status(
             state=state,
             nodes=len(self._start.nodes),
@@ -321,6 +321,7 @@ class Agent:
             unplugged=self._view.unplugged,
             settled=self._view.settled,
             problem=problem or (record.problem if record else ""),
+            notice=clock.notice if clock else "",
         )
         try:
             status.write(self._given.files.status(self._start.job), known)

@@ -24,6 +24,7 @@ class Status:
     unplugged: Collection[str] = ()
     settled: bool = False
     problem: str = ""
+    notice: str = ""  # told to steps, and no more
 
     def text(self) -> str:
         given = {
@@ -35,8 +36,9 @@ class Status:
             "unplugged": short_list(self.unplugged),
             "settled": str(int(self.settled)),
         }
-        if self.problem:
-            given["problem"] = "".join(c if c.isprintable() else "?" for c in self.problem[:500])
+        for key, text in (("problem", self.problem), ("notice", self.notice)):
+            if text:
+                given[key] = "".join(c if c.isprintable() else "?" for c in text[:500])
         given["updated_mono_ns"] = str(time.clock_gettime_ns(time.CLOCK_MONOTONIC))
         return fields.encode(given) + "\n"
 

@@ -145,8 +145,9 @@ static int look(char *const av[])
 	struct protect view;
 
 	protect_look(&view, av[0], (uint32_t)strtoul(av[1], NULL, 10));
-	printf("here=%s why=%s missing=%s unplugged=%s others=%u\n", words[view.here], view.why,
-	       view.missing, view.unplugged, view.others);
+	printf("here=%s why=%s missing=%s unplugged=%s others=%u%s%s\n", words[view.here], view.why,
+	       view.missing, view.unplugged, view.others,
+	       view.notice[0] ? " notice=" : "", view.notice);
 	return 0;
 }
 

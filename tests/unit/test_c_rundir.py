@@ -74,6 +74,19 @@ def test_a_fresh_status_of_all_nodes_is_fine(runner: Runner, run_dir: Path) -> N
     assert look(runner, run_dir) == FINE
 
 
+def test_a_notice_is_told_and_the_node_is_protected_all_the_same(
+    runner: Runner, run_dir: Path
+) -> None:
+    status(run_dir, notice="--fabric-clock=system: refused: chronyd (pid 8) \x1b[2J")
+    said = "--fabric-clock=system: refused: chronyd (pid 8)"
+    with service(run_dir):
+        assert look(runner, run_dir).startswith("here=not")  # no control characters in a status
+    status(run_dir, notice=said)
+    assert look(runner, run_dir) == f"{FINE} notice={said}"
+    status(run_dir, notice="x" * 1000)
+    assert look(runner, run_dir) == f"{FINE} notice={'x' * 199}"
+
+
 def test_no_run_dir_means_no_fabricctl(runner: Runner, tmp_path: Path) -> None:
     answer = look(runner, tmp_path / "absent")
     assert answer == not_here("it has no fabricctl, or its node service never ran")
