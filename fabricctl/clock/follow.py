@@ -17,7 +17,7 @@ _LEARN = 0.02  # weight of one window: the wander of the last minute counts
 SETTLED_MEASUREMENTS = 4  # in a row, before anybody may rely on the clock
 SETTLED_SIGMA_NS = 1_000.0
 OVERLAP = 2  # windows that each sample is in; it counts once
-UNCERTAIN_WINDOWS = 8
+UNCERTAIN_WINDOWS = 4
 HOLDOVER_WINDOWS = 6  # without an answer for 1.5 s the clock is said to hold over
 
 
@@ -97,7 +97,7 @@ class NodeClock:
     @property
     def told(self) -> bool:
         """Whether programs are told the time: it is settled, and something is certain of it; or,
-        where the others are heard of too late for that, nothing has been for 2 s."""
+        where the others are heard of too late for that, nothing has been for 1 s."""
         if not self.settled or self.hard is None:
             return False
         certain = bool(np.isfinite(self.hard.most_ns - self.hard.least_ns))

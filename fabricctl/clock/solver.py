@@ -23,7 +23,7 @@ NEAR_WANTED = (6, 13)  # samples near the band's edge: probe more below, less ab
 RATE_LIMITS = (18.0, 200.0)
 LATE_WINDOWS = 2  # settled nodes report every other window
 KEPT_WINDOWS = 4
-SAME_NS = 1_000.0  # settled clocks are some 10 ns apart, those that have just begun some us
+SAME_NS = 10_000.0  # settled clocks are some 10 ns apart, those that have just begun some us
 FASTER, SLOWER = 1.2, 1 / 1.05  # from one window to the next
 
 
