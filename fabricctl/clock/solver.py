@@ -18,8 +18,8 @@ from fabricctl.clock.solve import Edges, Solution, solve
 Floats = NDArray[np.float64]
 
 NEAR_WANTED = (6, 13)  # samples near the band's edge: probe more below, less above
-# Pairs a second. At 18 a node of 10 peers and two rails takes 1 % of a core; live readings err by 15
-# to 30 % more than at 25 (bench/clock_faults.py).
+# Pairs a second. At 18 a node of 10 peers and two rails takes 1 % of a core; live readings err by
+# 15 to 30 % more than at 25 (bench/clock_faults.py).
 RATE_LIMITS = (18.0, 200.0)
 LATE_WINDOWS = 2  # settled nodes report every other window
 KEPT_WINDOWS = 4
