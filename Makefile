@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
+# Programs and libraries in C, each below build/.
+BUILD_C = +for part in spank_plugin fabricctl/{paths,clock,state}; do $(MAKE) -s -C $$part || exit; done
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -28,19 +30,19 @@ bench: build-lab ## every benchmark beside a peer or the limit: build/bench/benc
 
 build-lab:
 	tools/setup lab
-	$(MAKE) -s -C spank_plugin && $(MAKE) -s -C fabricctl/paths && $(MAKE) -s -C fabricctl/state
+	$(BUILD_C)
 
 build-dev:
 	tools/setup lab dev
-	$(MAKE) -s -C spank_plugin && $(MAKE) -s -C fabricctl/paths && $(MAKE) -s -C fabricctl/state
+	$(BUILD_C)
 
 build: ## the wheel and the plugin
 	tools/setup lab dev
-	$(MAKE) -s -C spank_plugin && $(MAKE) -s -C fabricctl/paths && $(MAKE) -s -C fabricctl/state
+	$(BUILD_C)
 	.venv/bin/pip wheel -q --no-deps -w dist .
 
 install: ## on a node or into DESTDIR=; then docs/install.md
-	$(MAKE) -s -C spank_plugin && $(MAKE) -s -C fabricctl/paths && $(MAKE) -s -C fabricctl/clock && $(MAKE) -s -C fabricctl/state
+	$(BUILD_C)
 	DESTDIR=$(DESTDIR) tools/install
 
 soak: build-dev ## random faults on everything for HOURS (4), invariants checked throughout
