@@ -21,7 +21,8 @@ class Sockets:
     """Of the newest group; number of a descriptor -> inode."""
 
     _before: dict[int, int] = field(default_factory=dict)
-    _group: dict[int, int] | None = None  # None: it is being made, all that is new is its own
+    # None: it is being made, all that is new is its own. Before the first, nothing is.
+    _group: dict[int, int] | None = field(default_factory=dict)
 
     def begin(self) -> None:
         """The group is about to be made."""

@@ -19,6 +19,7 @@ from fabricctl.launch.placement import Placement
 from fabricctl.launch.roster import Tell
 from fabricctl.state.ckpt.link import Link
 from fabricctl.state.replacement import _Seat
+from fabricctl.state.sockets import Sockets
 from fabricctl.store.schema import LaunchEvent
 from tests.support.keepers import KeeperSet
 
@@ -236,6 +237,24 @@ def test_a_group_that_is_broken_before_it_was_entered_is_left_alone() -> None:
     assert seat.wait_form().generation == 5
     seat.close()
     ours.close()
+
+
+def test_before_the_first_group_no_connection_of_the_program_is_cut() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+        with ours, theirs:
+            sockets = Sockets()
+            assert sockets.cut() == 0
+            ours.send(b"x")
+            assert theirs.recv(1) == b"x"
+            sockets.begin()
+            late = socket.create_connection(server.getsockname())
+            end, _ = server.accept()
+            with late, end:
+                assert sockets.cut() == 2
+                assert end.recv(1) == b""
+            assert ours.send(b"y") == 1
 
 
 def test_processes_that_lose_the_launcher_end(world: World) -> None:
