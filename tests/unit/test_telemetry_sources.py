@@ -114,6 +114,15 @@ def test_a_batch_samples_at_every_period_until_something_is_ready(
         assert points * 5_000_000 <= time.monotonic_ns() - begin_ns + 5_000_000
 
 
+def test_a_short_wait_is_waited_for(batch: Batch) -> None:
+    """What is due within the grace of a sample is not asked for over and over until it is."""
+    with select.epoll() as poll:
+        batch.wait(poll.fileno(), 10**10, 0.0)
+        begin_ns = time.monotonic_ns()
+        assert batch.wait(poll.fileno(), 10**10, 0.0015) == ([], 0, 0)
+        assert time.monotonic_ns() - begin_ns >= 1_400_000
+
+
 def test_a_batch_that_nobody_drains_stops_to_grow(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(4096))

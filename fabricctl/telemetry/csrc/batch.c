@@ -172,17 +172,21 @@ static int poll_until(int epoll, int64_t end_ns)
 static int wait_until(struct batch *self, int epoll, int64_t period_ns, int64_t end_ns,
 		      struct epoll_event *events)
 {
-	bool nearly = false;
+	int64_t now_ns = mono_ns();
+	bool done = false;
 	int ready = 0;
 
-	while (!ready && !nearly) {
-		int64_t now_ns = mono_ns();
+	while (!ready && !done) {
+		bool nearly = false;
 
-		if (now_ns >= self->due_ns)
+		if (now_ns >= self->due_ns) {
 			sample(self, period_ns, now_ns);
-		/* Another wake-up would cost more than what is nearly due, done now. */
-		nearly = mono_ns() >= end_ns - EARLY_NS;
+			/* Another wake-up would cost more than what is nearly due, done now. */
+			nearly = mono_ns() >= end_ns - EARLY_NS;
+		}
 		ready = poll_until(epoll, nearly ? 0 : self->due_ns < end_ns ? self->due_ns : end_ns);
+		now_ns = mono_ns();
+		done = nearly || now_ns >= end_ns;
 	}
 	if (ready > 0)
 		ready = epoll_wait(epoll, events, MAX_EVENTS, 0);
