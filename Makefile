@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
 # Programs and libraries in C, each below build/.
-BUILD_C = +for part in spank_plugin fabricctl/{paths,clock,state}; do $(MAKE) -s -C $$part || exit; done
+BUILD_C = +@for part in spank_plugin fabricctl/{paths,clock,state}; do $(MAKE) -s -C $$part || exit; done
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
