@@ -82,10 +82,12 @@ def test_usage_equals_sacct_and_credits_what_the_fault_log_says(fleet: Lab) -> N
     until(lambda: ended(fleet, *jobs), "jobs do not end")
     trace = fleet.paths.shared / "traces" / "alice" / f"job-{wide}.h5"
     until(trace.exists, "no trace")
-    shown = ["sacct", "-a", "-X", "-D", "-T", "-n", "-P", "-S", f"now-{int(time.time()) - begin_s}",
-             "-o", "jobidraw,user,elapsedraw,nnodes,alloccpus,state"]  # fmt: skip
 
     def accounted() -> list[list[str]]:
+        # From the same moment whenever it is asked: slurmdbd may know a job seconds late.
+        since = f"now-{int(time.time()) - begin_s}"
+        shown = ["sacct", "-a", "-X", "-D", "-T", "-n", "-P", "-S", since,
+                 "-o", "jobidraw,user,elapsedraw,nnodes,alloccpus,state"]  # fmt: skip
         rows = [line.split("|") for line in fleet.exec("ctl", shown).stdout.splitlines()]
         return (
             rows
