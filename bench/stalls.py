@@ -22,8 +22,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fabricctl import built
 from fabricctl.agent.whereabouts import letter_of
-from fabricctl.state.ckpt.bytes import find
 from fabricctl.state.track import position, verdict
 from fabricctl.state.track.position import Position
 from fabricctl.state.track.ranks import Ranks
@@ -77,7 +77,7 @@ class Program:
         (directory / "order").write_text("")
         environment = {
             **os.environ,
-            "LD_PRELOAD": str(find("libfabrictrack.so")),
+            "LD_PRELOAD": str(built.find("state", "libfabrictrack.so")),
             "FABRIC_TRACK_DIR": str(directory),
             "OMPI_MCA_mpi_yield_when_idle": "1",
         }

@@ -100,7 +100,11 @@ def ports(place: Place, proc: Path = PROC) -> Iterator[Check]:
 
 
 def _wrong_ports(ranges: dict[str, range], proc: Path) -> Iterator[tuple[str, str]]:
-    given = (proc / "sys/net/ipv4/ip_local_port_range").read_text().split()
+    try:
+        given = (proc / "sys/net/ipv4/ip_local_port_range").read_text().split()
+    except OSError as error:
+        yield f"the kernel's own ports are not known: {error.strerror}", "mount /proc/sys"
+        return
     ephemeral = range(int(given[0]), int(given[1]) + 1)
     for name, each in ranges.items():
         if _overlap(each, ephemeral):

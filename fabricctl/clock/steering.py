@@ -4,23 +4,16 @@
 ``--fabric-clock=ptp`` or ``system``; its state is a file that everybody may read.
 """
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fabricctl import fields
-from fabricctl.errors import DataError, SystemRefusedError
+from fabricctl.errors import DataError
 
 NAME = "fabric-steer"
 REFUSED, LEFT = 69, 75  # exit statuses of steer/steer.h: not to be started again
 STATES = ("waiting", "slewing", "steady", "holding", "refused", "left", "ended")
-_PLACES = (
-    Path(__file__).parents[2] / "build" / "clock" / NAME,  # built in the source tree
-    Path("/usr/libexec/fabricctl") / NAME,
-    Path("/usr/local/libexec/fabricctl") / NAME,
-)
 _MAX_BYTES = 4096
 
 
@@ -75,17 +68,6 @@ class Setting:
         lines += [f"rail={name}" for name in self.rails]
         lines += [f"lab={self.lab}"] if self.lab is not None else []
         return "\n".join(lines) + "\n"
-
-
-def find() -> Path:
-    """Raises :class:`SystemRefusedError` when it is not installed."""
-    for place in _PLACES:
-        if os.access(place, os.X_OK):
-            return place
-    found = shutil.which(NAME)
-    if found:
-        return Path(found)
-    raise SystemRefusedError(f"{NAME}: not installed; build it: make -C fabricctl/clock")
 
 
 def read_state(path: Path) -> State | None:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
-from fabricctl import hostlist
+from fabricctl import built, hostlist
 from fabricctl.agent.ask import Asker
 from fabricctl.config import Config
 from fabricctl.errors import DataError, FabricError
@@ -20,7 +20,6 @@ from fabricctl.launch.policy import PROGRESS_S, HangWatch, Policy, Stall
 from fabricctl.launch.roster import Tell
 from fabricctl.launch.step import Step
 from fabricctl.membership import Member
-from fabricctl.state.ckpt.bytes import find
 from fabricctl.state.ckpt.link import ports
 from fabricctl.state.track import position
 from fabricctl.store.schema import LaunchEvent, RankState, StallKind
@@ -295,7 +294,7 @@ class Supervisor:
         given["MASTER_PORT"] = str(port)
         if self.policy.track:
             try:
-                library = str(find("libfabrictrack.so"))
+                library = str(built.find("state", "libfabrictrack.so"))
                 before = given.get("LD_PRELOAD", "")
                 given["LD_PRELOAD"] = f"{library} {before}".strip()
             except FabricError as error:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fabricctl import layout
+from fabricctl import built, layout
 from fabricctl.agent import samplers
 from fabricctl.agent.log import NodeLog
 from fabricctl.clock import steering
@@ -212,7 +212,7 @@ def _become_steer(
             rails,
             LAB if LAB.is_dir() else None,
         )
-        program = str(steering.find())
+        program = str(built.find("clock", steering.NAME))
         memory = os.memfd_create(steering.NAME, 0)
         os.write(memory, setting.text().encode())
         os.lseek(memory, 0, os.SEEK_SET)
@@ -226,7 +226,7 @@ def _become_steer(
 
 
 def _restore(leases: Path, keep: Iterable[int]) -> None:
-    program = str(steering.find())
+    program = str(built.find("clock", steering.NAME))
     lab = str(LAB) if LAB.is_dir() else "-"
     os.execv(program, [program, "restore", str(leases), lab, *map(str, keep)])  # noqa: S606
 

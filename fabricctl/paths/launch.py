@@ -8,13 +8,16 @@ import subprocess
 import sys
 from collections.abc import Collection, Sequence
 
+from fabricctl import built
 from fabricctl.config import Config
 from fabricctl.errors import FabricError
-from fabricctl.paths import addresses, binary, configure, steering, verbs
+from fabricctl.paths import addresses, configure, steering, verbs
 from fabricctl.paths.addresses import Rail
 from fabricctl.paths.files import PathsFiles, write_off
 from fabricctl.records import JobStart
 from fabricctl.telemetry import interfaces
+
+NAME = "fabric-pathd"
 
 RESOLVERS = 16
 RESOLVE_WAIT_S = 20.0  # for all names; a node that cannot be resolved is heard of otherwise
@@ -46,7 +49,7 @@ def clean(files: PathsFiles, keep: Collection[int]) -> str:
     """
     if not files.leases.is_dir():
         return ""
-    argv = [str(binary.find()), "clean", str(files.leases), *map(str, sorted(keep))]
+    argv = [str(built.find("paths", NAME)), "clean", str(files.leases), *map(str, sorted(keep))]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=CLEAN_WAIT_S, check=False)
     return (done.stdout + done.stderr).strip()
 
@@ -92,7 +95,7 @@ def become_pathd(start: JobStart, config: Config, keep: Collection[int]) -> None
 
 
 def _become(start: JobStart, config: Config, files: PathsFiles, keep: Collection[int]) -> None:
-    program = binary.find()
+    program = built.find("paths", NAME)
     clean(files, {*keep, start.job})
     rails, off = find_rails(config, start.node)
     found = resolve(start.nodes, start.node)
@@ -114,7 +117,7 @@ def _become(start: JobStart, config: Config, files: PathsFiles, keep: Collection
         {rail.name: config.share.rail_mbit or addresses.rate_mbit(rail.name) for rail in rails},
     )
     text = configure.text(start, config.paths, rails, found, places, shares=shares, off=off)
-    memory = os.memfd_create("fabric-pathd", 0)
+    memory = os.memfd_create(NAME, 0)
     os.write(memory, text.encode())
     os.lseek(memory, 0, os.SEEK_SET)
     os.dup2(memory, 0)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fabricctl import built
 from fabricctl.errors import DataError
 from fabricctl.state import Same, Share
 from fabricctl.state.ckpt import bytes as raw
@@ -369,7 +370,7 @@ print(place)
         env = {"FABRIC_KEEPER": str(keepers.where / "n0"), "FABRICCTL": str(command),
                "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_JOB_ID": "12",
                "TMPDIR": str(tmp_path), "PATH": "/usr/bin:/bin"}  # fmt: skip
-        argv = [sys.executable, "-c", program, str(raw.find("libfabricckpt.so"))]
+        argv = [sys.executable, "-c", program, str(built.find("state", "libfabricckpt.so"))]
         done = subprocess.run(
             argv, env=env, capture_output=True, text=True, timeout=60, check=False
         )

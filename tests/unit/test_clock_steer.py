@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fabricctl import built
 from fabricctl.clock import steering
 from fabricctl.clock.page import Line, PageWriter
 from tests.support.clock_page import sure
@@ -68,7 +69,7 @@ class Node:
         )  # fmt: skip
         extra = f"period_ms={PERIOD_MS}\nproc={self.proc}\ncgroups={self.root}\n"
         child = subprocess.Popen(
-            [steering.find(), "run"],
+            [built.find("clock", steering.NAME), "run"],
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=self._environment,
@@ -80,7 +81,13 @@ class Node:
         return child.pid
 
     def restore(self, *keep: int) -> str:
-        argv = [str(steering.find()), "restore", str(self.leases), "-", *map(str, keep)]
+        argv = [
+            str(built.find("clock", steering.NAME)),
+            "restore",
+            str(self.leases),
+            "-",
+            *map(str, keep),
+        ]
         done = subprocess.run(
             argv, env=self._environment, check=True, capture_output=True, text=True
         )

@@ -1,33 +1,17 @@
 """Copying and checksums at the speed of memory: libfabricstate.so, called without Python's lock."""
 
 import ctypes
-import os
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 
-from fabricctl.errors import SystemRefusedError
+from fabricctl import built
 
 NAME = "libfabricstate.so"
-_ROOT = Path(__file__).parents[3]
-PLACES = (
-    _ROOT / "build" / "state",
-    Path("/usr/libexec/fabricctl"),
-    Path("/usr/local/libexec/fabricctl"),
-)
-
-
-def find(name: str) -> Path:
-    """One of our C libraries; raises :class:`SystemRefusedError` when it is not installed."""
-    for place in PLACES:
-        if os.access(place / name, os.R_OK):
-            return place / name
-    raise SystemRefusedError(f"{name}: not installed; build it: make -C fabricctl/state")
 
 
 @cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(find(NAME)))
+    library = ctypes.CDLL(str(built.find("state", NAME)))
     size, pointer, word = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_uint32
     library.fabric_crc.argtypes, library.fabric_crc.restype = (word, pointer, size), word
     library.fabric_copy_crc.argtypes = (pointer, pointer, size, word)
