@@ -1,5 +1,6 @@
 """The whole node: CPU time, memory and pressure from /proc."""
 
+import math
 import os
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -30,7 +31,7 @@ class HostSource:
         self._slots = [batch.add() for _ in FILES]
         self._fds = [self._open(proc, name) for name in FILES]
         self._held = parse_seldom([b""] * (len(FILES) - 1))
-        seldom = max(1, round(rate_hz / SELDOM_HZ))
+        seldom = max(1, math.ceil(rate_hz / SELDOM_HZ))
         for name, slot, fd in zip(FILES, self._slots, self._fds, strict=True):
             batch.set(slot, fd, ENOUGH_BYTES, b"", 1 if name == "stat" else seldom)
 
