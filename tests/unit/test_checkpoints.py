@@ -90,6 +90,16 @@ def test_where_memory_is_gone_the_shared_level_serves(keepers: KeeperSet, tmp_pa
     assert run(keepers, program(12), **options) == expected(12, 9)
 
 
+def test_a_step_that_is_being_written_is_not_thinned_out(tmp_path: Path) -> None:
+    """The directory is there before its first part is whole."""
+    for step in (1, 5, 9, 13):
+        (tmp_path / f"ckpt.{step}").mkdir()
+        for rank in range(2 if step < 13 else 0):
+            (tmp_path / f"ckpt.{step}" / f"{rank}-of-2.part").touch()
+    Checkpoint(name="ckpt", shared=tmp_path, shared_keep=2)._thin_shared()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt.13", "ckpt.5", "ckpt.9"]
+
+
 def test_a_finished_program_leaves_nothing(keepers: KeeperSet) -> None:
     run(keepers, program(10, done=True), every_steps=1)
     assert run(keepers, program(3), every_steps=1)[0][0] == 0

@@ -379,8 +379,7 @@ class Checkpoint:
             return
         whole = sorted(partfile.whole_steps(self._shared, self._name))[-self._shared_keep :]
         if len(whole) == self._shared_keep:
-            there = {step for _, _, step in partfile.found(self._shared, self._name)}
-            partfile.keep_only(self._shared, self._name, {s for s in there if s >= whole[0]})
+            partfile.drop_older(self._shared, self._name, whole[0])
 
     def _restore_shared(self) -> int:
         whole: list[Step] = []
@@ -457,7 +456,9 @@ class Checkpoint:
             else:
                 self._commit()
                 if self._sharing is not None:
-                    self._keeper.safe(self._sharing, shared=True)
+                    good, why = self._keeper.safe(self._sharing, shared=True)
+                    if not good:
+                        client.warn(f"step {self._sharing} is not on the shared level: {why}")
         self.leave()
 
     def forget(self) -> None:

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,11 +127,20 @@ def whole_steps(root: Path, name: str) -> dict[int, int]:
 def keep_only(root: Path, name: str, steps: Iterable[int]) -> None:
     """Removes other steps of a checkpoint; what cannot be removed stays."""
     kept = set(steps)
+    _remove(root, name, lambda step: step not in kept)
+
+
+def drop_older(root: Path, name: str, than: int) -> None:
+    """Removes older steps; one that is being written, of which no part may be there yet, stays."""
+    _remove(root, name, lambda step: step < than)
+
+
+def _remove(root: Path, name: str, gone: Callable[[int], bool]) -> None:
     try:
         names = [path for path in root.iterdir() if _NAME.fullmatch(path.name)]
     except OSError:
         return
     for path in names:
         called, _, step = path.name.rpartition(".")
-        if called == name and int(step) not in kept and not path.is_symlink():
+        if called == name and gone(int(step)) and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
