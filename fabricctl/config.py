@@ -104,6 +104,13 @@ class ClockConfig:
         "system (CLOCK_REALTIME). Never where somebody else steers that clock.",
         per_partition=True,
     )
+    nic_stamps: str = _key(
+        "found",
+        "Stamps of the rails' NICs instead of the kernel's. found: where somebody has switched "
+        "them on (hwstamp_ctl -i IF -t 1 -r 1). enable: switched on for all packets when a job "
+        "begins, where nothing is set, and left on. off: never.",
+        choices=("found", "enable", "off"),
+    )
     port_first: int = _key(20900, "First UDP port of its messages.", 1024, 65000)
     port_count: int = _key(400, "How many ports it may use from port_first on.", 4, 40000)
 

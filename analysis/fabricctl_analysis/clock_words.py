@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from math import isnan
 
+from fabricctl.store.schema import StampSource
 from fabricctl.units import format_duration
 from fabricctl_analysis import phrases
 from fabricctl_analysis.clock_findings import WORTH_TELLING_NS, spell, spells
@@ -15,7 +16,13 @@ Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 
 MAX_TOLD = 4  # spells without measurements, in the terminal
 TABLE_HEAD = ("node", "job time from", "likely error", "99 %", "worst", "certain", "held over",
-              "without", "system clock")  # fmt: skip
+              "without", "system clock", "stamps")  # fmt: skip
+_STAMPED = {
+    StampSource.HARDWARE: "NIC",
+    StampSource.SOFTWARE: "kernel",
+    StampSource.SCHED: "kernel, early",
+    StampSource.USER: "program",
+}
 
 
 def sentences(report: Report, when: When) -> Iterator[str]:
@@ -28,6 +35,10 @@ def sentences(report: Report, when: When) -> Iterator[str]:
         yield "Job clock: no node had one."
         return
     yield _errors([clock for _, clock in clocks], len(measured))
+    by_nic = [node.name for node, clock in clocks if clock.stamps == StampSource.HARDWARE]
+    if by_nic:
+        who = "all nodes" if len(by_nic) == len(clocks) else phrases.some(by_nic)
+        yield f"The NICs of {who} stamped its probes."
     without = [node.name for node in report.nodes if node.measured and node.clock is None]
     if without:
         yield f"{phrases.some(without)} never had job time."
@@ -76,6 +87,7 @@ def cells(node: NodeSummary, when: When) -> tuple[str, ...]:
         _ns(held) if held else "-",
         _ns(lost) if lost else "-",
         phrases.UNKNOWN if clock.ahead_ns is None else _ahead(*clock.ahead_ns),
+        phrases.UNKNOWN if clock.stamps is None else _STAMPED[clock.stamps],
     )
 
 
@@ -108,6 +120,7 @@ def _node_json(clock: ClockSummary, begin: int) -> dict[str, Json]:
         "synchronised_s": clock.synchronised_ns / 1e9,
         "likely_ns": dict(zip(("median", "p99", "max"), likely, strict=True)),
         "certain_ns": dict(zip(("median", "max"), certain, strict=True)),
+        "stamps": None if clock.stamps is None else clock.stamps.name.lower(),
         "system_clock_ahead_ns": dict(zip(("least", "most"), ahead, strict=True)),
         "holdover": [
             {**_span_json(one.span, begin), "likely_ns": one.likely_ns} for one in clock.holdovers

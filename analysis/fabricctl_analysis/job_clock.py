@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from fabricctl.store import schema
-from fabricctl.store.schema import ClockStatus
+from fabricctl.store.schema import ClockStatus, StampSource
 from fabricctl_analysis.coverage import Span, measured_spans
 from fabricctl_analysis.rows import NodeRows
 from fabricctl_analysis.series import Floats, Ns, Series, as_intervals, reduce_series
@@ -38,7 +38,8 @@ class ClockSummary:
 
     ``first_ns``: since when it had job time. ``likely_ns`` (median, 99th percentile, most) and
     ``certain_ns`` (median, most): the error's bounds. ``ahead_ns``: least and most that the node's
-    CLOCK_REALTIME was ahead of job time. ``lost``: without job time after the first.
+    CLOCK_REALTIME was ahead of job time. ``stamps``: where those of its probes came from as a rule;
+    None: not said. ``lost``: without job time after the first.
     """
 
     first_ns: int
@@ -47,6 +48,7 @@ class ClockSummary:
     likely_ns: tuple[int, int, int] | None
     certain_ns: tuple[int, int] | None
     ahead_ns: tuple[int, int] | None
+    stamps: StampSource | None
     holdovers: tuple[Holdover, ...]
     lost: tuple[Span, ...]
     error: Series = field(repr=False)  # likely error, ns
@@ -74,6 +76,7 @@ def clock_summary(rows: NodeRows) -> ClockSummary | None:
         likely_ns=_three(likely),
         certain_ns=None if np.isnan(certain).all() else _two(certain),
         ahead_ns=_ahead(real_ns, table["job_ns"]),
+        stamps=_stamps(table),
         holdovers=holdovers,
         lost=(*lost, *([last] if last.length_ns > GAP_NS else [])),
         error=reduce_series(begin, end, value, GAP_NS, bins=BINS) if len(begin) else _nothing(),
@@ -94,6 +97,12 @@ def apart_ns(clocks: Sequence[ClockSummary | None]) -> int | None:
 
 def _measured(values: np.ndarray) -> Floats:
     return np.where(values == schema.NOT_MEASURED["I"], np.nan, values.astype(np.float64))
+
+
+def _stamps(table: np.ndarray) -> StampSource | None:
+    said = table["stamps"] if "stamps" in (table.dtype.names or ()) else np.empty(0, np.uint8)
+    known = said[(said > StampSource.NONE) & (said <= max(StampSource))]
+    return StampSource(int(np.bincount(known).argmax())) if len(known) else None
 
 
 def _two(values: Floats) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fabricctl import fields
 from fabricctl.agent.record import Assignment
-from fabricctl.clock import steering
+from fabricctl.clock import nics, steering
 from fabricctl.config import Config
 from fabricctl.errors import DataError, FabricError
 from fabricctl.store.schema import NOT_MEASURED, ClockStatus, Severity
@@ -43,6 +43,7 @@ class Clockwork:
         # A requeue begins later, a restarted agent has a higher number: what came before is old.
         self._life = given.begin_real_ns + given.life
         self._page = given.files.clock(given.start.job)
+        self._nic_clocks = given.nic_clocks
         self._resolve, self._tell = resolve, tell
         self._clock: JobClock | None = None
         self._tried_s = -TRY_AGAIN_S
@@ -93,11 +94,11 @@ class Clockwork:
             from fabricctl.clock.probing import Rail
 
             addresses = rail_addresses(self._rails)
-            known = [Rail(name, addresses[name]) for name in self._rails if name in addresses]
-            if len(known) < len(self._rails):
+            if not addresses.keys() >= set(self._rails):
                 bare = ", ".join(name for name in self._rails if name not in addresses)
                 self._complain(f"no job clock: rails without an address: {bare}")
                 return
+            known = [Rail(rail, addresses[rail], self._nic_clock(rail)) for rail in self._rails]
             start, config = self._start, self._config
             self._clock = JobClock(
                 Member(start.job, start.nodes, start.node, start.envelope.key, self._life),
@@ -109,6 +110,16 @@ class Clockwork:
             )
         except (FabricError, OSError, ImportError) as error:
             self._complain(str(error))
+
+    def _nic_clock(self, rail: str) -> int:
+        """The open clock of a rail's NIC, if that is to stamp the probes; else -1."""
+        if self._config.nic_stamps == "off":
+            return -1
+        choice = nics.choose(rail, self._nic_clocks)
+        if choice.why:
+            text = f"{rail}: stamps of the NIC are not used, but the kernel's: {choice.why}"
+            self._tell("clock", text, Severity.INFO)
+        return choice.fd
 
     def _complain(self, text: str) -> None:
         if text != self._told:
@@ -155,13 +166,15 @@ class Clockwork:
                 row.arrived,
                 row.duplicates,
                 row.reordered,
+                *row.sources,
             )
             for row in self._clock.take_delays()
         ]
         if state.job_ns is None:
             return [], delays
         sure = [_counted(value) for value in (state.likely_ns, state.early_ns, state.late_ns)]
-        return [(state.mono_ns, state.job_ns, state.status, *sure, round(state.rate))], delays
+        last = round(state.rate), state.stamps
+        return [(state.mono_ns, state.job_ns, state.status, *sure, *last)], delays
 
     def _follow_lab(self) -> None:
         """A fault may have set the node's clock anew."""

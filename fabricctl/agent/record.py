@@ -4,7 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import fabricctl
@@ -31,6 +31,7 @@ class Assignment:
     life: int  # counts the agents of this allocation on this node, from 0
     begin_real_ns: int  # of the allocation on this node
     notes: tuple[tuple[Severity, str], ...] = ()  # what the service has to say in the record
+    nic_clocks: Mapping[int, int] = field(default_factory=dict)  # open devices /dev/ptpN by N
 
     @property
     def journal(self) -> Path:

@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 JSON_VERSION = 1
 STATUSES = ("unsynchronised", "synchronised", "holdover")
+# Into SOURCES of clock/probing.py, and in words.
+STAMPS = (None, "user", "sched", "software", "hardware")
+_STAMPED = {
+    "user": "read beside the system call: the driver gives none",
+    "sched": "the kernel's, before the queueing discipline: the driver gives none",
+    "software": "the kernel's",
+    "hardware": "the NIC's",
+}
 _UNKNOWN_NS = 1 << 62  # the page says "nothing is certain" with the ends of 64 bits
 _ORDERS = {-1: "before", 0: "unknown", 1: "after"}
 
@@ -85,6 +93,7 @@ def status(job: str | None, as_json: bool) -> None:
         given["rate_ppb"] = round(body.rate1 * 1e9, 3)
         given["system_clock_ahead_ns"] = time.time_ns() - page.now().time_ns
         given["conversions_reach_back_s"] = len(rows)
+        given["stamps"] = STAMPS[body.stamps] if body.stamps < len(STAMPS) else None
     steered = _steered(page)
     given["steering"] = None if steered is None else asdict(steered)
     if as_json:
@@ -132,6 +141,7 @@ def _as_text(body: "Body", reading: "Reading | None", given: dict[str, object]) 
             f"rate             {body.rate1 * 1e9:+.1f} ppb against CLOCK_MONOTONIC_RAW",
             f"CLOCK_REALTIME   {format_duration(abs(ahead))} {where} job time",
             f"conversions      {given['conversions_reach_back_s']} s back",
+            f"stamps           {_STAMPED.get(str(given['stamps']), 'not said')}",
         )
     )
 

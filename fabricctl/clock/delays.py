@@ -16,7 +16,8 @@ class DelayRow:
 
     ``quantiles_ns``: least, median, 99th percentile, most. ``floor_ns``: the path's least one-way
     delay, half its known least round trip (None: not known yet, or another size); what exceeds it
-    is queueing. The counters are those of this direction since the peer's session began.
+    is queueing. ``sources``: the worst of its stamps where sent and where received (SOURCES of
+    probing.py). The counters are those of this direction since the peer's session began.
     """
 
     rail: int
@@ -26,6 +27,7 @@ class DelayRow:
     count: int
     quantiles_ns: tuple[int, int, int, int]
     floor_ns: int | None
+    sources: tuple[int, int]
     sent: int
     arrived: int
     duplicates: int
@@ -36,20 +38,21 @@ class DelayMeter:
     """Collects the delays of one second."""
 
     def __init__(self) -> None:
-        self._parts: list[tuple[Ints, Floats]] = []
+        self._parts: list[tuple[Ints, Floats, Ints]] = []
 
     def add(self, samples: NDArray[np.void], offset_ns: Floats) -> None:
         """``offset_ns``: theta_peer - theta_own at each sample, NaN where not known."""
         apart = (samples["received_ns"] - samples["sent_ns"]).astype(float)
         delay = np.where(samples["inbound"] == 1, apart + offset_ns, apart - offset_ns)
         known = np.isfinite(delay)
+        source = samples["sent_source"].astype(np.int64) << 8 | samples["received_source"]
         key = (
             samples["rail"].astype(np.int64) << 40
             | samples["peer"].astype(np.int64) << 8
             | samples["inbound"].astype(np.int64) << 4
             | samples["size_class"]
         )
-        self._parts.append((key[known], delay[known]))
+        self._parts.append((key[known], delay[known], source[known]))
 
     def flush(
         self, floors: dict[tuple[int, int], float], counters: NDArray[np.void]
@@ -60,9 +63,10 @@ class DelayMeter:
             return []
         key = np.concatenate([part[0] for part in self._parts])
         delay = np.concatenate([part[1] for part in self._parts])
+        source = np.concatenate([part[2] for part in self._parts])
         self._parts = []
         order = np.lexsort((delay, key))
-        key, delay = key[order], delay[order]
+        key, delay, source = key[order], delay[order], source[order]
         begins = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if len(key) else np.empty(0, int)
         ends = np.r_[begins[1:], len(key)]
         counted = {(int(row["rail"]), int(row["peer"])): row for row in counters}
@@ -76,8 +80,11 @@ class DelayMeter:
             inbound = bool(number >> 4 & 1)
             floor = floors.get((rail, peer)) if size == 0 else None
             least = None if floor is None else round(floor)
+            worst = int(source[begin:end].min() >> 8), int((source[begin:end] & 0xFF).min())
             counts = _counts(counted.get((rail, peer)), inbound, size)
-            rows.append(DelayRow(rail, peer, inbound, size, end - begin, quantiles, least, *counts))
+            rows.append(
+                DelayRow(rail, peer, inbound, size, end - begin, quantiles, least, worst, *counts)
+            )
         return rows
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fabricctl.clock import gates, kalman
 from fabricctl.clock.fit import Fit, Window, fit_edges
-from fabricctl.clock.probing import SAMPLE
+from fabricctl.clock.probing import HARDWARE, SAMPLE
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -23,6 +23,7 @@ Ints = NDArray[np.int64]
 # cache misses and interrupts; 200 ns won against 50, 100 and 400 on recorded links
 # (docs/decisions/0010-clock-estimator.md).
 NEAR_NS = 200.0
+ENOUGH = 5  # samples of one kind of stamps, each way, and an eighth of all: it is used alone
 SETTLED_DRIFT_PPB = 500.0  # an error of 125 ns at the ends of a window: less than NEAR_NS
 
 # What an edge says about a window. ``offset_ns``: theta_b - theta_a at the window's reference;
@@ -95,6 +96,8 @@ class OwnedEdges:
         self._last_end_ns = 0
         self._reference_ns = 0
         self._residual = np.empty(0)  # of each edge, beyond the mesh's solution
+        self._kind = np.empty(0, np.int64)  # of each edge: which ends the NICs stamp, own end 2
+        self._error_ns = np.empty(0)  # of each edge: of the stamps used in the last window
         self._reported: dict[int, Ints] = {}  # edges of the last reports, by the window's end
 
     def set_edges(self, keys: Sequence[tuple[int, int]]) -> None:
@@ -104,6 +107,8 @@ class OwnedEdges:
         self._clocks = _rearranged(self._clocks, source, kalman.first(len(keys)))
         self._floors = _rearranged(self._floors, source, gates.Floors.unknown(len(keys)))
         self._residual = _kept(self._residual, source, np.full(len(keys), np.nan))
+        self._kind = _kept(self._kind, source, np.zeros(len(keys), np.int64))
+        self._error_ns = _kept(self._error_ns, source, np.zeros(len(keys)))
         self._reported.clear()
         self._keys = list(keys)
 
@@ -174,7 +179,7 @@ class OwnedEdges:
         mine = np.where(inbound, samples["received_ns"], samples["sent_ns"])
         theirs = np.where(inbound, samples["sent_ns"], samples["received_ns"])
         at_s = (own.since_ns(mine) - (span.reference_ns - own.at_job_ns)) * 1e-9
-        known = edge >= 0
+        known = (edge >= 0) & self._alike(samples, edge)
         offset = self._clocks.theta_ns[edge] + self._clocks.drift_ppb[edge] * at_s
         # received - sent outbound, sent - received inbound: both are theirs - mine.
         beyond = (theirs - mine).astype(float) - offset
@@ -183,6 +188,32 @@ class OwnedEdges:
         above = _padded(edge, at_s, beyond, known & ~inbound, (edges, np.inf))
         below = _padded(edge, at_s, beyond, known & inbound, (edges, -np.inf))
         return Window(*above, *below)
+
+    def _alike(self, samples: NDArray[np.void], edge: Ints) -> NDArray[np.bool_]:
+        """Samples of the best kind of stamps that an edge has enough of, both ways.
+
+        Between the NIC's stamp and the kernel's lie microseconds: of two kinds, one in each
+        direction, they would look like an offset. Floors are those of one kind.
+        """
+        outbound = samples["inbound"] == 0
+        by_nic = samples["sent_source"] == HARDWARE, samples["received_source"] == HARDWARE
+        kind = np.where(outbound, 2 * by_nic[0] + by_nic[1], by_nic[0] + 2 * by_nic[1])
+        if not kind.any() and not self._kind.any():
+            return np.ones(len(samples), bool)
+        edges, known = len(self._keys), edge >= 0
+        counts = np.zeros((edges, 2, 4), np.int64)
+        np.add.at(counts, (edge[known], outbound[known].astype(int), kind[known]), 1)
+        both, before = counts.min(axis=1), self._kind
+        enough = np.maximum(counts.sum(axis=(1, 2)) / 8, ENOUGH)
+        self._kind = np.where(both.any(axis=1), both.argmax(axis=1), before)
+        for better in range(1, 4):
+            self._kind[both[:, better] >= enough] = better
+        same = np.where(self._kind == before, np.arange(edges), -1)
+        self._floors = _rearranged(self._floors, same, gates.Floors.unknown(edges))
+        used = known & (kind == self._kind[edge])
+        self._error_ns = np.zeros(edges)
+        np.maximum.at(self._error_ns, edge[used], samples["error_ns"][used])
+        return np.asarray(used)
 
     def _edge_of(self, samples: NDArray[np.void]) -> Ints:
         """Place of each sample's edge, -1 where we own none such (any more)."""
@@ -196,7 +227,8 @@ class OwnedEdges:
 
     def _reports(self, fit: Fit, gated: gates.Gated, before: kalman.Clocks) -> NDArray[np.void]:
         """A row an edge; meaningless where the fit says nothing."""
-        slack = self._near_ns  # a single stamp may be early by its noise
+        # A single stamp may be early by its noise, and a NIC's by the error of its node time.
+        slack = self._near_ns + self._error_ns
         table = np.zeros(len(self._keys), REPORT)
         table["a"] = self._me
         table["b"] = [peer for _, peer in self._keys]

@@ -42,8 +42,9 @@ SOLVE_WAIT_S = 0.05  # for reports that are late
 HELLO_S = (0.1, 5.0)  # to a node not yet heard, and to all others
 RECEIVE_AT_ONCE = 256
 ROW_S = 1.0  # between the page's rows for conversions
-# Software stamps: what a node's transmit and receive paths may differ by, which no loop of edges
-# can see. Assumed, not measured: on veth it is nothing.
+NIC_ERROR_S = 3.0  # the clock is still what a NIC's stamps made of it when they cease
+# What a node's transmit and receive paths may differ by, which no loop of edges can see. Assumed,
+# not measured: on veth it is nothing. Where a NIC stamps, the error of its clock comes on top.
 ASYMMETRY_NS = 20.0
 # Beyond these two beginners number their windows too differently. A hello that comes late shows a
 # time that has passed, never one to come: who seems to be behind may not be.
@@ -68,7 +69,8 @@ class ClockState:
     """A pair of instants, the node's and the job's, and how sure it is; None: no job time.
 
     Job time at ``mono_ns`` is ``job_ns``, likely within ``likely_ns``, certainly not more than
-    ``early_ns`` before or ``late_ns`` after. ``rate``: pairs of probes a second and peer.
+    ``early_ns`` before or ``late_ns`` after. ``rate``: pairs of probes a second and peer;
+    ``stamps``: where they come from on this node, into SOURCES of probing.py.
     """
 
     status: int
@@ -78,6 +80,7 @@ class ClockState:
     early_ns: float | None
     late_ns: float | None
     rate: float
+    stamps: int
 
 
 class JobClock:
@@ -129,6 +132,7 @@ class JobClock:
         self._solvers = list(range(min(ASKED, len(member.nodes))))
         self._solve_at_s: float | None = None
         self._fit_at_s = 0.0
+        self._nic_error_ns, self._nic_error_until_s = 0, 0.0
         self.refused = 0
         self._set_neighbours()
         self.prober.start(FIRST_RATE)
@@ -258,7 +262,7 @@ class JobClock:
         own_rate = self._virtual.rate(now.mono_ns) if self._virtual else 0.0
         centre = self.clock.centre
         if not self.clock.told or centre is None:
-            return ClockState(UNSYNCHRONISED, now.mono_ns, None, None, None, None, self._rate)
+            return ClockState(UNSYNCHRONISED, now.mono_ns, None, None, None, None, self._rate, 0)
         status = HOLDOVER if self.clock.holding else SYNCHRONISED
         since_ns = round(float(model.since_ns(np.array([now.node_ns]))[0]))
         job_ns, mono_ns = model.at_job_ns + since_ns, now.mono_ns
@@ -267,8 +271,16 @@ class JobClock:
             ago_ns = now.node_ns - (centre.at_job_ns + centre.theta_ns)
             job_ns, mono_ns = centre.at_job_ns, now.mono_ns - round(ago_ns / (1 + own_rate))
             likely_ns = self.clock.centre_likely_ns
-        likely_ns += ASYMMETRY_NS + now.width_ns / 2
-        return ClockState(status, mono_ns, job_ns, likely_ns, early_ns, late_ns, self._rate)
+        source, asymmetry_ns = self._stamps()
+        likely_ns += asymmetry_ns + now.width_ns / 2
+        return ClockState(status, mono_ns, job_ns, likely_ns, early_ns, late_ns, self._rate, source)
+
+    def _stamps(self) -> tuple[int, float]:
+        """Where this node's stamps come from, and what no loop of edges can see of its clock."""
+        found, now_s = self.prober.stamps(), time.monotonic()
+        if found.error_ns >= self._nic_error_ns or now_s >= self._nic_error_until_s:
+            self._nic_error_ns, self._nic_error_until_s = found.error_ns, now_s + NIC_ERROR_S
+        return found.source, ASYMMETRY_NS + self._nic_error_ns
 
     # Messages
 
@@ -376,17 +388,19 @@ class JobClock:
         hard = self.clock.hard
         assert hard is not None
         least_ns, most_ns, drift_ppb = hard.around(model)
+        source, asymmetry_ns = self._stamps()
         self._page.write(
             line,
             Body(
                 status=SYNCHRONISED,
+                stamps=source,
                 state_raw_ns=now.raw_ns - (job_ns - model.at_job_ns),
                 p_theta=float(clocks.p_theta[0]),
                 p_cross=float(clocks.p_cross[0]),
                 p_drift=float(clocks.p_drift[0]),
                 wander2=self.clock.wander_ppb**2,
                 sigmas=bounds.SIGMAS,
-                asymmetry_ns=ASYMMETRY_NS,
+                asymmetry_ns=asymmetry_ns,
                 hard_raw_ns=now.raw_ns - (job_ns - hard.line.at_job_ns),
                 hard_least_ns=least_ns,
                 hard_most_ns=most_ns,

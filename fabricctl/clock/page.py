@@ -48,7 +48,7 @@ class Body:
     status: int = UNSYNCHRONISED
     job: int = 0
     node: int = 0
-    pad: int = 0
+    stamps: int = 0  # where they come from: into SOURCES of probing.py; 0: not said
     raw0_ns: int = 0
     job0_ns: int = 0
     raw1_ns: int = 0

@@ -25,7 +25,8 @@ SAMPLE = np.dtype(
         ("size_class", "u1"),
         ("sent_source", "u1"),
         ("received_source", "u1"),
-        ("pad", "u1", 3),
+        ("pad", "u1"),
+        ("error_ns", "<u2"),
         ("sent_ns", "<i8"),
         ("received_ns", "<i8"),
     ]
@@ -50,15 +51,20 @@ COUNTERS = np.dtype(
     ],
     align=True,
 )
-SOURCES = ("none", "user", "sched", "software")
+SOURCES = ("none", "user", "sched", "software", "hardware")  # enum stamp_source of csrc/probe.h
+HARDWARE = SOURCES.index("hardware")
 
 
 @dataclass(frozen=True)
 class Rail:
-    """One of this node's rails: where its probes leave from."""
+    """One of this node's rails: where its probes leave from.
+
+    ``phc_fd``: the open device of its NIC's clock; -1: the NIC's stamps are not used.
+    """
 
     interface: str
     address: str
+    phc_fd: int = -1
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,15 @@ class Virtual:
         return (self.error_ns(mono_ns + span_ns) - self.error_ns(mono_ns)) / span_ns
 
 
+@dataclass(frozen=True)
+class Stamps:
+    """``source``: into :data:`SOURCES`, of the rail that has the least; ``error_ns``: of what a NIC
+    stamps, in node time."""
+
+    source: int
+    error_ns: int
+
+
 def _items(text: str) -> list[str]:
     return text.split(",") if text else []
 
@@ -159,7 +174,7 @@ class Prober:
 
     def _open(self, rail: Rail) -> int:
         try:
-            return self._engine.add_rail(rail.address, 0, rail.interface)
+            return self._engine.add_rail(rail.address, 0, rail.interface, rail.phc_fd)
         except OSError as error:
             where = f"{rail.interface} ({rail.address})"
             raise SystemRefusedError(f"clock: no probes on {where}: {error.strerror}") from None
@@ -194,9 +209,11 @@ class Prober:
     def anchor(self) -> Anchor:
         return Anchor(*self._engine.anchor())
 
-    def sources(self) -> tuple[str, ...]:
-        """Where each rail's transmit stamps come from; receive stamps are the kernel's."""
-        return tuple(SOURCES[number] for number in self._engine.state()[3])
+    def stamps(self) -> "Stamps":
+        """Where this node's stamps come from now."""
+        rails = self._engine.state()[3]
+        errors = [error_ns for source, error_ns, _ in rails if source == HARDWARE]
+        return Stamps(min((source for source, *_ in rails), default=0), max(errors, default=0))
 
     def stop(self) -> None:
         self._engine.stop()

@@ -6,14 +6,17 @@ import os
 import pwd
 import resource
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from fabricctl.agent import samplers
 from fabricctl.agent.log import NodeLog
 from fabricctl.agent.main import END_REASONS, Agent
 from fabricctl.agent.record import Assignment
+from fabricctl.clock import nics
 from fabricctl.config import Config
 from fabricctl.errors import SystemRefusedError
 from fabricctl.store.schema import Severity
@@ -85,8 +88,8 @@ def fork_agent(given: Assignment, config: Config, identity: Identity, log: NodeL
         return pid
     status = 70  # EX_SOFTWARE
     try:
-        _become_agent(given, identity, log, realtime=config.agent.realtime)
-        Agent(given, config, log).run()
+        clocks = _become_agent(given, identity, log, config)
+        Agent(replace(given, nic_clocks=clocks), config, log).run()
         status = 0
     except BaseException:
         lines = traceback.format_exc().strip().splitlines()
@@ -96,7 +99,10 @@ def fork_agent(given: Assignment, config: Config, identity: Identity, log: NodeL
         os._exit(status)
 
 
-def _become_agent(given: Assignment, identity: Identity, log: NodeLog, realtime: bool) -> None:
+def _become_agent(
+    given: Assignment, identity: Identity, log: NodeLog, config: Config
+) -> dict[int, int]:
+    """The clocks of NICs that it opened as root, by number."""
     signal.set_wakeup_fd(-1)
     os.setsid()
     os.chdir("/")
@@ -107,11 +113,25 @@ def _become_agent(given: Assignment, identity: Identity, log: NodeLog, realtime:
     close_all_but((log.fileno(),))
     _libc.prctl(_PR_SET_NAME, AGENT_COMM.encode(), 0, 0, 0)
     set_title(f"{AGENT_COMM}: job {given.start.job}")
-    if realtime:
+    if config.agent.realtime:
         _go_ahead_of_the_job()
+    clocks = _nic_clocks(given, config, log) if len(given.start.nodes) > 1 else {}
     drop_to(identity)
     for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN if number != signal.SIGCHLD else signal.SIG_DFL)
+    return clocks
+
+
+def _nic_clocks(given: Assignment, config: Config, log: NodeLog) -> dict[int, int]:
+    """What the job clock needs root for: to open the NICs' clocks, and to switch on their stamps
+    where the site wants it."""
+    if not config.clock.enabled or config.clock.nic_stamps == "off":
+        return {}
+    if config.clock.nic_stamps == "enable":
+        for rail in samplers.choose_rails(config, given.start.node)[0]:
+            if told := nics.enable(rail):
+                log.write(f"clock job={given.start.job}", told, Severity.INFO)
+    return nics.open_clocks(name for _, name in socket.if_nameindex())
 
 
 def _go_ahead_of_the_job() -> None:

@@ -27,12 +27,23 @@ from fabricctl.clock import live, page
 from fabricctl.clock._page import Reading
 from fabricctl.clock.live import JobClock, Member
 from fabricctl.clock.page import ClockPage
-from fabricctl.clock.probing import COUNTERS, SAMPLE, Anchor, Flow, Rail, Virtual
+from fabricctl.clock.probing import (
+    COUNTERS,
+    HARDWARE,
+    SAMPLE,
+    SOURCES,
+    Anchor,
+    Flow,
+    Rail,
+    Stamps,
+    Virtual,
+)
 from fabricctl.errors import ClockError
 
 BEGIN_NS = 1_000_000_000_000  # of the fake CLOCK_MONOTONIC
 REAL_NS = 1_800_000_000_000_000_000 - BEGIN_NS
 RAW_NS = 500_000_000  # raw time is ahead by so much
+HOST_NS = 1_500.0
 MESSAGE_NS = 300_000  # on the management network
 STAMPS_BACK_NS = 25_000_000  # the other end's stamps come with a later probe
 
@@ -55,6 +66,16 @@ class Link:
         return self.floor_ns + self.extra_ns + waits + np.abs(rng.normal(0, self.noise_ns, packets))
 
 
+@dataclass
+class Nic:
+    """Stamps ``share`` of a node's packets, HOST_NS nearer to the wire than the kernel does; what
+    it says is off by ``bias_ns``, known to ``error_ns``."""
+
+    bias_ns: float = 0.0
+    error_ns: int = 1_000
+    share: float = 1.0
+
+
 class Mesh:
     """``nodes`` job clocks; ``off_ns``: how far a node's CLOCK_REALTIME is off when it begins,
     ``message_ns``: how long messages take at least."""
@@ -75,6 +96,7 @@ class Mesh:
         self.folder = folder
         self.now_ns = BEGIN_NS
         self.link: defaultdict[tuple[int, int, int], Link] = defaultdict(Link)
+        self.nics: dict[int, Nic] = {}
         self.clock: dict[int, JobClock] = {}
         self.probers: dict[int, FakeProber] = {}
         self.sockets: dict[str, FakeSocket] = {}
@@ -321,6 +343,10 @@ class FakeProber:
     def counters(self) -> NDArray[np.void]:
         return np.zeros(0, COUNTERS)
 
+    def stamps(self) -> Stamps:
+        nic = self.mesh.nics.get(self._me)
+        return Stamps(HARDWARE, nic.error_ns) if nic else Stamps(SOURCES.index("software"), 0)
+
     def stop(self) -> None:
         self.flows = []
 
@@ -372,4 +398,10 @@ class FakeProber:
         noise = rng.normal(0, link.noise_ns, pairs)
         found["sent_ns"] = source.stamps_ns(sent_ns + noise)
         found["received_ns"] = target.stamps_ns(sent_ns + link.delays_ns(pairs, rng))
+        for end, name, way in ((source._me, "sent", 1), (target._me, "received", -1)):
+            nic = self.mesh.nics.get(end, Nic(share=0))
+            by_nic = rng.random(pairs) < nic.share if nic.share else np.zeros(pairs, bool)
+            found[f"{name}_source"] = np.where(by_nic, HARDWARE, SOURCES.index("software"))
+            found[f"{name}_ns"] += np.where(by_nic, round(way * HOST_NS + nic.bias_ns), 0)
+            found["error_ns"] += np.where(by_nic, nic.error_ns, 0).astype(np.uint16)
         return found

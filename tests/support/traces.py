@@ -20,6 +20,7 @@ from fabricctl.store.schema import (
     PathReason,
     Severity,
     StallKind,
+    StampSource,
     StepEvent,
 )
 from tests.support.filled import filled
@@ -76,6 +77,7 @@ class Plan:
     clock_from_s: float | None = None  # when the job clock was there; None: never
     clock_held: dict[str, tuple[float, float]] = field(default_factory=dict)  # held over, by node
     clock_lost: dict[str, tuple[float, float]] = field(default_factory=dict)  # no job time
+    nic_stamps: Sequence[str] = ()  # nodes whose NICs stamp the clock's probes
     moved: Sequence[Moved] = ()
     path_events: Sequence[tuple[str, float, PathEvent, dict[str, object]]] = ()  # node, at, columns
     checkpoints: Sequence[tuple[str, float, CheckpointEvent, int]] = ()  # node, at, event, step
@@ -271,6 +273,8 @@ def _job_clock(life: _Life) -> np.ndarray:
     rows["likely_ns"] = 60 + np.where(holds, np.rint((at - held[0]) * 1_000), 0)
     rows["early_ns"], rows["late_ns"] = rows["likely_ns"] + 5_000, rows["likely_ns"] + 6_000
     rows["probe_hz"] = 50
+    by_nic = life.node in plan.nic_stamps
+    rows["stamps"] = StampSource.HARDWARE if by_nic else StampSource.SOFTWARE
     return rows
 
 

@@ -45,7 +45,7 @@ def keep(tmp_path: Path, job: int, *, synchronised: bool = True) -> Path:
     writer = PageWriter(directory / "clock", job, 2)
     if synchronised:
         raw_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW)
-        writer.write(Line(raw_ns, time.time_ns() - AHEAD_NS, 1e-5), sure(raw_ns))
+        writer.write(Line(raw_ns, time.time_ns() - AHEAD_NS, 1e-5), sure(raw_ns, stamps=4))
         writer.add_row()
     writer.close()
     return directory
@@ -86,6 +86,8 @@ def test_status_says_how_sure_the_clock_is_and_what_the_system_clock_does(
     words = run("status").stdout
     assert words.startswith("job 7, node 2 of its list: synchronised\n")
     assert "ahead of job time" in words
+    assert given["stamps"] == "hardware"
+    assert words.endswith("stamps           the NIC's\n")
 
 
 def test_without_job_time_status_says_so_and_now_fails(run: Run, tmp_path: Path) -> None:

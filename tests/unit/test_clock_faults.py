@@ -13,7 +13,7 @@ pytest.importorskip("fabricctl.clock._page", reason="built without a C compiler"
 from fabricctl.clock import edges
 from fabricctl.clock._page import Reading
 from fabricctl.clock.page import HOLDOVER, SYNCHRONISED
-from tests.support.clock_mesh import BEGIN_NS, Link, Mesh
+from tests.support.clock_mesh import BEGIN_NS, Link, Mesh, Nic
 
 ROOM_NS = 150  # between two clocks of the fake fabric, whose stamps scatter by 15 ns
 
@@ -143,6 +143,25 @@ def test_a_clock_that_steps_by_5_ms_is_found_again_and_nobody_else_moves(tmp_pat
     after = watch(mesh.run(2))
     assert max(after.apart_ns) < ROOM_NS
     assert after.honest
+
+
+def test_nics_that_stamp_on_some_nodes_and_cease_leave_the_intervals_true(tmp_path: Path) -> None:
+    mesh = Mesh(5, tmp_path)
+    mesh.nics = {0: Nic(700), 1: Nic(-800, share=0.9), 2: Nic(300)}  # known to 1,000
+    mesh.skip(4)
+    seen = watch(mesh.run(2))
+    assert seen.honest
+    assert 1_400 < max(seen.apart_ns) < 1_500 + ROOM_NS
+    assert {n for n, r in seen.last.items() if r.likely_ns > 1_000} == {0, 1, 2}
+    half_widths = [(r.latest_ns - r.earliest_ns) / 2 for r in seen.last.values()]
+    assert max(half_widths) < Link().floor_ns  # less is queued on the way, the errors are added
+    mesh.nics.pop(1)
+    assert watch(mesh.run(3)).honest
+    mesh.nics.clear()
+    assert watch(mesh.run(5)).honest
+    after = watch(mesh.run(1))
+    assert max(after.apart_ns) < ROOM_NS
+    assert max(r.likely_ns for r in after.last.values()) < 400
 
 
 def test_the_others_of_a_clock_that_stepped_go_on_undisturbed(tmp_path: Path) -> None:

@@ -52,6 +52,14 @@ def test_the_screen_says_how_well_the_nodes_agreed_and_who_was_lost(troubled: Re
     assert "By the job clock these clocks were never further apart than 3.0" in words
 
 
+def test_it_is_told_whose_stamps_the_clock_was_made_of(tmp_path: Path) -> None:
+    shown = report(tmp_path, Plan(clock_from_s=2.0, nic_stamps=("n1", "n3")))
+    assert "The NICs of n[1,3] stamped its probes." in " ".join(text(shown).split())
+    told = {node: found["stamps"] for node, found in made(shown).items()}
+    assert set(told.values()) == {"hardware", "software"}
+    assert {node for node, source in told.items() if source == "hardware"} == {"n1", "n3"}
+
+
 def test_spells_without_measurements_are_findings_that_can_be_shown(troubled: Report) -> None:
     found = findings(troubled, When(troubled.whole, UTC))
     told = {one.nodes[0]: one for one in found if one.kind == "clock_lost"}

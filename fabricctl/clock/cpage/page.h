@@ -28,7 +28,8 @@ struct page_row {
  * leads to the clock's best line at raw1, and that is followed from there on. */
 struct page_body {
 	uint32_t status;
-	uint32_t job, node, pad;
+	uint32_t job, node;
+	uint32_t stamps; /* where they come from: enum stamp_source of csrc/probe.h; 0: not said */
 	int64_t raw0_ns, job0_ns, raw1_ns, job1_ns;
 	double rate_before, rate0, rate1; /* job seconds per second, less 1 */
 	double slew_ns; /* what is still wrong until raw1, on top of the bounds */

@@ -44,15 +44,26 @@ int engine_init(struct engine *engine)
 	return -pthread_mutex_init(&engine->lock, NULL);
 }
 
+/* Ports of one card share a clock: its place among the engine's. */
+static int add_phc(struct engine *engine, int fd)
+{
+	for (unsigned i = 0; i < engine->phcs; i++)
+		if (engine->phc[i].fd == fd)
+			return (int)i;
+	engine->phc[engine->phcs] = (struct phc){ .fd = fd };
+	return (int)engine->phcs++;
+}
+
 int engine_add_rail(
-	struct engine *engine, const char *address, uint16_t port, const char *interface
+	struct engine *engine, const char *address, uint16_t port, const char *interface, int phc_fd
 )
 {
-	int result;
+	int result, phc;
 
 	if (engine->rails == ENGINE_RAILS)
 		return -ENOSPC;
-	result = rail_open(&engine->rail[engine->rails], address, port, interface);
+	phc = phc_fd < 0 ? -1 : add_phc(engine, phc_fd);
+	result = rail_open(&engine->rail[engine->rails], address, port, interface, phc);
 	return result < 0 ? result : (int)engine->rails++;
 }
 
@@ -144,12 +155,43 @@ static uint64_t next_random(struct engine *engine)
 }
 
 /* A kernel stamp as node time; false when it cannot be told. */
-static bool node_time(struct engine *engine, int64_t real_ns, int64_t *node_ns)
+static bool node_time(struct engine *engine, int64_t real_ns, struct stamp *stamp)
 {
-	if (!anchor_convert(&engine->before, &engine->now, &engine->virtual, real_ns, node_ns))
+	if (!real_ns
+	    || !anchor_convert(&engine->before, &engine->now, &engine->virtual, real_ns, &stamp->node_ns))
 		return false;
-	*node_ns -= engine->base_ns;
+	stamp->node_ns -= engine->base_ns;
 	return true;
+}
+
+/* The same of a NIC's stamp, when there is one. */
+static bool nic_time(struct engine *engine, const struct rail *rail, int64_t phc_ns, struct stamp *stamp)
+{
+	int64_t raw, error, mono;
+
+	if (!phc_ns || rail->phc < 0 || !phc_convert(&engine->phc[rail->phc], phc_ns, &raw, &error))
+		return false;
+	mono = engine->now.mono_ns + (raw - engine->now.raw_ns);
+	stamp->node_ns = raw + virtual_error_ns(&engine->virtual, mono) - engine->base_ns;
+	stamp->source = STAMP_HARDWARE;
+	stamp->error_ns = (uint16_t)error;
+	return true;
+}
+
+static void take_one_sent(struct engine *engine, struct rail *rail, const struct rail_sent *sent)
+{
+	struct flow *flow = find(engine, (unsigned)(rail - engine->rail), sent->to);
+	struct stamp kernel = { .seq = sent->seq, .source = (uint8_t)rail->transmit }, nic = kernel;
+
+	if (!flow)
+		return;
+	if (nic_time(engine, rail, sent->phc_ns, &nic)) {
+		rail->lately.sent_hardware++;
+		if (rail->hardware)
+			flow_sent_stamp(flow, &nic);
+	}
+	if (node_time(engine, sent->real_ns, &kernel))
+		flow_sent_stamp(flow, &kernel);
 }
 
 static void take_sent(struct engine *engine, unsigned rail)
@@ -159,13 +201,8 @@ static void take_sent(struct engine *engine, unsigned rail)
 
 	do {
 		count = rail_read_sent(&engine->rail[rail], engine->session, sent);
-		for (int i = 0; i < count; i++) {
-			struct flow *flow = find(engine, rail, sent[i].to);
-			int64_t at;
-
-			if (flow && node_time(engine, sent[i].real_ns, &at))
-				flow_sent_stamp(flow, sent[i].seq, at, engine->rail[rail].transmit);
-		}
+		for (int i = 0; i < count; i++)
+			take_one_sent(engine, &engine->rail[rail], &sent[i]);
 	} while (count == RAIL_BATCH);
 }
 
@@ -178,6 +215,30 @@ static bool tag_is_right(struct engine *engine, const struct probe *probe)
 	return le64toh(probe->tag) == tag;
 }
 
+static void
+take_one_arrived(struct engine *engine, struct rail *rail, const struct rail_arrived *arrived)
+{
+	const struct probe *probe = &arrived->probe;
+	unsigned index = (unsigned)(rail - engine->rail);
+	struct flow *flow = find(engine, index, le32toh(probe->from));
+	struct stamp kernel = { .source = STAMP_SOFTWARE }, nic = kernel;
+	bool stamped;
+
+	if (!flow || le32toh(probe->to) != engine->me || probe->rail != index)
+		return;
+	if (!tag_is_right(engine, probe)) {
+		engine->tagless++;
+		return;
+	}
+	stamped = nic_time(engine, rail, arrived->phc_ns, &nic);
+	rail->lately.arrived++;
+	rail->lately.arrived_hardware += stamped;
+	if (stamped && rail->hardware)
+		flow_take_probe(flow, probe, engine->session, &nic, keep_sample, engine);
+	else if (node_time(engine, arrived->real_ns, &kernel))
+		flow_take_probe(flow, probe, engine->session, &kernel, keep_sample, engine);
+}
+
 static void take_arrived(struct engine *engine, unsigned rail)
 {
 	struct rail_arrived arrived[RAIL_BATCH];
@@ -185,22 +246,8 @@ static void take_arrived(struct engine *engine, unsigned rail)
 
 	do {
 		count = rail_read_arrived(&engine->rail[rail], arrived);
-		for (int i = 0; i < count; i++) {
-			const struct probe *probe = &arrived[i].probe;
-			struct flow *flow = find(engine, rail, le32toh(probe->from));
-			int64_t at;
-
-			if (!flow || le32toh(probe->to) != engine->me || probe->rail != rail)
-				continue;
-			if (!tag_is_right(engine, probe)) {
-				engine->tagless++;
-				continue;
-			}
-			if (node_time(engine, arrived[i].real_ns, &at))
-				flow_take_probe(
-					flow, probe, engine->session, at, STAMP_SOFTWARE, keep_sample, engine
-				);
-		}
+		for (int i = 0; i < count; i++)
+			take_one_arrived(engine, &engine->rail[rail], &arrived[i]);
 	} while (count == RAIL_BATCH);
 }
 
@@ -224,7 +271,9 @@ make_pair(struct engine *engine, struct flow *flow, int64_t user, struct rail_ou
 		out[i].to = (struct sockaddr *)&flow->address;
 		out[i].to_size = flow->address_size;
 		if (rail->transmit == STAMP_USER)
-			flow_sent_stamp(flow, le32toh(probe->seq), user, STAMP_USER);
+			flow_sent_stamp(
+				flow, &(struct stamp){ .seq = le32toh(probe->seq), .source = STAMP_USER, .node_ns = user }
+			);
 	}
 }
 
@@ -286,10 +335,12 @@ static bool take_anchor(struct engine *engine)
 
 static void read_all(struct engine *engine)
 {
+	for (unsigned i = 0; i < engine->phcs; i++)
+		phc_read(&engine->phc[i], &engine->before, &engine->now);
 	for (unsigned i = 0; i < engine->rails; i++) {
 		take_sent(engine, i);
 		take_arrived(engine, i);
-		rail_choose_transmit(&engine->rail[i]);
+		rail_choose_stamps(&engine->rail[i]);
 	}
 }
 

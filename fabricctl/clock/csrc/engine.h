@@ -10,6 +10,7 @@
 #include <stdatomic.h>
 
 #include "flow.h"
+#include "phc.h"
 #include "stamps.h"
 
 #define ENGINE_RAILS 8
@@ -23,6 +24,11 @@ struct rail {
 	unsigned mtu_payload; /* of the largest probes */
 	uint64_t asked, stamped; /* transmit stamps, since their source was chosen */
 	enum stamp_source transmit; /* what the kernel is asked for */
+	int phc; /* place of the NIC's clock in the engine; -1: its stamps are not asked for */
+	bool hardware; /* the NIC stamps most of what leaves and arrives: its stamps are used */
+	struct {
+		unsigned sent, sent_hardware, arrived, arrived_hardware;
+	} lately;
 };
 
 struct engine {
@@ -38,6 +44,8 @@ struct engine {
 	int64_t period_ns;
 	unsigned rails;
 	struct rail rail[ENGINE_RAILS];
+	unsigned phcs;
+	struct phc phc[ENGINE_RAILS];
 	struct flow *flow[ENGINE_FLOWS];
 	uint64_t whose[ENGINE_FLOWS]; /* rail and peer of each: searched for every probe */
 	unsigned flows;
@@ -53,9 +61,10 @@ struct engine {
 };
 
 int engine_init(struct engine *engine);
-/* Opens a rail's socket on a numeric address; returns its index or -errno. */
+/* Opens a rail's socket on a numeric address; returns its index or -errno. phc_fd: the open device of
+ * its NIC's clock, which stays the caller's; -1: the NIC's stamps are not used. */
 int engine_add_rail(
-	struct engine *engine, const char *address, uint16_t port, const char *interface
+	struct engine *engine, const char *address, uint16_t port, const char *interface, int phc_fd
 );
 int engine_start(struct engine *engine);
 void engine_stop(struct engine *engine);

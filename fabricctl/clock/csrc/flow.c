@@ -38,6 +38,7 @@ static void put_records(
 		from = &ring[log[(logged - place) % FLOW_RING] % FLOW_RING];
 		to[i].seq = htole32(from->seq);
 		to[i].source = from->source;
+		to[i].error_ns = htole16(from->error_ns);
 		to[i].node_ns = (int64_t)htole64((uint64_t)from->node_ns);
 	}
 }
@@ -77,16 +78,15 @@ void flow_next_probe(
 	flow->counters.sent[probe_size_class(seq)]++;
 }
 
-void flow_sent_stamp(struct flow *flow, uint32_t seq, int64_t node_ns, enum stamp_source source)
+void flow_sent_stamp(struct flow *flow, const struct stamp *stamp)
 {
-	struct stamp *sent = &flow->sent[seq % FLOW_RING];
+	struct stamp *sent = &flow->sent[stamp->seq % FLOW_RING];
 
-	if (sent->seq != seq || sent->source >= source)
-		return; /* long ago, or stamped nearer to the wire already */
+	if (sent->seq != stamp->seq || sent->source >= stamp->source || sent->paired)
+		return; /* long ago, stamped nearer to the wire already, or used */
 	if (sent->source == STAMP_NONE)
-		flow->sent_log[flow->sent_logged++ % FLOW_RING] = seq;
-	sent->source = (uint8_t)source;
-	sent->node_ns = node_ns;
+		flow->sent_log[flow->sent_logged++ % FLOW_RING] = stamp->seq;
+	*sent = *stamp;
 }
 
 static unsigned expected_between(uint32_t after, uint32_t until, unsigned size_class)
@@ -138,6 +138,7 @@ static void make_sample(
 	void *context
 )
 {
+	unsigned error_ns = sent->error_ns + received->error_ns;
 	struct sample sample = {
 		.peer = flow->peer,
 		.seq = sent->seq,
@@ -146,6 +147,7 @@ static void make_sample(
 		.size_class = (uint8_t)probe_size_class(sent->seq),
 		.sent_source = sent->source,
 		.received_source = received->source,
+		.error_ns = (uint16_t)(error_ns < UINT16_MAX ? error_ns : UINT16_MAX),
 		.sent_ns = sent->node_ns,
 		.received_ns = received->node_ns,
 	};
@@ -164,6 +166,7 @@ static void join_record(
 	struct stamp theirs = {
 		.seq = le32toh(record->seq),
 		.source = record->source,
+		.error_ns = le16toh(record->error_ns),
 		.node_ns = (int64_t)le64toh((uint64_t)record->node_ns),
 	};
 	struct stamp *ring = inbound ? flow->received : flow->sent;
@@ -183,8 +186,7 @@ bool flow_take_probe(
 	struct flow *flow,
 	const struct probe *probe,
 	uint64_t own_session,
-	int64_t node_ns,
-	enum stamp_source source,
+	const struct stamp *stamp,
 	sample_sink sink,
 	void *context
 )
@@ -208,8 +210,8 @@ bool flow_take_probe(
 	flow->candidate = 0;
 	flow->counters.heard = 1;
 	flow->counters.arrived[probe_size_class(seq)]++;
-	flow->received[seq % FLOW_RING] =
-		(struct stamp){ .seq = seq, .source = (uint8_t)source, .node_ns = node_ns };
+	flow->received[seq % FLOW_RING] = *stamp;
+	flow->received[seq % FLOW_RING].seq = seq;
 	flow->received_log[flow->received_logged++ % FLOW_RING] = seq;
 	for (unsigned i = 0; i < PROBE_SIZES; i++)
 		flow->counters.peer_arrived[i] = le32toh(probe->arrived[i]);

@@ -15,6 +15,7 @@ struct stamp {
 	uint32_t seq;
 	uint8_t source;
 	bool paired; /* a sample was made of it */
+	uint16_t error_ns; /* at most; STAMP_HARDWARE only */
 	int64_t node_ns;
 };
 
@@ -26,7 +27,8 @@ struct sample {
 	uint8_t inbound; /* 1: from the peer to us */
 	uint8_t size_class;
 	uint8_t sent_source, received_source;
-	uint8_t pad[3];
+	uint8_t pad;
+	uint16_t error_ns; /* of both stamps together */
 	int64_t sent_ns, received_ns;
 };
 
@@ -69,14 +71,15 @@ void flow_reset_peer(struct flow *flow, uint64_t session);
 void flow_next_probe(
 	struct flow *flow, uint32_t me, uint64_t session, int64_t user_ns, struct probe *probe
 );
-void flow_sent_stamp(struct flow *flow, uint32_t seq, int64_t node_ns, enum stamp_source source);
-/* A probe whose tag was right. False: refused as replayed or of another session. */
+/* A stamp of our probe stamp->seq. The one nearest to the wire is kept. */
+void flow_sent_stamp(struct flow *flow, const struct stamp *stamp);
+/* A probe whose tag was right, and when it came (its seq is not read). False: refused as replayed or
+ * of another session. */
 bool flow_take_probe(
 	struct flow *flow,
 	const struct probe *probe,
 	uint64_t own_session,
-	int64_t node_ns,
-	enum stamp_source source,
+	const struct stamp *stamp,
 	sample_sink sink,
 	void *context
 );

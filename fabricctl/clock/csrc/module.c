@@ -65,15 +65,15 @@ static PyObject *add_rail(struct engine_object *self, PyObject *args)
 {
 	const char *address, *interface;
 	unsigned short port;
-	int result;
+	int result, phc_fd = -1;
 
-	if (!PyArg_ParseTuple(args, "sHs", &address, &port, &interface))
+	if (!PyArg_ParseTuple(args, "sHs|i", &address, &port, &interface, &phc_fd))
 		return NULL;
 	if (self->engine.running) {
 		PyErr_SetString(PyExc_RuntimeError, "rails are added before the start");
 		return NULL;
 	}
-	result = engine_add_rail(&self->engine, address, port, interface);
+	result = engine_add_rail(&self->engine, address, port, interface, phc_fd);
 	return result < 0 ? fail(result) : PyLong_FromLong(self->engine.rail[result].port);
 }
 
@@ -238,22 +238,33 @@ static PyObject *counters(struct engine_object *self, PyObject *unused)
 	return bytes;
 }
 
+/* (source of the stamps, error of the NIC's in node time, how its clock is read); -1: no such clock. */
+static PyObject *rail_state(const struct engine *engine, const struct rail *rail)
+{
+	const struct phc *phc = rail->phc < 0 ? NULL : &engine->phc[rail->phc];
+
+	return Py_BuildValue(
+		"iLi", rail->hardware ? STAMP_HARDWARE : (int)rail->transmit,
+		phc ? (long long)phc->error_ns : -1LL, phc ? (int)phc->way : -1
+	);
+}
+
 static PyObject *state(struct engine_object *self, PyObject *unused)
 {
 	struct engine *engine = &self->engine;
-	PyObject *result, *transmit = PyTuple_New(engine->rails);
+	PyObject *result, *rails = PyTuple_New(engine->rails);
 
 	(void)unused;
-	if (!transmit)
+	if (!rails)
 		return NULL;
-	/* (ticks that read what had come, tagless, samples lost, stamp source by rail) */
+	/* (ticks that read what had come, tagless, samples lost, state by rail) */
 	pthread_mutex_lock(&engine->lock);
 	for (unsigned i = 0; i < engine->rails; i++)
-		PyTuple_SET_ITEM(transmit, i, PyLong_FromLong(engine->rail[i].transmit));
+		PyTuple_SET_ITEM(rails, i, rail_state(engine, &engine->rail[i]));
 	result = Py_BuildValue(
 		"KKKN", (unsigned long long)(engine->ticks - engine->unread_ticks),
 		(unsigned long long)engine->tagless,
-		(unsigned long long)engine->samples_lost, transmit
+		(unsigned long long)engine->samples_lost, rails
 	);
 	pthread_mutex_unlock(&engine->lock);
 	return result;

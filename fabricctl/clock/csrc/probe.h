@@ -17,12 +17,14 @@ enum stamp_source {
 	STAMP_USER = 1, /* read beside the system call */
 	STAMP_SCHED = 2, /* kernel, before the queueing discipline */
 	STAMP_SOFTWARE = 3, /* kernel, at the driver */
+	STAMP_HARDWARE = 4, /* NIC, at the wire */
 };
 
 struct probe_record {
 	uint32_t seq;
 	uint8_t source; /* enum stamp_source; STAMP_NONE: the record is empty */
-	uint8_t pad[3];
+	uint8_t pad;
+	uint16_t error_ns; /* of a NIC's stamp in node time; 0 of the others */
 	int64_t node_ns; /* node time (docs/clock.md) of who stamped it */
 } __attribute__((packed));
 

@@ -16,6 +16,7 @@
 #define HEADERS_MAX 128 /* link, IPv6 and UDP headers before a looped probe, with room */
 #define IP_UDP_BYTES 48 /* IPv6 and UDP; IPv4 needs 20 less */
 #define UNSTAMPED_MAX 64 /* probes without a transmit stamp after which another kind is asked for */
+#define JUDGED 32 /* probes each way after which it is looked whether the NIC's stamps come */
 #define LARGEST 65000
 #define STAMP_CONTROL CMSG_SPACE(sizeof(uint32_t))
 
@@ -40,9 +41,13 @@ bool rail_address(
 	return true;
 }
 
-static int ask_stamps(int fd)
+static int ask_stamps(int fd, bool hardware)
 {
 	int flags = SOF_TIMESTAMPING_SOFTWARE | SOF_TIMESTAMPING_RX_SOFTWARE;
+
+	if (hardware) /* both of what leaves: a NIC that has no room for one more stamp gives none */
+		flags |= SOF_TIMESTAMPING_RAW_HARDWARE | SOF_TIMESTAMPING_RX_HARDWARE
+			 | SOF_TIMESTAMPING_OPT_TX_SWHW;
 
 	return setsockopt(fd, SOL_SOCKET, SO_TIMESTAMPING, &flags, sizeof(flags));
 }
@@ -58,7 +63,9 @@ static unsigned payload_of(const char *interface, int fd)
 							: LARGEST;
 }
 
-int rail_open(struct rail *rail, const char *address, uint16_t port, const char *interface)
+int rail_open(
+	struct rail *rail, const char *address, uint16_t port, const char *interface, int phc
+)
 {
 	struct sockaddr_storage own;
 	socklen_t size = 0;
@@ -77,7 +84,7 @@ int rail_open(struct rail *rail, const char *address, uint16_t port, const char 
 		setsockopt(fd, IPPROTO_IP, IP_MTU_DISCOVER, &NO_FRAGMENTS, sizeof(NO_FRAGMENTS));
 	else
 		setsockopt(fd, IPPROTO_IPV6, IPV6_MTU_DISCOVER, &NO_FRAGMENTS, sizeof(NO_FRAGMENTS));
-	if (bind(fd, (struct sockaddr *)&own, size) || ask_stamps(fd)
+	if (bind(fd, (struct sockaddr *)&own, size) || ask_stamps(fd, phc >= 0)
 	    || getsockname(fd, (struct sockaddr *)&own, &size)) {
 		result = -errno;
 		close(fd);
@@ -89,6 +96,7 @@ int rail_open(struct rail *rail, const char *address, uint16_t port, const char 
 		.port = ntohs(((struct sockaddr_in *)&own)->sin_port), /* IPv6 has it in the same place */
 		.mtu_payload = payload_of(interface, fd),
 		.transmit = STAMP_SOFTWARE,
+		.phc = phc,
 	};
 	return 0;
 }
@@ -102,11 +110,14 @@ unsigned rail_probe_bytes(const struct rail *rail, unsigned size_class)
 
 /* Which transmit stamp is wanted of one message, told beside it (socket-wide they would all be
  * stamped, and a stamp costs as much as a probe). */
-static void ask_stamp(struct msghdr *message, uint8_t *room, enum stamp_source transmit)
+static void ask_stamp(struct msghdr *message, uint8_t *room, const struct rail *rail)
 {
-	uint32_t flags = transmit == STAMP_SCHED ? SOF_TIMESTAMPING_TX_SCHED
-						 : SOF_TIMESTAMPING_TX_SOFTWARE;
+	uint32_t flags = rail->transmit == STAMP_SCHED ? SOF_TIMESTAMPING_TX_SCHED
+						       : SOF_TIMESTAMPING_TX_SOFTWARE;
 	struct cmsghdr *c;
+
+	if (rail->phc >= 0)
+		flags |= SOF_TIMESTAMPING_TX_HARDWARE;
 
 	message->msg_control = room;
 	message->msg_controllen = STAMP_CONTROL;
@@ -132,19 +143,22 @@ void rail_send(struct rail *rail, const struct rail_out *out, unsigned count)
 		message->msg_namelen = out[i].to_size;
 		message->msg_iov = parts[i];
 		message->msg_iovlen = out[i].bytes > PROBE_BYTES ? 2 : 1;
-		if (out[i].stamped && rail->transmit != STAMP_USER)
-			ask_stamp(message, control[i], rail->transmit);
+		if (out[i].stamped && (rail->transmit != STAMP_USER || rail->phc >= 0))
+			ask_stamp(message, control[i], rail);
 	}
 	for (unsigned done = 0; done < count;) {
 		int sent = sendmmsg(rail->fd, messages + done, count - done, MSG_DONTWAIT);
 
-		for (int i = 0; i < sent; i++)
+		for (int i = 0; i < sent; i++) {
 			rail->asked += out[done + (unsigned)i].stamped;
+			rail->lately.sent += out[done + (unsigned)i].stamped;
+		}
 		done += sent > 0 ? (unsigned)sent : 1; /* one that fails does not keep the others back */
 	}
 }
 
-static bool stamp_of(struct msghdr *message, int64_t *real_ns)
+/* The kernel's own stamp and the NIC's, as far as there are any; false: neither. */
+static bool stamps_of(struct msghdr *message, int64_t *real_ns, int64_t *phc_ns)
 {
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c)) {
 		struct timespec t[3];
@@ -153,7 +167,8 @@ static bool stamp_of(struct msghdr *message, int64_t *real_ns)
 			continue;
 		memcpy(t, CMSG_DATA(c), sizeof(t));
 		*real_ns = t[0].tv_sec * 1000000000LL + t[0].tv_nsec;
-		return *real_ns != 0;
+		*phc_ns = t[2].tv_sec * 1000000000LL + t[2].tv_nsec;
+		return *real_ns || *phc_ns;
 	}
 	return false;
 }
@@ -194,7 +209,8 @@ int rail_read_arrived(struct rail *rail, struct rail_arrived arrived[RAIL_BATCH]
 	for (int i = 0; i < count; i++) {
 		memset(&arrived[i], 0, sizeof(arrived[i])); /* from 0: nobody's */
 		arrived[i].probe.from = UINT32_MAX;
-		if (messages[i].msg_len < PROBE_BYTES || !stamp_of(&messages[i].msg_hdr, &arrived[i].real_ns))
+		if (messages[i].msg_len < PROBE_BYTES
+		    || !stamps_of(&messages[i].msg_hdr, &arrived[i].real_ns, &arrived[i].phc_ns))
 			continue;
 		memcpy(&arrived[i].probe, data[i], PROBE_BYTES);
 		if (le32toh(arrived[i].probe.magic) != PROBE_MAGIC)
@@ -232,20 +248,27 @@ int rail_read_sent(struct rail *rail, uint64_t session, struct rail_sent sent[RA
 		struct probe probe;
 
 		sent[i] = (struct rail_sent){ .to = UINT32_MAX };
-		if (!stamp_of(&messages[i].msg_hdr, &sent[i].real_ns)
+		if (!stamps_of(&messages[i].msg_hdr, &sent[i].real_ns, &sent[i].phc_ns)
 		    || !find_probe(data[i], messages[i].msg_len, session, &probe))
 			continue;
 		sent[i].to = le32toh(probe.to);
 		sent[i].seq = le32toh(probe.seq);
-		rail->stamped++;
+		rail->stamped += sent[i].real_ns != 0;
 	}
 	return count;
 }
 
-void rail_choose_transmit(struct rail *rail)
+void rail_choose_stamps(struct rail *rail)
 {
-	if (rail->stamped || rail->asked < UNSTAMPED_MAX || rail->transmit == STAMP_USER)
+	if (!rail->stamped && rail->asked >= UNSTAMPED_MAX && rail->transmit != STAMP_USER) {
+		rail->transmit = rail->transmit == STAMP_SOFTWARE ? STAMP_SCHED : STAMP_USER;
+		rail->asked = 0;
+	}
+	if (rail->phc < 0 || rail->lately.sent < JUDGED || rail->lately.arrived < JUDGED)
 		return;
-	rail->transmit = rail->transmit == STAMP_SOFTWARE ? STAMP_SCHED : STAMP_USER;
-	rail->asked = 0;
+	/* Of both ways the same: what lies between the kernel's stamp and the NIC's would else look
+	 * like an asymmetric path. */
+	rail->hardware = 2 * rail->lately.sent_hardware > rail->lately.sent
+			 && 2 * rail->lately.arrived_hardware > rail->lately.arrived;
+	memset(&rail->lately, 0, sizeof(rail->lately));
 }

@@ -1,4 +1,5 @@
-/* One rail's socket: batches of probes in and out with the kernel's stamps (CLOCK_REALTIME). */
+/* One rail's socket: batches of probes in and out with their stamps: the kernel's (CLOCK_REALTIME), and
+ * where the NIC gives them those of its own clock. 0: there is none. */
 #ifndef FABRIC_CLOCK_RAILS_H
 #define FABRIC_CLOCK_RAILS_H
 
@@ -8,7 +9,7 @@
 
 struct rail_arrived {
 	struct probe probe;
-	int64_t real_ns;
+	int64_t real_ns, phc_ns;
 };
 
 struct rail_out {
@@ -21,13 +22,16 @@ struct rail_out {
 
 struct rail_sent {
 	uint32_t to, seq;
-	int64_t real_ns;
+	int64_t real_ns, phc_ns; /* one of them */
 };
 
 bool rail_address(
 	const char *text, uint16_t port, struct sockaddr_storage *address, socklen_t *size
 );
-int rail_open(struct rail *rail, const char *address, uint16_t port, const char *interface);
+/* phc: place of the NIC's clock in the engine; -1: its stamps are not asked for. */
+int rail_open(
+	struct rail *rail, const char *address, uint16_t port, const char *interface, int phc
+);
 unsigned rail_probe_bytes(const struct rail *rail, unsigned size_class);
 /* What could not be sent is left out: it counts as lost. */
 void rail_send(struct rail *rail, const struct rail_out *out, unsigned count);
@@ -35,7 +39,8 @@ void rail_send(struct rail *rail, const struct rail_out *out, unsigned count);
 int rail_read_arrived(struct rail *rail, struct rail_arrived arrived[RAIL_BATCH]);
 /* The same for transmit stamps of our own probes. */
 int rail_read_sent(struct rail *rail, uint64_t session, struct rail_sent sent[RAIL_BATCH]);
-/* Asks for another transmit stamp when the driver gives none. */
-void rail_choose_transmit(struct rail *rail);
+/* Asks for another transmit stamp when the driver gives none; chooses between the kernel's stamps and
+ * the NIC's. */
+void rail_choose_stamps(struct rail *rail);
 
 #endif

@@ -7,7 +7,7 @@ against it. It imports nothing but the standard library, so that the agent stays
 
 from fabricctl.store.schema.attributes import JOB_ATTRIBUTES, NODE_ATTRIBUTES, TRACE_ATTRIBUTES
 from fabricctl.store.schema.base import MONO, NOT_MEASURED, REAL, Attribute, Column, Table
-from fabricctl.store.schema.clock import DELAY, JOB_CLOCK, ClockStatus
+from fabricctl.store.schema.clock import DELAY, JOB_CLOCK, ClockStatus, StampSource
 from fabricctl.store.schema.node import (
     CLOCK,
     HOST,
@@ -113,6 +113,7 @@ __all__ = [
     "RankState",
     "Severity",
     "StallKind",
+    "StampSource",
     "StepEvent",
     "Table",
 ]

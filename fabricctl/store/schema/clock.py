@@ -13,6 +13,20 @@ class ClockStatus(IntEnum):
     HOLDOVER = 2
 
 
+class StampSource(IntEnum):
+    """Of a probe's stamps, from the worst to the best (enum stamp_source of clock/csrc/probe.h)."""
+
+    NONE = 0
+    USER = 1
+    SCHED = 2
+    SOFTWARE = 3
+    HARDWARE = 4
+
+
+_STAMPS = (
+    "4: the NIC's clock, 3: the kernel, at the driver, 2: before the queueing discipline, 1: read "
+    "beside the system call."
+)
 _DELAYS = (("min", "the least"), ("p50", "median"), ("p99", "99th percentile"), ("max", "the most"))
 
 JOB_CLOCK = Table(
@@ -28,6 +42,13 @@ JOB_CLOCK = Table(
         Column("early_ns", "I", "ns", "Job time was certainly not earlier by more than this."),
         Column("late_ns", "I", "ns", "Job time was certainly not later by more than this."),
         Column("probe_hz", "I", "Hz", "Pairs of probes a second and peer."),
+        Column(
+            "stamps",
+            "B",
+            "1",
+            f"Where this node's stamps came from, on the rail that had the worst. {_STAMPS}",
+            values=StampSource,
+        ),
     ),
 )
 
@@ -50,5 +71,7 @@ DELAY = Table(
         Column("arrived", "I", "1", "Of them arrived; those under way count as not yet."),
         Column("duplicates", "I", "1", "Copies received so far, of all sizes."),
         Column("reordered", "I", "1", "Received late so far, behind later ones, of all sizes."),
+        Column("sent_stamps", "B", "1", "Worst source of their sending.", values=StampSource),
+        Column("received_stamps", "B", "1", "Worst source of their arrival.", values=StampSource),
     ),
 )
