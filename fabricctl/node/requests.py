@@ -13,7 +13,7 @@ from fabricctl.node import rootfiles
 from fabricctl.records import JobStart
 
 _NAME = re.compile(r"([1-9][0-9]{0,9})\.(start|stop)")
-TEMPORARY_S = 60.0  # a writer needs a millisecond between making and renaming its file
+WRITING_S = 5.0  # a writer needs a millisecond between making and closing its file
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ def waiting(directory: Path, refuse: Callable[[Path, str], None]) -> list[Reques
         except OSError:
             continue
         if match is None:
-            if not entry.name.startswith(".") or time.time() - status.st_mtime > TEMPORARY_S:
-                refuse(path, "its name is not <job>.start or <job>.stop")
+            refuse(path, "its name is not <job>.start or <job>.stop")
         elif not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             refuse(path, "not a file of root")
         else:
@@ -50,12 +49,17 @@ def waiting(directory: Path, refuse: Callable[[Path, str], None]) -> list[Reques
     return sorted(found, key=lambda request: (request.written_real_ns, request.what))
 
 
-def read_start(request: Request) -> tuple[JobStart, str]:
-    """The request and its text; raises OSError or FabricError for one that no prolog writes."""
+def read_start(request: Request) -> tuple[JobStart, str] | None:
+    """The request and its text, None while it is being written; raises OSError or FabricError for
+    one that no prolog writes."""
     try:
         text = rootfiles.read_small(request.path, os.geteuid()).decode()
     except UnicodeDecodeError:
         raise FabricError("not UTF-8") from None
+    if not text.endswith("\n") or not text.splitlines()[-1].startswith("envelope="):
+        if -WRITING_S < time.time() - request.written_real_ns / 1e9 < WRITING_S:
+            return None
+        raise FabricError("is not whole")
     start = JobStart.parse(text)
     if start.job != request.job:
         raise FabricError(f"is about job {start.job}")

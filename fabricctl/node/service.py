@@ -35,6 +35,8 @@ from fabricctl.node.steerers import Steerers
 from fabricctl.paths.keeper import PathsKeeper
 from fabricctl.store.schema import Severity
 
+# Slurm waits for what slurmd does after prolog and epilog: what we do then would be in its way.
+AFTER_SLURMD_S = 0.05
 RESCAN_S = 5.0  # requests are looked for even when inotify told nothing
 ERROR_PAUSE_S = 0.5  # an error that repeats must not use up a core
 LOCK_WAIT_S = 5.0  # steps and agents try the lock for an instant to see whether it is held
@@ -205,6 +207,10 @@ class Service:
             self._watch_requests()
             return
         for request in waiting:
+            young_s = AFTER_SLURMD_S - (time.time_ns() - request.written_real_ns) / 1e9
+            if 0 < young_s <= AFTER_SLURMD_S:
+                self._next_scan_s = now_s + young_s
+                return  # those after it are younger
             if request.what == "start":
                 self._serve_start(request, now_s)
             else:
@@ -212,10 +218,13 @@ class Service:
 
     def _serve_start(self, request: Request, now_s: float) -> None:
         try:
-            start, text = requests.read_start(request)
+            read = requests.read_start(request)
         except (OSError, FabricError) as error:
             self._refuse(request.path, str(error))
             return
+        if read is None:
+            return  # the next look finds it whole
+        start, text = read
         known = self._allocations.get(start.job)
         if known is None:
             allocation = self._keeper.new(start, text, request.written_real_ns)

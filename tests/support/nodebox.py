@@ -160,10 +160,7 @@ class NodeBox:
         self.put(f"{job}.stop", f"job={job}\n")
 
     def put(self, name: str, text: str) -> None:
-        new = self.files.requests / f".{name}"
-        new.write_text(text)
-        new.chmod(0o600)
-        new.rename(self.files.requests / name)
+        (self.files.requests / name).write_text(text)
 
     # What there is to see
 

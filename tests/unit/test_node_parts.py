@@ -43,9 +43,8 @@ def test_requests_come_in_the_order_they_were_written(tmp_path: Path) -> None:
     ]
 
 
-def test_garbage_is_refused_and_a_file_being_written_is_left_alone(tmp_path: Path) -> None:
-    write(tmp_path / ".5.start", "half", 5)
-    write(tmp_path / ".6.start", "left by a crash", 3600)
+def test_garbage_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / ".6.start", "left by an earlier version")
     write(tmp_path / "07.start", "")
     write(tmp_path / "7.begin", "")
     (tmp_path / "8.start").mkdir()
@@ -57,7 +56,18 @@ def test_garbage_is_refused_and_a_file_being_written_is_left_alone(tmp_path: Pat
     assert names == {".6.start", "07.start", "7.begin", "8.start", "9.start", "10.stop"}
     for name in names:
         requests.remove(tmp_path / name)
-    assert [path.name for path in tmp_path.iterdir()] == [".5.start"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("length", [0, 20, -1])
+def test_a_request_that_is_being_written_is_left_alone(tmp_path: Path, length: int) -> None:
+    write(tmp_path / "5.start", start_text()[:length], 1)
+    (request,) = requests.waiting(tmp_path, Refused())
+    assert requests.read_start(request) is None
+    write(tmp_path / "5.start", start_text()[:length], 6)  # its prolog died
+    (request,) = requests.waiting(tmp_path, Refused())
+    with pytest.raises(FabricError, match="not whole"):
+        requests.read_start(request)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +87,7 @@ def test_garbage_is_refused_and_a_file_being_written_is_left_alone(tmp_path: Pat
     ],
 )
 def test_a_start_request_that_no_prolog_writes_is_refused(tmp_path: Path, text: str) -> None:
-    write(tmp_path / "5.start", text)
+    write(tmp_path / "5.start", text, 6)
     (request,) = requests.waiting(tmp_path, Refused())
     with pytest.raises((FabricError, OSError)):
         requests.read_start(request)
@@ -86,7 +96,9 @@ def test_a_start_request_that_no_prolog_writes_is_refused(tmp_path: Path, text: 
 def test_a_start_request_is_read(tmp_path: Path) -> None:
     write(tmp_path / "5.start", start_text(), 3)
     (request,) = requests.waiting(tmp_path, Refused())
-    start, text = requests.read_start(request)
+    read = requests.read_start(request)
+    assert read is not None
+    start, text = read
     assert (start.job, start.user, start.nodes) == (5, "alice", ("n1", "n2"))
     assert text == start_text()
     assert 2e9 < time.time_ns() - request.written_real_ns < 10e9

@@ -70,7 +70,6 @@ def test_the_prolog_announces_the_job(requests: Path) -> None:
 def test_the_epilog_announces_the_end(requests: Path) -> None:
     assert run(EPILOG, requests).stderr == ""
     assert names(requests) == ["17.stop"]
-    assert (requests / "17.stop").read_text() == "job=17\n"
     assert (requests / "17.stop").stat().st_mode & 0o777 == 0o600
 
 
@@ -153,7 +152,9 @@ def test_a_full_run_dir_leaves_no_half_request(script: Path, requests: Path) -> 
     environment = {**SLURM, "SPANK_FABRIC_ENVELOPE": ENVELOPE, "PATH": os.environ["PATH"]}
     environment["FABRIC_RUN_DIR"] = str(requests.parent)
     done = execute(["unshare", "-m", "sh", "-c", inside], environment)
-    assert done.stderr.splitlines()[-2:] == ["status 0", "full"]
+    left = done.stderr.partition("status 0\n")[2].split()
+    # An end says all by its name, which there is room for.
+    assert left == (["full"] if script == PROLOG else ["17.stop", "full"])
 
 
 @SCRIPTS
@@ -162,8 +163,7 @@ def test_the_key_is_in_no_command_line(script: Path, requests: Path) -> None:
     traced = execute(["sh", "-x", str(script)], given).stderr
     ran = [line for line in traced.splitlines() if re.match(r"\+ (?!\[|printf |case )", line)]
     commands = [line for line in ran if not re.match(r"\+ \w+=", line)]
-    assert any(line.startswith("+ mv -f") for line in commands)
-    assert not any(KEY in line for line in commands)
+    assert {line.split()[1] for line in commands} == {"umask", "exit"}  # no program at all
     builtin = execute(["sh", "-c", "command -V printf >&2"], {}).stderr
     assert builtin == "printf is a shell builtin\n"
 
