@@ -71,12 +71,22 @@ static int set_on_missing(struct args *args, const char *value)
 	return 0;
 }
 
+static int set_path(char path[RUN_DIR_SIZE], const char *value)
+{
+	if (value[0] != '/' || strlen(value) >= RUN_DIR_SIZE)
+		return -1;
+	snprintf(path, RUN_DIR_SIZE, "%s", value);
+	return 0;
+}
+
 static int set_run_dir(struct args *args, const char *value)
 {
-	if (value[0] != '/' || strlen(value) >= sizeof args->run_dir)
-		return -1;
-	snprintf(args->run_dir, sizeof args->run_dir, "%s", value);
-	return 0;
+	return set_path(args->run_dir, value);
+}
+
+static int set_hint(struct args *args, const char *value)
+{
+	return set_path(args->hint, value);
 }
 
 static int set_sample_hz(struct args *args, const char *value)
@@ -97,6 +107,7 @@ static const struct {
 	{"max_spares", "a number of nodes, 0 to 99999", set_max_spares},
 	{"max_share", "a number of percent, 0 to 100", set_max_share},
 	{"on_missing", "warn or refuse", set_on_missing},
+	{"hint", "an absolute path", set_hint},
 	{"run_dir", "an absolute path", set_run_dir},
 	{"sample_hz", "a number, 0.1 to 100", set_sample_hz},
 };
@@ -153,7 +164,7 @@ static void unknown(const char *arg, size_t length, void (*report)(const char *m
 	else
 		snprintf(message, sizeof message,
 			 "fabric: plugstack: unknown key '%s': known are default, allow, "
-			 "allow_clock, max_spares, max_share, on_missing, run_dir, sample_hz",
+			 "allow_clock, hint, max_spares, max_share, on_missing, run_dir, sample_hz",
 			 shown);
 	report(message);
 }

@@ -87,6 +87,7 @@ struct args {
 	char run_dir[RUN_DIR_SIZE];
 	char sample_hz[HZ_SIZE];
 	bool allowed_clock[STEER_COUNT];
+	char hint[RUN_DIR_SIZE]; /* "": none is looked at */
 };
 
 /* Each thing wrong is reported and left out; what remains is always usable. */
@@ -94,6 +95,14 @@ void args_parse(struct args *args, int ac, char *const av[], void (*report)(cons
 /* "off, observe": what users of this site may ask for. */
 const char *args_allowed(const struct args *args);
 const char *args_allowed_clock(const struct args *args);
+
+/* --- hint.c: what the site has to say to who submits ---------------------------------------- */
+
+#define HINT_SIZE 400
+
+/* `nodes` 0: not known. Says at most two lines. */
+void hint_look(const char *path, unsigned long nodes, bool switches_given,
+	       void (*say)(const char *words));
 
 /* --- rundir.c: the node's run_dir, by descriptor; every int is -1 with errno when it fails -- */
 

@@ -153,6 +153,11 @@ static int hand_over(spank_t spank, const char *text)
 	return spank_job_control_setenv(spank, ENVELOPE_NAME, text, 1) == ESPANK_SUCCESS ? 0 : -1;
 }
 
+static void say(const char *words)
+{
+	slurm_info("fabric: submit: %s", words);
+}
+
 /* One key for all components of a heterogeneous job. */
 static void submit_job(spank_t spank, const struct args *args)
 {
@@ -197,6 +202,8 @@ static void submit_job(spank_t spank, const struct args *args)
 		slurm_error("fabric: submit: envelope: %s", why);
 		refuse_submission();
 	}
+	if (!later_component)
+		hint_look(args->hint, nodes_asked(), slurm_own_option("switches") != NULL, say);
 out:
 	explicit_bzero(text, sizeof text);
 	/* Spares, share and clock are those of the component they were given to, the mode is the whole job's. */

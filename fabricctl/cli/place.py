@@ -22,20 +22,33 @@ JSON_VERSION = 1
               help="Also name K free nodes in other failure groups.")  # fmt: skip
 @click.option("--topology", type=click.Path(path_type=Path, dir_okay=False), metavar="REPORT",
               help="Print a topology.conf, from an `audit --full --json`.")  # fmt: skip
+@click.option("--publish", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Write what the plugin tells who submits (its hint=).")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 def command(
-    job: str | None, count: int | None, spares: int, topology: Path | None, *, as_json: bool
+    job: str | None,
+    count: int | None,
+    spares: int,
+    topology: Path | None,
+    publish: Path | None,
+    *,
+    as_json: bool,
 ) -> None:
     """Which switches JOB's nodes hang on, how many it needs at least, and what crosses them.
 
-    Switches are Slurm's (topology.conf); one that was measured comes with --topology.
+    Switches are Slurm's (topology.conf); one that was measured comes with --topology. What
+    --publish writes counts for 15 minutes: have it done every few (docs/administration.md).
     """
     from fabricctl.slurm.choose import open_slurm
 
-    if (job is not None) + (count is not None) + (topology is not None) != 1:
-        raise UsageError("place: a job, --nodes N, or --topology REPORT: one of them")
+    if sum(each is not None for each in (job, count, topology, publish)) != 1:
+        ways = "a job, --nodes N, --topology REPORT or --publish FILE"
+        raise UsageError(f"place: {ways}: one of them")
     if topology is not None:
         click.echo(_topology(topology), nl=False)
+        return
+    if publish is not None:
+        _publish(publish)
         return
     slurm = open_slurm()
     said = _job(slurm, job, spares) if job is not None else _hint(slurm, count or 1, spares)
@@ -99,6 +112,24 @@ def _hint(slurm: "Slurm", count: int, spares: int) -> dict[str, Any]:
                      f"{total} fit on {found[0]}")  # fmt: skip
     return {"options": options, "switches": found[0] if found else None, "free": len(free),
             "text": [f"sbatch {' '.join(options)} ...", *words]}  # fmt: skip
+
+
+def _publish(path: Path) -> None:
+    """What a login node's plugin reads in a few system calls, whole or not at all."""
+    from fabricctl import fields
+    from fabricctl.cli.status import look
+    from fabricctl.fleet.place import most_under_one
+    from fabricctl.slurm.topology import switches
+
+    rails = "; ".join(one["text"] for one in look()["findings"] if one["kind"] == "rail_down")
+    said = {"under_one_switch": str(most_under_one(switches())), "rails": rails}
+    fresh = path.with_name(f".{path.name}.new")
+    try:
+        fresh.write_text(fields.encode(said) + "\n")
+        fresh.chmod(0o644)
+        fresh.replace(path)
+    except OSError as error:
+        raise SystemRefusedError(f"place: {path}: {error.strerror}") from None
 
 
 def _topology(path: Path) -> str:

@@ -28,6 +28,11 @@ def leaf_of(switches: Sequence[Switch]) -> dict[str, str]:
     return {node: each.name for each in switches if not each.level for node in each.nodes}
 
 
+def most_under_one(switches: Sequence[Switch]) -> int:
+    """Nodes of the largest leaf switch; 0 where nothing is known of switches."""
+    return max(Counter(leaf_of(switches).values()).values(), default=0)
+
+
 def lie(nodes: Sequence[str], switches: Sequence[Switch]) -> Lie:
     """Of a job's nodes, against the best that this fabric has."""
     leaf = leaf_of(switches)

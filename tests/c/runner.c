@@ -133,9 +133,9 @@ static int show_args(int ac, char *const av[])
 	struct args args;
 
 	args_parse(&args, ac, av, report);
-	printf("default=%s allow=(%s) allow_clock=(%s) max_spares=%u max_share=%u on_missing=%s run_dir=%s sample_hz=%s\n",
+	printf("default=%s allow=(%s) allow_clock=(%s) max_spares=%u max_share=%u on_missing=%s run_dir=%s sample_hz=%s hint=%s\n",
 	       mode_name(args.default_mode), args_allowed(&args), args_allowed_clock(&args), args.max_spares, args.max_share,
-	       args.refuse ? "refuse" : "warn", args.run_dir, args.sample_hz);
+	       args.refuse ? "refuse" : "warn", args.run_dir, args.sample_hz, args.hint);
 	return 0;
 }
 
@@ -175,6 +175,17 @@ static int wait_paths(char *const av[])
 	return 0;
 }
 
+static void say(const char *words)
+{
+	puts(words);
+}
+
+static int hint(char *const av[])
+{
+	hint_look(av[0], strtoul(av[1], NULL, 10), *av[2] == 'y', say);
+	return 0;
+}
+
 static int split_paths(const char *hex)
 {
 	char name[PATHS_NAME_SIZE], value[PATHS_VALUE_SIZE];
@@ -205,8 +216,10 @@ int main(int ac, char *av[])
 		return mark(av + 2);
 	if (!strcmp(what, "paths-wait") && ac == 5)
 		return wait_paths(av + 2);
+	if (!strcmp(what, "hint") && ac == 5)
+		return hint(av + 2);
 	if (!strcmp(what, "paths-split") && ac == 3)
 		return split_paths(av[2]);
-	fprintf(stderr, "usage: runner fields|append|envelope|make|args|look|mark|paths-... ...\n");
+	fprintf(stderr, "usage: runner fields|append|envelope|make|args|look|mark|hint|paths-... ...\n");
 	return 2;
 }

@@ -350,6 +350,22 @@ def test_command_line_then_environment_then_the_sites_default(
     assert found == (f"v=1;{envelope}" if envelope else "")
 
 
+def test_who_submits_is_told_what_the_site_published(lab: Lab) -> None:
+    hint = "/shared/submit-hint"
+    lab.host_path("ctl", hint).write_text("under_one_switch=2\nrails=n3: rail r1 is down\n")
+    script = "#!/bin/sh\n#SBATCH -N2 --fabric-resilience=observe\ntrue\n"
+    with plugstack(lab, f"hint={hint}"):
+        told = lab.run(["sbatch", "--parsable"], input=script)
+        plain = lab.run(["sbatch", "--parsable", "--wrap", "true"])
+    lab.run(["scancel", told.stdout.strip(), plain.stdout.strip()], check=False)
+    assert told.stderr.splitlines() == [
+        "sbatch: fabric: submit: hint: 2 nodes fit under one switch: "
+        "--switches=1@10:00 waits up to ten minutes for that",
+        "sbatch: fabric: submit: hint: n3: rail r1 is down",
+    ]
+    assert plain.stderr == ""
+
+
 # Mistakes in plugstack.conf -------------------------------------------------------------------
 
 

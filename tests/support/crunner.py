@@ -7,7 +7,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 # The files of the plugin that know nothing of Slurm.
-SOURCES = ("args.c", "envelope.c", "fields.c", "mode.c", "paths.c", "protect.c", "rundir.c")
+SOURCES = (
+    "args.c",
+    "envelope.c",
+    "fields.c",
+    "hint.c",
+    "mode.c",
+    "paths.c",
+    "protect.c",
+    "rundir.c",
+)
 FLAGS = (
     "-std=gnu11",
     "-D_GNU_SOURCE",

@@ -211,7 +211,8 @@ def test_both_sides_agree_on_what_an_envelope_is(runner: Runner, text: str, answ
 # plugstack.conf -------------------------------------------------------------------------------
 
 KNOWN = (
-    "known are default, allow, allow_clock, max_spares, max_share, on_missing, run_dir, sample_hz"
+    "known are default, allow, allow_clock, hint, max_spares, max_share, on_missing, run_dir, "
+    "sample_hz"
 )
 AS_DEFAULT = {
     "default": "off",
@@ -222,6 +223,7 @@ AS_DEFAULT = {
     "on_missing": "warn",
     "run_dir": "/run/fabricctl",
     "sample_hz": "",
+    "hint": "",
 }
 
 
@@ -248,6 +250,7 @@ def plugstack(runner: Runner, *arguments: str) -> tuple[list[str], dict[str, str
         (("max_spares=0",), {"max_spares": "0"}),
         (("max_share=100",), {"max_share": "100"}),
         (("on_missing=refuse",), {"on_missing": "refuse"}),
+        (("hint=/shared/hint",), {"hint": "/shared/hint"}),
         (("run_dir=/run/x", "sample_hz=0.25"), {"run_dir": "/run/x", "sample_hz": "0.25"}),
     ],
 )
@@ -290,6 +293,7 @@ def test_plugstack_arguments_set_what_they_name(
         ("max_share=10-20", "max_share=10-20: not a number of percent, 0 to 100; ignored"),
         ("max_share=101", "max_share=101: not a number of percent, 0 to 100; ignored"),
         ("on_missing=fail", "on_missing=fail: not warn or refuse; ignored"),
+        ("hint=x", "hint=x: not an absolute path; ignored"),
         ("run_dir=run", "run_dir=run: not an absolute path; ignored"),
         ("sample_hz=0", "sample_hz=0: not a number, 0.1 to 100; ignored"),
         ("sample_hz=1000", "sample_hz=1000: not a number, 0.1 to 100; ignored"),
