@@ -3,11 +3,13 @@
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -190,6 +192,35 @@ def test_maintenance_keeps_its_budget_through_kills_and_loses_no_job(fleet: Lab)
     until(lambda: fleet.exec("ctl", show).stdout.split() == ["COMPLETED"] * len(jobs),
           "a job was lost")  # fmt: skip
     until(lambda: not ask(fleet, "status")["findings"], "a node is out")
+
+
+def test_maintenance_moves_a_run_to_its_spare(fleet: Lab) -> None:
+    """A rank's node is drained: the run goes on with the spare, and ends as the unbroken one."""
+    root = Path(__file__).parents[2]
+    steps = f"{root}/.venv/bin/python {root}/examples/stencil.py --steps 300 --every 5 --cells 4096"
+    out = fleet.paths.shared / "home" / "alice"
+
+    def run(name: str, pause_s: float) -> int:
+        script = "export OMPI_MCA_mpi_yield_when_idle=1; fabricctl run --spares 1 "
+        options = ("--fabric-resilience", "-p", "all", "-wn1,n2,n3", "-N3", "-n3", f"-o{name}.out")
+        return submit(fleet, f"{script}{steps} --pause {pause_s}", *options)
+
+    def told(name: str) -> str:
+        path = out / f"{name}.out"
+        return path.read_text() if path.exists() else ""
+
+    moved = run("moved", 0.03)
+    until(lambda: "first step done" in told("moved"), "the run does not begin")
+    words = ["maintenance", "plan", "moving", "--nodes", "n2", "--budget", "1", "--migrate",
+             "--", "true"]  # fmt: skip
+    fleet.exec("ctl", ["fabricctl", *words])
+    output, _ = maintain(fleet, "moving").communicate(timeout=60)
+    assert ask(fleet, "maintenance", "status", "moving")["nodes"]["n2"]["state"] == "done", output
+    assert not ended(fleet, moved), "the node was free only when the job was over"
+    whole = run("whole", 0.0)
+    until(lambda: ended(fleet, moved, whole), "the runs do not end")
+    rings = [re.findall(r"ring ([0-9a-f]{16})", told(name)) for name in ("moved", "whole")]
+    assert rings[0] and rings[0][-1] == rings[1][-1], told("moved")
 
 
 def test_maintenance_stops_at_a_failure_and_touches_no_drain_of_others(fleet: Lab) -> None:
