@@ -4,8 +4,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fabricctl.errors import LabError
+from fabricctl.lab.units import Mount, Sandbox
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Service:
     wait_for: str = ""  # boot goes on when this path exists
     wait_s: float = 30.0  # ... and fails when it does not by then
     env: Mapping[str, str] = field(default_factory=dict)
+    sandbox: Sandbox | None = None  # as its systemd unit has it
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Boot:
     cgroup_dirs: tuple[Path, ...]  # groups to enter
     cgroup_mounts: Mapping[str, str]  # see nodefs.enter
     services: tuple[Service, ...]
+    mounts: tuple[Mount, ...] = ()
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, default=str)
@@ -41,9 +45,7 @@ class Boot:
         """Raises :class:`LabError` for what :meth:`to_json` did not write."""
         try:
             given = json.loads(text)
-            services = tuple(
-                Service(**{**item, "argv": tuple(item["argv"])}) for item in given["services"]
-            )
+            services = tuple(Service(**_tuples(item)) for item in given["services"])
             return cls(
                 node=given["node"],
                 state=Path(given["state"]),
@@ -52,6 +54,15 @@ class Boot:
                 cgroup_dirs=tuple(map(Path, given["cgroup_dirs"])),
                 cgroup_mounts=given["cgroup_mounts"],
                 services=services,
+                mounts=tuple(Mount(**_tuples(item)) for item in given["mounts"]),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise LabError(f"boot.json cannot be read: {error}") from None
+
+
+def _tuples(item: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has lists only, and nothing that says what an object was."""
+    found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in item.items()}
+    if found.get("sandbox"):
+        found["sandbox"] = Sandbox(**_tuples(found["sandbox"]))
+    return found

@@ -121,6 +121,8 @@ class Init:
             os.initgroups(user.pw_name, user.pw_gid)
             os.setgid(user.pw_gid)
             os.setuid(user.pw_uid)
+        if service.sandbox is not None:
+            service.sandbox.enter()
         os.execve(  # noqa: S606
             service.argv[0], service.argv, {**_ENVIRONMENT, "PATH": self.path, **service.env}
         )
@@ -273,6 +275,8 @@ def _be_init(boot: Boot, ready: int) -> None:
     nodefs.enter(boot.state, boot.node, list(boot.code), dict(boot.cgroup_mounts))
     kernel.never_set_clocks()
     _own_directories()
+    for item in boot.mounts:
+        item.make()
     _make_room_in_cgroup()
     init = Init(boot, os.environ["PATH"])
     init.start_all()

@@ -5,7 +5,7 @@ import fcntl
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,7 +29,8 @@ _SYS_MOUNT_SETATTR = 442
 # linux/nsfs.h: _IOR(0xb7, 5, __u64)
 _NS_GET_MNTNS_ID = 0x8008_B705
 
-_PR_CAPBSET_DROP, _CAP_SYS_TIME = 24, 25  # linux/prctl.h, linux/capability.h
+# linux/prctl.h, linux/capability.h
+_PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _CAP_SYS_TIME = 23, 24, 38, 25
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -52,6 +53,20 @@ def setns(fd: int, kind: int) -> None:
 def never_set_clocks() -> None:
     """What this process starts cannot set the machine's clocks, root or not (capabilities(7))."""
     _check(_libc.prctl(_PR_CAPBSET_DROP, _CAP_SYS_TIME, 0, 0, 0), "PR_CAPBSET_DROP")
+
+
+def keep_capabilities(numbers: Collection[int]) -> None:
+    """What this process execs has these at most (capabilities(7), bounding set)."""
+    number = 0
+    while (there := _libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0)) >= 0:
+        if there and number not in numbers:
+            _check(_libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0), "PR_CAPBSET_DROP")
+        number += 1
+
+
+def gain_nothing_by_exec() -> None:
+    """No set-user-ID program gives more rights (prctl(2), PR_SET_NO_NEW_PRIVS)."""
+    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS")
 
 
 def unshare_mounts() -> None:

@@ -76,6 +76,7 @@ class Nodes:
             cgroup_dirs=tuple(cgroups.renew(self.spec.name, name)),
             cgroup_mounts=_cgroup_mounts(),
             services=_services(self.spec, name, site),
+            mounts=site.mounts() if site and name != CONTROLLER else (),
         )
         file = node.dir / "boot.json"
         file.write_text(boot.to_json())

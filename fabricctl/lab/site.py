@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import fabricctl
+from fabricctl.lab import units
 from fabricctl.lab.boot import Service
 from fabricctl.lab.spec import SHARED
 
@@ -93,7 +94,14 @@ class Site:
         if not self.has_service:
             return ()
         argv = (sys.executable, "-m", _NODE_SERVICE)
-        return (Service("fabricctl-node", argv, restart=True),)
+        unit = units.find(code_root(), "fabricctl-node.service")
+        rights = units.sandbox(unit) if unit else None
+        return (Service("fabricctl-node", argv, restart=True, sandbox=rights),)
+
+    def mounts(self) -> tuple[units.Mount, ...]:
+        """What is mounted on every compute node when it boots."""
+        unit = units.find(code_root(), "run-fabricctl-track.mount")
+        return (units.mount(unit),) if unit and self.has_service else ()
 
 
 def _install(script: Path, target: Path) -> None:

@@ -26,6 +26,7 @@ from fabricctl.store.schema import Severity
 from fabricctl.telemetry import processes
 
 LAB = Path("/run/fabricctl-lab")  # on no real node; a lab's nodes have a virtual system clock
+CAP_SYS_TIME = 25  # linux/capability.h
 RESTART_S = (0.2, 1.0, 5.0, 30.0)
 STOP_WAIT_S = 3.0
 _LEASE_BYTES = 4096
@@ -93,6 +94,10 @@ class Steerers:
         if wanted not in config.clock.steering:
             partition = f" in partition {start.partition}" if start.partition else ""
             return f"this site does not allow --fabric-clock={wanted}{partition} (clock.steering)"
+        if wanted == "system" and not (LAB.is_dir() or may_set_clock()):
+            return (
+                "the node service's unit leaves it no CAP_SYS_TIME (systemctl edit fabricctl-node)"
+            )
         if start.envelope.mode != "on" or config.agent.max_mode != "on":
             return "the job is only observed here"
         if not config.clock.enabled:
@@ -223,6 +228,15 @@ def _become_steer(
     sys.stderr.write(f"fabric: steer: {why}\n")
     steering.write_refused(state, start.job, wanted, why[:200].replace("\n", " "))
     os._exit(steering.REFUSED)
+
+
+def may_set_clock(status: Path = Path("/proc/self/status")) -> bool:
+    """Whether this process may set the system's clock; also where nobody can tell."""
+    try:
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return bool(int(lines["CapEff"], 16) >> CAP_SYS_TIME & 1)
+    except (OSError, KeyError, ValueError):
+        return True
 
 
 def _restore(leases: Path, keep: Iterable[int]) -> None:

@@ -31,11 +31,12 @@ def prepare(files: layout.NodeFiles, track_mib: int) -> None:
 
 
 def _jobs_see_our_mounts() -> bool:
-    """Not from a mount namespace of our own, as systemd makes one (ProtectSystem=)."""
+    """Not from a mount namespace of our own, as systemd makes one (ProtectSystem=). Who may not
+    even look has none of the rights that mounting takes."""
     try:
         namespaces = [os.readlink(f"/proc/{pid}/ns/mnt") for pid in ("1", "self")]  # noqa: PTH115
     except OSError:
-        return True
+        return False
     return namespaces[0] == namespaces[1]
 
 

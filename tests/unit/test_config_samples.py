@@ -1,7 +1,8 @@
 """The files of site-config/ say what the code does."""
 
-import configparser
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ import pytest
 from fabricctl import layout
 from fabricctl.cli.main import cli
 from fabricctl.config import Config
+from fabricctl.lab import units
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "site-config"
@@ -57,15 +59,18 @@ def test_slurm_conf_runs_the_scripts_that_are_there() -> None:
         assert name in (SITE / "slurm.conf.d" / "fabric.conf").read_text()
 
 
-def unit() -> configparser.ConfigParser:
-    parser = configparser.ConfigParser(strict=True, interpolation=None, comment_prefixes="#")
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read(SITE / "systemd" / "fabricctl-node.service")
-    return parser
+UNITS = ("fabricctl-node.service", "fabricctl-push.service", "fabricd.service")
+PRIVILEGED = ("setns", "unshare", "mount", "ptrace", "reboot", "init_module", "kexec_load")
 
 
-def test_the_unit_runs_a_command_that_exists() -> None:
-    program, *words = unit()["Service"]["ExecStart"].split()
+def unit(name: str = UNITS[0]) -> dict[str, str]:
+    """The settings of one unit; of one that is given twice the last."""
+    return dict(line.split("=", 1) for line in lines(f"systemd/{name}") if "=" in line)
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_the_unit_runs_a_command_that_exists(name: str) -> None:
+    program, *words = unit(name)["ExecStart"].split()
     assert program == "/usr/bin/fabricctl"
     command: click.Command = cli
     for word in words:
@@ -76,12 +81,50 @@ def test_the_unit_runs_a_command_that_exists() -> None:
 
 
 def test_agents_outlive_the_unit() -> None:
-    service = unit()["Service"]
+    service = unit()
     assert (service["KillMode"], service["Restart"]) == ("process", "always")
     # What would take from agents what they need, or what they leave behind.
     for broken in ("PrivateTmp", "RestrictRealtime", "RuntimeDirectory", "ProtectClock",
-                   "ProtectKernelTunables", "CapabilityBoundingSet", "PrivateNetwork"):  # fmt: skip
+                   "ProtectKernelTunables", "ProtectKernelLogs", "ProtectHome", "PrivateDevices",
+                   "ProtectProc", "PrivateNetwork", "MemoryDenyWriteExecute"):  # fmt: skip
         assert broken not in service
+
+
+@pytest.mark.parametrize(("name", "most"), list(zip(UNITS, (5.0, 1.6, 1.6), strict=True)))
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_the_unit_is_as_closed_as_it_was(name: str, most: float) -> None:
+    """`systemd-analyze security`: 10 is open, 0 is closed; an ordinary service has 9.6."""
+    given = f"--threshold={most * 10:.0f}"
+    argv = ["systemd-analyze", "security", "--offline=true", given, str(SITE / "systemd" / name)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout[-200:] + done.stderr
+
+
+def test_who_needs_no_right_has_none() -> None:
+    for name in UNITS[1:]:
+        assert unit(name)["User"] == Config().agent.user
+        assert unit(name)["CapabilityBoundingSet"] == ""
+        assert units.sandbox(SITE / "systemd" / name).capabilities == ()
+
+
+def test_every_right_of_the_node_service_is_one_that_its_unit_explains() -> None:
+    text = (SITE / "systemd" / UNITS[0]).read_text()
+    given = set(re.findall(r"^CapabilityBoundingSet=(.*)$", text, re.MULTILINE))
+    names = {word.removeprefix("CAP_") for words in given for word in words.split()}
+    table = re.findall(r"^#   ([A-Z_]+(?: [A-Z_]+)*)  +", text, re.MULTILINE)
+    assert {name for words in table for name in words.split()} == names
+    assert "SYS_ADMIN" not in names and len(names) == len(
+        units.sandbox(SITE / "systemd" / UNITS[0]).capabilities
+    )
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_no_unit_lets_its_service_mount_or_trace() -> None:
+    for name in UNITS:
+        calls = units.sandbox(SITE / "systemd" / name).calls
+        assert "read" in calls and not set(PRIVILEGED) & set(calls)
+    assert {"bpf", "setresuid"} <= set(units.sandbox(SITE / "systemd" / UNITS[0]).calls)
+    assert "setresuid" not in calls
 
 
 @pytest.mark.parametrize("name", ["tmpfiles.d/fabricctl.conf", "sysusers.d/fabricctl.conf"])

@@ -164,3 +164,26 @@ def test_a_damaged_state_is_refused_by_name(tmp_path: Path, text: str) -> None:
     (tmp_path / "7.state").write_text(text, encoding="latin-1")
     with pytest.raises(DataError):
         steering.read_state(tmp_path / "7.state")
+
+
+def test_a_service_without_the_right_says_what_its_unit_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steerers, "LAB", tmp_path / "none")
+    monkeypatch.setattr(steerers, "may_set_clock", lambda: False)
+    box = Box(tmp_path, "system")
+    box.service.start(job(), time.monotonic())
+    state = box.state()
+    assert state is not None and "CAP_SYS_TIME" in state.why
+
+
+def test_the_right_to_set_the_clock_is_looked_up(tmp_path: Path) -> None:
+    status = tmp_path / "status"
+    for text, may in (
+        ("CapEff:\t0000000002000000\n", True),
+        ("CapEff:\t00000080008050eb\n", False),
+        ("nothing\n", True),
+    ):
+        status.write_text(text)
+        assert steerers.may_set_clock(status) == may
+    assert steerers.may_set_clock(tmp_path / "none")
