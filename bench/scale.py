@@ -29,7 +29,8 @@ from pathlib import Path
 import numpy as np
 
 from fabricctl import hostlist, layout, wire
-from fabricctl.agent.peers import Peers, Send
+from fabricctl.agent.blocks import find_others
+from fabricctl.agent.peers import Send
 from fabricctl.records import JobStart
 from fabricctl.store import collect, dtypes, part, schema
 from fabricctl.store.journal_reader import Journal
@@ -63,7 +64,8 @@ class Node:
 
     def __init__(self, names: tuple[str, ...], number: int, begin_s: float) -> None:
         self.name, self.alive, self.cpu_s, self.received = names[number], True, 0.0, 0
-        self.peers = Peers(names, names[number], begin_s, lambda *_: None, random.Random(number))
+        rng = random.Random(number)
+        self.peers = find_others(names, names[number], begin_s, lambda *_: None, rng)
         self.fresh, self.seq = wire.Freshness(), 0
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
@@ -84,11 +86,8 @@ class Job:
         self.names = tuple(f"n{number}" for number in range(count))
         chance = random.Random(count)
         self.nodes: list[Node] = []
-        shared: frozenset[str] | None = None
         for number in range(count):
             node = Node(self.names, number, chance.uniform(0, PROLOGS_S))
-            shared = shared or node.peers.known
-            node.peers.known = shared  # 10,000 processes have it 10,000 times, this one once
             self.nodes.append(node)
         self.by_name = {node.name: node for node in self.nodes}
         self.now_s = 0.0

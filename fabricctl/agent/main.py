@@ -15,10 +15,11 @@ from pathlib import Path
 
 from fabricctl import layout
 from fabricctl.agent import mesh, samplers, status
+from fabricctl.agent.blocks import find_others
 from fabricctl.agent.clockwork import Clockwork
 from fabricctl.agent.log import NodeLog
 from fabricctl.agent.pace import Pace
-from fabricctl.agent.peers import Peers, Send, View
+from fabricctl.agent.peers import Send, View
 from fabricctl.agent.record import Assignment, Record, mono_ns
 from fabricctl.agent.samplers import Samplers
 from fabricctl.agent.steps import StepTracker, family
@@ -107,12 +108,12 @@ class Agent:
         self._samplers = Samplers(
             rails, lambda: self._stepds, record, self._start.uid, self._rate_hz
         )
-        self._peers = Peers(
-            nodes=self._start.nodes,
-            own=self._start.node,
-            begin_s=time.monotonic(),
-            say=lambda severity, text: record.note(severity, "peers", text),
-            rng=random.Random(os.urandom(8)),  # noqa: S311 - jitter
+        self._peers = find_others(
+            self._start.nodes,
+            self._start.node,
+            time.monotonic(),
+            lambda severity, text: record.note(severity, "peers", text),
+            random.Random(os.urandom(8)),  # noqa: S311 - jitter
         )
         self._path_events = Follower(self._given.files.path_events(self._start.job))
         self._ranks = Whereabouts(self._given, rails, record, self._send)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fabricctl import wire
+from fabricctl.agent.blocks import Blocks
 from fabricctl.agent.peers import PORTS, Peers, Send
 from fabricctl.errors import DataError
 from fabricctl.telemetry.interfaces import lookup
@@ -44,7 +45,7 @@ class Mesh:
 
     def __init__(
         self,
-        peers: Peers,
+        peers: Peers | Blocks,
         identity: Identity,
         candidates: Sequence[int],
         tell: Callable[[str], None],

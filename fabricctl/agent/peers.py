@@ -2,7 +2,8 @@
 
 Every agent sends hellos to the first three nodes of the allocation, the coordinators; whoever
 gets a hello answers with what it knows of all. Agents that hear no coordinator move on to the
-next three nodes. Nothing here touches a socket or a clock.
+next three nodes. Nothing here touches a socket or a clock. Jobs of many nodes do this in blocks
+(:mod:`fabricctl.agent.blocks`).
 
 What is claimed is only what was heard: a node is "not heard", which says nothing about whether
 it lives, and one that hears nobody adds that it may itself be cut off.
@@ -53,6 +54,16 @@ class View:
     settled: bool
 
 
+def view_fields(view: View) -> dict[str, str]:
+    """As messages have it."""
+    return {
+        "protected": str(view.protected),
+        "missing": short_list(view.missing),
+        "unplugged": short_list(view.unplugged),
+        "settled": str(int(view.settled)),
+    }
+
+
 @dataclass
 class _Heard:
     last_s: float
@@ -69,8 +80,43 @@ class _Contact:
     unsent: int = 0  # times that its address was not known
 
 
+class Teller:
+    """Says what changes in :meth:`view`."""
+
+    total: int  # nodes of the job
+    say: Say
+    _told: View | None
+
+    def view(self, now_s: float) -> View:
+        """The best that is known."""
+        raise NotImplementedError
+
+    def hears(self, now_s: float) -> bool:
+        """Whether anybody is heard."""
+        raise NotImplementedError
+
+    def tell_changes(self, now_s: float) -> View:
+        """The view, after saying what changed in it since the last call."""
+        view, told = self.view(now_s), self._told
+        if not view.settled:
+            return view
+        before = told or View(0, frozenset(), frozenset(), False)
+        if told is None and not view.missing:
+            self.say(Severity.INFO, f"agents of all {self.total} nodes were heard")
+        if lost := view.missing - before.missing:
+            alone = not self.hears(now_s)
+            hint = "; this node hears nobody and may be cut off itself" if alone else ""
+            self.say(Severity.WARNING, f"no agent heard from {short_list(lost, 120)}{hint}")
+        if found := before.missing - view.missing:
+            self.say(Severity.INFO, f"agent heard from {short_list(found, 160)}")
+        if bare := view.unplugged - before.unplugged:
+            self.say(Severity.WARNING, f"steps ran without the plugin on {short_list(bare, 120)}")
+        self._told = view
+        return view
+
+
 @dataclass
-class Peers:
+class Peers(Teller):
     """One agent's side. Every ``now_s`` is of the same monotonic clock, in any epoch."""
 
     nodes: tuple[str, ...]
@@ -79,6 +125,7 @@ class Peers:
     say: Say
     rng: random.Random
     unplugged: bool = False  # set by the agent: a step ran here without the plugin
+    steady_per_s: float = STEADY_MESSAGES_PER_S
     _heard: dict[str, _Heard] = field(default_factory=dict)
     _answers: dict[str, tuple[float, View]] = field(default_factory=dict)
     _contacts: dict[str, _Contact] = field(default_factory=dict)
@@ -90,10 +137,12 @@ class Peers:
 
     def __post_init__(self) -> None:
         self.known = frozenset(self.nodes)
+        self.total = len(self.nodes)
+        self._place = {node: place for place, node in enumerate(self.nodes)}
         self._group_since_s = self.begin_s
         # With everybody asking every coordinator, the pace follows from the number of nodes.
         self._spread_s = len(self.nodes) / FIRST_MESSAGES_PER_S
-        self.interval_s = max(INTERVAL_MIN_S, len(self.nodes) / STEADY_MESSAGES_PER_S)
+        self.interval_s = max(INTERVAL_MIN_S, len(self.nodes) / self.steady_per_s)
         self.silence_s = max(SILENCE_MIN_S, 3.5 * self.interval_s)
         self.settle_s = max(SETTLE_MIN_S, 3 * self._spread_s)
         # Answers to thousands of nodes repeat what was found out up to this long ago.
@@ -122,9 +171,9 @@ class Peers:
         if kind not in ("hello", "answer", "bye"):
             raise DataError(f"message: kind {str(kind)[:24]!r} is not known")
         if kind == "answer":
-            self._answers[sender] = (now_s, self._parse_answer(message))
+            self._answers[sender] = (now_s, self.parse(message))
             self._group_since_s = now_s
-            self._group = min(self._group, self.nodes.index(sender) // GROUP)
+            self._group = min(self._group, self._place.get(sender, self._group * GROUP) // GROUP)
         heard = self._heard.setdefault(sender, _Heard(now_s))
         heard.last_s, heard.ended = now_s, kind == "bye"
         heard.unplugged |= message.get("unplugged") == "1"
@@ -132,30 +181,23 @@ class Peers:
             self._answers.pop(sender, None)
         return [Send(sender, None, self._answer(now_s))] if kind == "hello" else []
 
-    def _parse_answer(self, message: Mapping[str, str]) -> View:
+    def parse(self, message: Mapping[str, str]) -> View:
+        """A view from its fields; raises :class:`DataError`."""
         missing = frozenset(hostlist.expand(message.get("missing", "")))
         unplugged = frozenset(hostlist.expand(message.get("unplugged", "")))
         if not missing | unplugged <= self.known:
             raise DataError("message: names a node that is not of the job")
         protected = wire.number(message, "protected")
-        return View(
-            min(protected, len(self.nodes)), missing, unplugged, message.get("settled") == "1"
-        )
+        return View(min(protected, self.total), missing, unplugged, message.get("settled") == "1")
 
     def _answer(self, now_s: float) -> dict[str, str]:
         # A coordinator says what it heard itself: were it to repeat what others said, a dead
         # node could be kept alive by two of them telling each other.
         at_s, view = self._memo
         if now_s - at_s >= self._memo_s:
-            view = self._direct(now_s) if self._coordinates() else self.view(now_s)
+            view = self._direct(now_s) if self.coordinates else self.view(now_s)
             self._memo = (now_s, view)
-        return {
-            "kind": "answer",
-            "protected": str(view.protected),
-            "missing": short_list(view.missing),
-            "unplugged": short_list(view.unplugged),
-            "settled": str(int(view.settled)),
-        }
+        return {"kind": "answer", **view_fields(view)}
 
     # What goes out
 
@@ -167,7 +209,7 @@ class Peers:
             contact = self._contact(node)
             if now_s < contact.due_s:
                 continue
-            answered = node in self._answers and self._recent(self._answers[node][0], now_s)
+            answered = node in self._answers and self.recent(self._answers[node][0], now_s)
             port = None if answered else contact.tries % PORTS
             contact.tries = 0 if answered else contact.tries + 1
             quick = not answered and contact.tries < QUICK_TRIES
@@ -200,6 +242,10 @@ class Peers:
             if not heard.ended
         ]
 
+    def contacts(self, node: str) -> bool:
+        """Whether the node is one of those that this one asks."""
+        return node in self._contacts
+
     def _hello(self, kind: str) -> dict[str, str]:
         return {"kind": kind, "unplugged": str(int(self.unplugged))}
 
@@ -216,7 +262,7 @@ class Peers:
         if groups == 1 or now_s - self._group_since_s <= self.settle_s:
             return
         asked = self.own in self.coordinators and any(
-            self._recent(heard.last_s, now_s) for heard in self._heard.values()
+            self.recent(heard.last_s, now_s) for heard in self._heard.values()
         )
         ending = any(heard.ended for heard in self._heard.values())
         if not asked and not ending:
@@ -228,9 +274,9 @@ class Peers:
     def view(self, now_s: float) -> View:
         """The best that is known: what was heard here, and what coordinators answered."""
         direct = self._direct(now_s)
-        opinions = [view for at_s, view in self._answers.values() if self._recent(at_s, now_s)]
+        opinions = [view for at_s, view in self._answers.values() if self.recent(at_s, now_s)]
         opinions = [view for view in opinions if view.settled]
-        if self._coordinates():
+        if self.coordinates:
             opinions.append(direct)
         elif not opinions:
             return self._without_answers(direct)
@@ -238,10 +284,10 @@ class Peers:
         missing = frozenset.intersection(*(view.missing for view in opinions))
         missing -= {node for node, heard in self._heard.items() if self._is_there(heard, now_s)}
         missing -= {self.own}
-        complete = all(v.protected + len(v.missing) >= len(self.nodes) for v in opinions)
+        complete = all(v.protected + len(v.missing) >= self.total for v in opinions)
         protected = max(view.protected for view in opinions)
         return View(
-            protected=len(self.nodes) - len(missing) if complete else protected,
+            protected=self.total - len(missing) if complete else protected,
             missing=missing,
             unplugged=direct.unplugged.union(*(view.unplugged for view in opinions)),
             settled=any(view.settled for view in opinions),
@@ -263,7 +309,7 @@ class Peers:
         the coordinators alone can be missing."""
         there = {node for node, heard in self._heard.items() if self._is_there(heard, now_s)}
         there.add(self.own)
-        expected = self.known if self._coordinates() else self._tried | set(self._answers)
+        expected = self.known if self.coordinates else self._tried | set(self._answers)
         everyone = len(there) == len(self.nodes)
         settled = everyone or now_s - self.begin_s >= self.settle_s
         unplugged = {node for node, heard in self._heard.items() if heard.unplugged}
@@ -271,30 +317,23 @@ class Peers:
         missing = frozenset(expected - there) if settled else frozenset()
         return View(len(there), missing, frozenset(unplugged), settled)
 
-    def _coordinates(self) -> bool:
+    @property
+    def coordinates(self) -> bool:
+        """Whether this node is one of those that others ask."""
         return self.own in self.coordinators
 
     def _is_there(self, heard: _Heard, now_s: float) -> bool:
-        return heard.ended or self._recent(heard.last_s, now_s)
+        return heard.ended or self.recent(heard.last_s, now_s)
 
-    def _recent(self, at_s: float, now_s: float) -> bool:
+    def recent(self, at_s: float, now_s: float) -> bool:
+        """Whether that is not yet too long ago to be believed."""
         return now_s - at_s < self.silence_s
 
-    def tell_changes(self, now_s: float) -> View:
-        """The view, after saying what changed in it since the last call."""
-        view, told = self.view(now_s), self._told
-        if not view.settled:
-            return view
-        before = told or View(0, frozenset(), frozenset(), False)
-        if told is None and not view.missing:
-            self.say(Severity.INFO, f"agents of all {len(self.nodes)} nodes were heard")
-        if lost := view.missing - before.missing:
-            alone = not any(self._recent(heard.last_s, now_s) for heard in self._heard.values())
-            hint = "; this node hears nobody and may be cut off itself" if alone else ""
-            self.say(Severity.WARNING, f"no agent heard from {short_list(lost, 120)}{hint}")
-        if found := before.missing - view.missing:
-            self.say(Severity.INFO, f"agent heard from {short_list(found, 160)}")
-        if bare := view.unplugged - before.unplugged:
-            self.say(Severity.WARNING, f"steps ran without the plugin on {short_list(bare, 120)}")
-        self._told = view
-        return view
+    def hears(self, now_s: float) -> bool:
+        """Whether anybody is heard."""
+        return any(self.recent(heard.last_s, now_s) for heard in self._heard.values())
+
+    def remember(self, now_s: float) -> None:
+        """For the end, when coordinators go before us: how it stands now."""
+        view = self.view(now_s)
+        self._told = view if view.settled else self._told
