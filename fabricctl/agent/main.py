@@ -165,7 +165,7 @@ class Agent:
                 self._peers,
                 mesh.Identity(self._start.job, life, self._start.envelope.key),
                 candidates,
-                lambda text: self._record.tell("peers", text),
+                lambda text, severity: self._record.tell("peers", text, severity),
                 self._ranks.receive,
             )
         except OSError as error:

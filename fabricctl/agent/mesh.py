@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from fabricctl import wire
 from fabricctl.agent.blocks import Blocks
 from fabricctl.agent.peers import PORTS, Peers, Send
+from fabricctl.agent.versions import Tell, Versions
 from fabricctl.errors import DataError
+from fabricctl.store.schema import Severity
 from fabricctl.telemetry.interfaces import lookup
 
 RECEIVE_AT_ONCE = 64  # datagrams taken before the samples get their turn
@@ -48,7 +50,7 @@ class Mesh:
         peers: Peers | Blocks,
         identity: Identity,
         candidates: Sequence[int],
-        tell: Callable[[str], None],
+        tell: Tell,
         other: Other | None = None,
     ) -> None:
         """``other`` takes kinds of messages that :class:`Peers` does not know, gives the answer.
@@ -60,8 +62,10 @@ class Mesh:
         self._key = identity.key
         self._candidates = candidates
         self._tell = tell
+        self._versions = Versions(tell)
         self._other = other
         self._seq = 0
+        self._strange = False
         self._fresh = wire.Freshness()
         self._learnt: dict[str, Address] = {}
         self._resolver = Resolver()
@@ -85,14 +89,15 @@ class Mesh:
             except DataError:
                 self.refused += 1
                 if self.refused in (1, 1000, 1_000_000):
-                    self._tell(
-                        f"datagrams refused so far: {self.refused}, not of this job's agents"
-                    )
+                    text = f"datagrams refused so far: {self.refused}, not of this job's agents"
+                    self._tell(text, Severity.WARNING)
                 continue
             for send in answers:
                 self._send(send)
 
     def _take(self, datagram: bytes, address: Address) -> list[Send]:
+        if wire.of_another_version(datagram):
+            self._tell_stranger(datagram)
         message = wire.open_sealed(datagram, self._key)
         sender = message.get("node", "")
         if message.get("job") != self._job or sender == self._peers.own:
@@ -105,7 +110,16 @@ class Mesh:
             raise DataError("message: a copy of an old one")
         answers = self._peers.receive(message, time.monotonic())
         self._learnt[sender] = address
+        self._versions.heard(message)
         return answers
+
+    def _tell_stranger(self, datagram: bytes) -> None:
+        """Once. It cannot be held against the job's key: that is how much is said."""
+        if not self._strange:
+            self._strange = True
+            theirs, ours = datagram[:4].decode(), wire.MAGIC.decode()
+            text = f"messages {theirs} came, this agent knows {ours}: is a node of another version?"
+            self._tell(text, Severity.WARNING)
 
     def _take_other(self, message: Mapping[str, str], address: Address) -> None:
         sender = message.get("node", "")
@@ -144,6 +158,7 @@ class Mesh:
 
     def _put(self, address: Address, message: Mapping[str, str]) -> None:
         self._seq += 1
+        signed = self._versions.sign(message)
         head = {
             "job": self._job,
             "node": self._peers.own,
@@ -151,7 +166,7 @@ class Mesh:
             "seq": str(self._seq),
         }
         try:
-            self._socket.sendto(wire.seal({**head, **message}, self._key), address)
+            self._socket.sendto(wire.seal({**head, **signed}, self._key), address)
         except (OSError, DataError):
             pass  # no route just now, or a full queue: the next hello comes soon
 

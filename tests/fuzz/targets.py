@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fabricctl import config, fields, hostlist, wire
+from fabricctl.agent.blocks import Blocks
 from fabricctl.agent.peers import Peers
 from fabricctl.clock import exchange
 from fabricctl.errors import FabricError
@@ -72,6 +73,14 @@ def _peers(data: bytes) -> object:
     return peers.tell_changes(20.0)
 
 
+def _blocks(data: bytes) -> object:
+    """The same in a job of many nodes, to one of those who gather it."""
+    nodes = tuple(f"n{number}" for number in range(1, 31))
+    blocks = Blocks(nodes, "n1", 0.0, lambda *_: None, random.Random(1))
+    blocks.receive(fields.decode(data.decode(errors="surrogateescape")), 1.0)
+    return blocks.tell_changes(20.0)
+
+
 def _clock(data: bytes) -> object:
     kind, body = data[:1], data[1:]
     if kind == b"h":
@@ -128,6 +137,16 @@ TARGETS: dict[str, Target] = {
     "wire": Target(_sealed, (HELLO, ANSWER, wire.seal({"a": "b"}, KEY)), (b"\n", b"=")),
     "peers": Target(
         _peers, (HELLO, ANSWER, b"kind=bye\nnode=n3"), (b"missing=", b"[", b"]", b"n1-")
+    ),
+    "blocks": Target(
+        _blocks,
+        (
+            HELLO,
+            ANSWER + b"\nall_protected=30\nall_missing=n[9-30]\nall_unplugged=\nall_settled=1",
+            ANSWER.replace(b"=answer\nnode=n2", b"=block\nnode=n12").replace(b"n[2-3]", b"n13"),
+            ANSWER.replace(b"=answer", b"=whole"),
+        ),
+        (b"kind=block", b"kind=whole", b"all_missing=", b"[", b"]", b"n1-"),
     ),
     "envelope": Target(text(Envelope.parse), (ENVELOPE,), (b";", b"=", b"on")),
     "start": Target(text(JobStart.parse), (START,), (b"\n", b"envelope=", b"[1-")),

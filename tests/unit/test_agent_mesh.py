@@ -22,7 +22,7 @@ def make(own: str, ports: list[int], key: bytes = KEY, life: int = 1) -> tuple[M
         del severity, text
 
     peers = Peers(NODES, own, time.monotonic(), say, random.Random(1))
-    return Mesh(peers, Identity(7, life, key), ports, lambda _: None), peers
+    return Mesh(peers, Identity(7, life, key), ports, lambda *_: None), peers
 
 
 def free_ports(count: int) -> list[int]:
