@@ -15,6 +15,9 @@ test: build-dev ## everything CI runs: lint, types, unit tests, lab tests on a r
 	tools/check
 	$(PY) -m pytest -n 2 --dist loadfile
 
+coverage: build-dev ## the whole test run with its lines counted: build/coverage/coverage.txt
+	tools/coverage
+
 check: build-dev ## lint and types only
 	tools/check
 
@@ -67,4 +70,4 @@ uninstall: ## take away what install put there
 clean: ## what was built, not the venv
 	rm -rf build dist demo *.egg-info
 
-.PHONY: soak docs try-package fuzz help demo test check unit lab bench build install uninstall build-lab build-dev clean
+.PHONY: coverage soak docs try-package fuzz help demo test check unit lab bench build install uninstall build-lab build-dev clean

@@ -36,6 +36,7 @@ class Boot:
     cgroup_mounts: Mapping[str, str]  # see nodefs.enter
     services: tuple[Service, ...]
     mounts: tuple[Mount, ...] = ()
+    writable: tuple[Path, ...] = ()  # of this machine, seen under their own names
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, default=str)
@@ -54,6 +55,7 @@ class Boot:
                 cgroup_dirs=tuple(map(Path, given["cgroup_dirs"])),
                 cgroup_mounts=given["cgroup_mounts"],
                 services=services,
+                writable=tuple(map(Path, given["writable"])),
                 mounts=tuple(Mount(**_tuples(item)) for item in given["mounts"]),
             )
         except (ValueError, KeyError, TypeError) as error:

@@ -272,7 +272,9 @@ def _be_init(boot: Boot, ready: int) -> None:
     listener = control.listen(boot.state / "nodes" / boot.node / "control")
     libc = ctypes.CDLL(None, use_errno=True)
     libc.sethostname(boot.node.encode(), len(boot.node))
-    nodefs.enter(boot.state, boot.node, list(boot.code), dict(boot.cgroup_mounts))
+    nodefs.enter(
+        boot.state, boot.node, list(boot.code), dict(boot.cgroup_mounts), list(boot.writable)
+    )
     kernel.never_set_clocks()
     _own_directories()
     for item in boot.mounts:

@@ -23,10 +23,13 @@ _DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "fuse", "net/tun
 _TOP = ("usr", "opt", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
 
 
-def enter(state: Path, node: str, code: list[Path], cgroups: dict[str, str]) -> None:
+def enter(
+    state: Path, node: str, code: list[Path], cgroups: dict[str, str], writable: list[Path]
+) -> None:
     """Builds the node's tree and makes it the root.
 
     ``code``: directories outside /usr and /opt to show (checkout, virtual environment).
+    ``writable``: directories to show that nodes may write to.
     ``cgroups``: mount options of each hierarchy to show, by its name below /sys/fs/cgroup.
     """
     here = state / "nodes" / node
@@ -37,11 +40,12 @@ def enter(state: Path, node: str, code: list[Path], cgroups: dict[str, str]) -> 
     _volatile(root)
     _devices(root)
     _bound(root, state, here)
-    for path in code:
+    for path in (*code, *writable):
         target = root / path.relative_to("/")
         target.mkdir(parents=True, exist_ok=True)
         bind(path, target, recursive=True)
-        kernel.read_only(target)
+        if path in code:
+            kernel.read_only(target)
     _kernel_trees(root, cgroups)
     kernel.become_root(root)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fabricctl.errors import LabError
-from fabricctl.lab import accounting, cgroups, control, freezer
+from fabricctl.lab import accounting, cgroups, control, freezer, measured
 from fabricctl.lab.boot import Boot, Service
 from fabricctl.lab.site import Site, code_root
 from fabricctl.lab.spec import CONTROLLER, JOB_USERS, SHARED, LabPaths, LabSpec
@@ -76,6 +76,7 @@ class Nodes:
             cgroup_dirs=tuple(cgroups.renew(self.spec.name, name)),
             cgroup_mounts=_cgroup_mounts(),
             services=_services(self.spec, name, site),
+            writable=measured.directories(),
             mounts=site.mounts() if site and name != CONTROLLER else (),
         )
         file = node.dir / "boot.json"
@@ -168,6 +169,7 @@ class Nodes:
             "LOGNAME": user,
             "SHELL": "/bin/bash",
             "LANG": "C.UTF-8",
+            **measured.environment(),
         }
         return control.enter_argv(
             pid,

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import fabricctl
-from fabricctl.lab import units
+from fabricctl.lab import measured, units
 from fabricctl.lab.boot import Service
 from fabricctl.lab.spec import SHARED
 
@@ -96,7 +96,8 @@ class Site:
         argv = (sys.executable, "-m", _NODE_SERVICE)
         unit = units.find(code_root(), "fabricctl-node.service")
         rights = units.sandbox(unit) if unit else None
-        return (Service("fabricctl-node", argv, restart=True, sandbox=rights),)
+        env = measured.environment()
+        return (Service("fabricctl-node", argv, restart=True, env=env, sandbox=rights),)
 
     def mounts(self) -> tuple[units.Mount, ...]:
         """What is mounted on every compute node when it boots."""
