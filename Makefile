@@ -64,10 +64,18 @@ fuzz: build-dev ## each parser led by coverage for FUZZ_S seconds (60)
 	for t in $$($(PY) -c 'from tests.fuzz.targets import TARGETS; print(*TARGETS)'); do echo "== $$t"; \
 	  $(PY) -m tests.fuzz $$t -max_total_time=$(or $(FUZZ_S),60) -print_final_stats=1 || exit; done
 
+fuzz-c: ## the parsers in C under libFuzzer, each FUZZ_S seconds (60); clang
+	tools/setup fuzz-c
+	$(MAKE) -s -C tests/fuzz/c run FUZZ_S=$(or $(FUZZ_S),60)
+
+valgrind: build-dev ## the C parts under valgrind: parsers on all that is kept, C tests, the clock's library
+	tools/setup valgrind
+	tools/valgrind
+
 uninstall: ## take away what install put there
 	DESTDIR=$(DESTDIR) tools/install --remove
 
 clean: ## what was built, not the venv
 	rm -rf build dist demo *.egg-info
 
-.PHONY: coverage soak docs try-package fuzz help demo test check unit lab bench build install uninstall build-lab build-dev clean
+.PHONY: fuzz-c valgrind coverage soak docs try-package fuzz help demo test check unit lab bench build install uninstall build-lab build-dev clean

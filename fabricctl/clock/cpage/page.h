@@ -5,6 +5,7 @@
 
 #include <math.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 #include <time.h>
@@ -59,6 +60,27 @@ static inline int64_t page_clock_ns(clockid_t clock)
 	return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
+#define PAGE_RAW_MOST (1LL << 60) /* 36 years of a node's uptime */
+#define PAGE_JOB_MOST (1LL << 62) /* the year 2116 */
+#define PAGE_BOUND_MOST 1e18
+
+/* Whether these are times of a clock: nobody's arithmetic may overflow on what somebody wrote. */
+static inline bool page_sane(const struct page_body *b)
+{
+	const int64_t raw[] = {b->raw0_ns, b->raw1_ns, b->state_raw_ns, b->hard_raw_ns};
+	const int64_t job[] = {b->job0_ns, b->job1_ns};
+	const double rate[] = {b->rate_before, b->rate0, b->rate1};
+	bool sane = true;
+
+	for (int i = 0; i < 4; i++)
+		sane &= raw[i] > -PAGE_RAW_MOST && raw[i] < PAGE_RAW_MOST;
+	for (int i = 0; i < 2; i++)
+		sane &= job[i] > -PAGE_JOB_MOST && job[i] < PAGE_JOB_MOST;
+	for (int i = 0; i < 3; i++)
+		sane &= fabs(rate[i]) < 0.01;
+	return sane;
+}
+
 static inline int64_t page_job_ns(const struct page_body *b, int64_t raw_ns)
 {
 	int64_t since = raw_ns - b->raw1_ns;
@@ -91,9 +113,9 @@ static inline void page_reading(
 	double before = b->hard_most_ns + grown, after = grown - b->hard_least_ns;
 
 	r->time_ns = page_job_ns(b, raw_ns);
-	r->likely_ns = (int64_t)ceil(likely);
-	r->earliest_ns = before < 9e18 ? r->time_ns - (int64_t)ceil(before) : INT64_MIN;
-	r->latest_ns = after < 9e18 ? r->time_ns + (int64_t)ceil(after) : INT64_MAX;
+	r->likely_ns = fabs(likely) < PAGE_BOUND_MOST ? (int64_t)ceil(likely) : INT64_MAX;
+	r->earliest_ns = fabs(before) < PAGE_BOUND_MOST ? r->time_ns - (int64_t)ceil(before) : INT64_MIN;
+	r->latest_ns = fabs(after) < PAGE_BOUND_MOST ? r->time_ns + (int64_t)ceil(after) : INT64_MAX;
 	r->status = (int32_t)b->status;
 	if (b->status == FABRIC_CLOCK_SYNCHRONISED && raw_ns > b->holdover_raw_ns)
 		r->status = FABRIC_CLOCK_HOLDOVER;
@@ -118,7 +140,7 @@ static inline int page_read(
 		atomic_thread_fence(memory_order_acquire);
 		if (atomic_load_explicit(&page->sequence, memory_order_relaxed) != before)
 			continue;
-		if (body.status == FABRIC_CLOCK_UNSYNCHRONISED)
+		if (body.status == FABRIC_CLOCK_UNSYNCHRONISED || !page_sane(&body))
 			return -1;
 		page_reading(&body, raw, r);
 		return 0;
