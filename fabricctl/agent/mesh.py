@@ -127,6 +127,7 @@ class Mesh:
             life, seq = wire.number(message, "life"), wire.number(message, "seq")
             if sender not in self._peers.known or not self._fresh.accepts(sender, life, seq):
                 raise DataError("message: a copy of an old one")
+            self._learnt[sender] = address
         assert self._other is not None
         answer = self._other(message)
         if answer is not None:

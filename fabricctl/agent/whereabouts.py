@@ -1,10 +1,13 @@
 """Where the job's ranks stand: recorded, told to who asks, and judged when they wait.
 
 Every agent records its own ranks. One whose rank waits tells the first nodes of the job; these
-ask all nodes, and the first of them that lives records the verdict.
+ask all nodes, and the first of them that lives records the verdict. In jobs of many nodes both take
+longer instead of costing more.
 """
 
+import math
 import os
+import random
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +15,7 @@ from pathlib import Path
 
 from fabricctl import wire
 from fabricctl.agent import tail
-from fabricctl.agent.peers import GROUP, Send
+from fabricctl.agent.peers import GROUP, PORTS, Send
 from fabricctl.agent.record import Assignment, Record, mono_ns
 from fabricctl.errors import DataError
 from fabricctl.paths.events import Follower
@@ -27,6 +30,8 @@ from fabricctl.telemetry import processes
 
 WATCH_S = 0.4
 HINT_S = 2.0  # how long a node's word that its ranks wait is believed
+# What one of the first nodes asks, and hears of who waits: 100 us each in Python.
+MESSAGES_PER_S = 500
 SILENT_S = 1.5  # a node that was asked and did not answer for so long
 _HALT = re.compile(r"now|checkpoint|before:[0-9]{1,12}|")
 _NO_RANK = 0xFFFF_FFFF
@@ -48,9 +53,18 @@ class Whereabouts:
         rails: Sequence[str],
         record: Record,
         send: Callable[[Send], bool],
+        rng: random.Random | None = None,
     ) -> None:
         start = given.start
         self._nodes, self._own = start.nodes, start.node
+        self._others = [node for node in start.nodes if node != start.node]
+        self._rng = rng or random.Random(os.urandom(8))  # noqa: S311 - jitter
+        # All are asked once in that time, a part of them at each look.
+        self._round_s = max(WATCH_S, len(self._nodes) / MESSAGES_PER_S)
+        self._hint_s = HINT_S + 2.5 * (self._round_s - WATCH_S)
+        self._silent_s = SILENT_S + 1.5 * (self._round_s - WATCH_S)
+        self._next = 0
+        self._tries: dict[str, int] = {}
         self._record, self._send, self._rails = record, send, rails
         self._journal = given.journal
         self._ranks = Ranks(given.files.track_dir(start.job), letter_of)
@@ -170,12 +184,14 @@ class Whereabouts:
         own = self._ranks.waiting(verdict.WAIT_S)
         if own:
             self._hinted_s = now_s
-            for node in self._first:
-                if node != self._own:
-                    self._send(Send(node, None, {"kind": "waits"}))
+            # All ranks wait at once as a rule: one of some hundred who says so is enough.
+            if self._rng.random() <= WATCH_S / self._round_s:
+                for node in self._first:
+                    if node != self._own:
+                        self._put(node, "waits")
         if self._own not in self._first:
             return
-        if now_s - self._hinted_s > HINT_S:
+        if now_s - self._hinted_s > self._hint_s:
             self._tell(verdict.NOBODY)
             self._heard.clear()
             self._asked_s.clear()
@@ -183,17 +199,31 @@ class Whereabouts:
         self._judge(now_s)
         # Of the same moment as what the others will answer.
         self._heard[self._own] = (now_s, self._positions(), self._links())
-        for node in self._nodes:
-            if node != self._own and self._send(Send(node, None, {"kind": "where"})):
+        for node in self._due():
+            if self._put(node, "where"):
                 self._asked_s.setdefault(node, now_s)
 
+    def _due(self) -> Sequence[str]:
+        """Whom to ask at this look."""
+        count = math.ceil(len(self._others) * WATCH_S / self._round_s)
+        begin, self._next = self._next, (self._next + count) % max(1, len(self._others))
+        return (self._others + self._others)[begin : begin + count]
+
+    def _put(self, node: str, kind: str) -> bool:
+        """To where it was heard from, else to one after the other of its ports."""
+        if self._send(Send(node, None, {"kind": kind})):
+            return True
+        tries = self._tries[node] = self._tries.get(node, -1) + 1
+        return self._send(Send(node, tries % PORTS, {"kind": kind}))
+
     def _judge(self, now_s: float) -> None:
-        asked = [node for node, at_s in self._asked_s.items() if now_s - at_s >= SILENT_S]
-        silent = [node for node in asked if now_s - self._heard_s(node) >= SILENT_S]
+        asked = [node for node, at_s in self._asked_s.items() if now_s - at_s >= self._silent_s]
+        silent = [node for node in asked if now_s - self._heard_s(node) >= self._silent_s]
         if any(node not in silent and node in self._asked_s for node in self._before_us()):
             self._told = self._holds = None  # another one tells; should it go, this one begins anew
             return
-        fresh = {node: told for node, told in self._heard.items() if now_s - told[0] < 2 * SILENT_S}
+        old_s = now_s - 2 * self._silent_s
+        fresh = {node: told for node, told in self._heard.items() if told[0] > old_s}
         all_of = [at for _, found, _ in fresh.values() for at in found]
         launch = self._launch = max((at.launch for at in all_of), default=0)
         links = {node: text for node, (_, _, text) in fresh.items() if text}

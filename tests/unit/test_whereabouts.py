@@ -1,0 +1,110 @@
+"""Who is asked where ranks stand, and how much of that a job of many nodes costs."""
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fabricctl import layout
+from fabricctl.agent import whereabouts
+from fabricctl.agent.peers import PORTS, Send
+from fabricctl.agent.record import Assignment
+from fabricctl.agent.whereabouts import MESSAGES_PER_S, WATCH_S, Whereabouts
+from fabricctl.records import Envelope, JobStart
+from fabricctl.state.track import position
+from fabricctl.state.track.position import Position
+from fabricctl.store.schema import RankState, StallKind
+
+STUCK = Position(
+    rank=0, ranks=2, launch=0, node="n2", pid=100, state=RankState.RUNNING, letter="R", calls=3,
+    op=1, peer=-1, comm=0, coll=4, age_ms=60_000, step=0, step_age_ms=0,
+)  # fmt: skip
+
+
+class Box:
+    """One agent's part, on a clock that is stepped; ``reach`` says which ports of whom answer."""
+
+    def __init__(self, work: Path, count: int, own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        nodes = tuple(f"n{number}" for number in range(1, count + 1))
+        start = JobStart(7, 1, "a", nodes, own, "c", Envelope("on", bytes(32)))
+        given = Assignment(start, layout.NodeFiles(work), work, 0, 1, ())
+        self.now_s, self.sent = 1000.0, Counter[tuple[str, str]]()
+        self.sends: list[Send] = []
+        self.rows: list[tuple[object, ...]] = []
+        self.reach: Callable[[Send], bool] = lambda _: True
+        record = SimpleNamespace(put=lambda _, rows: self.rows.extend(rows))
+        self.it = Whereabouts(given, [], record, self._send, random.Random(1))  # type: ignore[arg-type]
+        monkeypatch.setattr(whereabouts.time, "monotonic", lambda: self.now_s)
+
+    def _send(self, send: Send) -> bool:
+        self.sends.append(send)
+        if not self.reach(send):
+            return False
+        self.sent[send.node, send.fields["kind"]] += 1
+        return True
+
+    def watch(self, seconds: float) -> None:
+        for _ in range(round(seconds / WATCH_S)):
+            self.it.watch()
+            self.now_s += WATCH_S
+
+
+@pytest.mark.parametrize("count", [4, 100, 10_000])
+def test_the_first_nodes_ask_all_and_never_more_than_they_may(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = Box(tmp_path, count, "n1", monkeypatch)
+    box.watch(2)
+    assert not box.sent  # nobody waits: nobody is asked
+    box.it.receive({"kind": "waits", "node": "n3"})
+    box.watch(max(WATCH_S, count / MESSAGES_PER_S))
+    asked = [node for node, kind in box.sent if kind == "where"]
+    assert len(asked) == count - 1
+    assert sum(box.sent.values()) <= max(count, MESSAGES_PER_S * (count / MESSAGES_PER_S + WATCH_S))
+
+
+def test_of_ten_thousand_who_wait_the_first_nodes_hear_some_hundred_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for count, least, most in ((100, 30, 30), (10_000, 1, 12)):
+        box = Box(tmp_path, count, "n9", monkeypatch)
+        monkeypatch.setattr(box.it._ranks, "waiting", lambda _: True)
+        box.watch(30 * WATCH_S if count == 100 else 300 * WATCH_S)
+        assert least <= box.sent["n1", "waits"] <= most
+        assert {node for node, _ in box.sent} == {"n1", "n2", "n3"}
+
+
+def test_one_that_was_never_heard_is_tried_on_all_its_ports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In jobs of many nodes agents know the addresses of their own block only."""
+    box = Box(tmp_path, 4, "n1", monkeypatch)
+    box.reach = lambda send: send.port == 3
+    box.it.receive({"kind": "waits", "node": "n3"})
+    box.watch(1.6)
+    assert {send.port for send in box.sends if send.node == "n4"} == {None, *range(PORTS)}
+    assert box.sent["n4", "where"] == 1
+
+
+def test_a_node_that_is_silent_in_a_long_round_is_not_called_so_too_early(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers of 2,500 nodes take 5 s to come in; none of them is silent meanwhile."""
+    box = Box(tmp_path, 2500, "n1", monkeypatch)
+    box.it.receive({"kind": "waits", "node": "n3"})
+    for _ in range(40):
+        box.sends.clear()
+        box.it.watch()
+        box.now_s += WATCH_S
+        for send in box.sends:
+            rank = replace(STUCK, rank=int(send.node[1:]), ranks=2500, node=send.node)
+            text = position.encode([rank])
+            box.it.receive({"kind": "there", "node": send.node, "ranks": text})
+        box.it.receive({"kind": "waits", "node": "n3"})
+    kinds = {row[2] for row in box.rows}
+    assert len(box.it._asked_s) == 2499
+    assert not kinds & {int(StallKind.HOST), int(StallKind.LINK)}
