@@ -87,7 +87,8 @@ def test_from_nothing_to_idle_and_back_to_nothing() -> None:
     assert traces() == before
     assert host() == machine
     assert not any(before[what] for what in ("mounts", "files", "groups", "processes"))
-    assert took_s < 5
+    # On a machine that is busy with other things as well, as long as these leave it.
+    assert took_s < 5 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def test_down_of_nothing_is_content(small: Lab) -> None:
