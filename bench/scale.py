@@ -292,7 +292,8 @@ def main() -> int:
     found = []
     for count in options.nodes:
         found.append(measure(count))
-        print(f"  {count} nodes", file=sys.stderr, flush=True)
+        print(f"  {asdict(found[-1])}", file=sys.stderr, flush=True)
+    found.sort(key=lambda one: one.nodes)
     grows = table(found)
     parts = [collection(count) for count in options.parts]
     if parts:

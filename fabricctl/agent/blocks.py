@@ -173,6 +173,7 @@ class Blocks(Teller):
         self._speaks = self._inner.coordinates
         self._whole: dict[str, tuple[float, View]] = {}  # as the block's coordinators say
         self._memo: tuple[float, Mapping[str, str]] = (float("-inf"), {})
+        self._mine_s = float("-inf")  # when the council was told last how it stands here
 
     @property
     def unplugged(self) -> bool:
@@ -232,7 +233,8 @@ class Blocks(Teller):
         return sends
 
     def _refresh(self, now_s: float) -> None:
-        self._outer.mine = self._inner.view(now_s)
+        if now_s - self._mine_s >= MEMO_S:
+            self._outer.mine, self._mine_s = self._inner.view(now_s), now_s
 
     def next_due_s(self) -> float:
         """As :meth:`Peers.next_due_s`."""
