@@ -5,7 +5,8 @@ moves, a host that stands still, the CPU that probing takes.
     bench/pair.py stall --fault cut [--plain --hogs 2] rail 0 of one node loses its cable
     bench/pair.py healthy [--seconds 60]               every core busy, no fault: moves must be none
     bench/pair.py freeze [--turns 40]                  one fabric-pathd stopped, 3 ms to 1 s
-    bench/pair.py cpu [--seconds 10]                   of fabric-pathd with one busy peer
+    bench/pair.py cpu [--seconds 10]                   of fabric-pathd with one busy peer, and of
+                                                       its system calls alone
 
 Two nodes and a switch a rail, each a network namespace. Streams run at real-time priority, below
 fabric-pathd's, so that what else the machine does shows little: what is left are TCP's own timers,
@@ -223,13 +224,30 @@ def freeze(pair: Pair, args: argparse.Namespace) -> int:
     return count_moves(pair, run())
 
 
+def begin_floors(pair: Pair, args: argparse.Namespace) -> list[subprocess.Popen[str]]:
+    """The same system calls at the same pace between the same nodes; the first one's counts."""
+    program = pair.work / "floor"
+    sh(f"cc -O2 -D_GNU_SOURCE -o {program} {ROOT}/bench/pair_floor.c")
+    words = [str(program), str(int(args.seconds)), str(args.interval_us), "5100"]
+    there = [[f"10.9{rail}.0.{host}" for rail in (1, 2)] for host in (2, 1)]
+    return [
+        pair.start(node, [*words, *to], stdout=subprocess.PIPE)
+        for node, to in zip(pair.nodes, there, strict=True)
+    ]
+
+
 def cpu(pair: Pair, args: argparse.Namespace) -> int:
     pair.stream(args.seconds + 5, args.block)
     used = Path(f"/proc/{pair.worker(pair.nodes[0])}/schedstat")
+    floors = begin_floors(pair, args)
     begin, since = int(used.read_text().split()[0]), time.monotonic()
-    time.sleep(args.seconds)
+    floor_ns, turns = map(int, floors[0].communicate()[0].split())
     part = (int(used.read_text().split()[0]) - begin) / 1e9 / (time.monotonic() - since)
-    print(f"fabric-pathd: {part:.2%} of a core, probes every {args.interval_us} us")
+    floor = floor_ns / 1e9 / args.seconds
+    print(
+        f"fabric-pathd: {part:.2%} of a core, probes every {args.interval_us} us; the same system "
+        f"calls beside it, without it: {floor:.2%}, {floor_ns / turns / 1e3:.0f} us a turn"
+    )
     return 0
 
 
@@ -239,7 +257,7 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=25)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--block", type=int, default=1024)
-    parser.add_argument("--interval-us", type=int, default=2000)
+    parser.add_argument("--interval-us", type=int, default=4000)
     parser.add_argument("--fault", choices=("silent", "cut"), default="silent")
     parser.add_argument("--outage", type=float, default=0.3)
     parser.add_argument("--plain", action="store_true", help="streams at ordinary priority")

@@ -54,6 +54,8 @@ struct peer {
 	uint64_t sequence[MAX_RAILS];
 	uint64_t echo_sent_ns[MAX_RAILS], echo_received_ns[MAX_RAILS];
 	uint64_t next_send_ns, last_send_ns, next_look_ns, active_until_ns;
+	unsigned open; /* TCP streams to it */
+	uint64_t streamed, streamed_before; /* what they carried both ways, at the last two looks */
 	uint64_t received_ns; /* newest trusted message of any kind, hellos too */
 	uint8_t told_level[MAX_RAILS]; /* what the last event said */
 	struct recovery recovery[MAX_RAILS];
@@ -63,7 +65,7 @@ struct peer {
 struct rail {
 	const struct conf_rail *conf;
 	unsigned ifindex, mtu, fabric_ifindex;
-	int socket;
+	int socket, urgent; /* urgent: -1 where the kernel cannot tell such probes apart */
 	bool carrier, drained;
 	struct cause cause;
 	double load; /* part of its rate that this node sends, lately */
@@ -94,6 +96,7 @@ struct daemon {
 	char why[160]; /* of PHASE_OFF */
 	unsigned off_origin; /* the node that could not take part in the first place */
 	unsigned active; /* peers with traffic */
+	unsigned quiet; /* peers with streams that carry nothing */
 	unsigned watched; /* recoveries that are waited for */
 	unsigned turn;
 	bool late, realtime;
@@ -106,6 +109,7 @@ struct daemon {
 	struct pace pace[MAX_RAILS];
 	uint64_t next_reroute_ns, load_ns;
 	uint64_t hurry_until_ns; /* a peer is in doubt and waits for our answers */
+	uint64_t urgent_ns; /* when an urgent probe woke us last */
 };
 
 /* sockets.c */
@@ -134,7 +138,7 @@ void hello_off(struct daemon *d, unsigned origin, const char *why);
 
 /* probing.c */
 void probing_receive(struct daemon *d);
-void probing_send(struct daemon *d, struct peer *peer);
+void probing_send(struct daemon *d, struct peer *peer, uint8_t flags); /* enum wire_flag */
 uint64_t probing_interval_ns(const struct daemon *d, const struct peer *peer);
 uint64_t probing_idle_ns(const struct daemon *d); /* to a peer without traffic */
 void probing_turn(struct daemon *d);

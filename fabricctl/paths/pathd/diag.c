@@ -68,6 +68,7 @@ static void see_socket(const struct nlmsghdr *head, void *arg)
 
 		memcpy(&info, RTA_DATA(table[INET_DIAG_INFO]), size < sizeof(info) ? size : sizeof(info));
 		found.acked_bytes = info.tcpi_bytes_acked;
+		found.received_bytes = info.tcpi_bytes_received;
 		found.last_ack_ms = info.tcpi_last_ack_recv;
 		found.retransmitted = info.tcpi_total_retrans;
 	}

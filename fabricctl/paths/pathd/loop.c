@@ -13,8 +13,11 @@
 #define TICK_IDLE_NS (20 * MS) /* probes to peers without traffic go five times as rarely */
 #define TICK_DOUBT_NS (MS / 4)
 #define TICK_HURRY_NS (MS / 2)
+#define URGENT_GAP_NS (MS / 4) /* whoever floods that socket wakes us no more often */
 #define LATE_NS (3 * MS)
 #define OFF_LINGER_NS (30 * S) /* time for every other node to hear that we cannot */
+
+enum { URGENT = 3 }; /* behind the others that are waited for */
 
 static volatile sig_atomic_t stop;
 
@@ -191,17 +194,23 @@ static void wait_until(struct daemon *d, uint64_t until_ns, const sigset_t *wait
 {
 	uint64_t now = mono_ns(), left = until_ns > now ? until_ns - now : 0;
 	struct timespec timeout = {(time_t)(left / S), (long)(left % S)};
-	struct pollfd fds[] = {
+	struct pollfd fds[URGENT + MAX_RAILS] = {
 		{.fd = d->monitor.fd, .events = POLLIN},
 		{.fd = d->control, .events = POLLIN},
 		{.fd = d->phase < PHASE_READY ? d->manage : -1, .events = POLLIN},
 	};
 
-	/* The rails' sockets are not waited for: the kernel stamps what arrives, and one look a
-	 * tick costs a fifth of one wake-up a packet. */
-	if (ppoll(fds, sizeof(fds) / sizeof(fds[0]), &timeout, waiting) < 0)
+	/* Of the rails' sockets only those for urgent probes are waited for: the kernel stamps what
+	 * arrives, and one look a tick costs a fifth of one wake-up a packet. */
+	for (unsigned i = 0; i < d->conf.rails; i++)
+		fds[URGENT + i] = (struct pollfd){
+			.fd = now - d->urgent_ns < URGENT_GAP_NS ? -1 : d->rail[i].urgent, .events = POLLIN};
+	if (ppoll(fds, URGENT + d->conf.rails, &timeout, waiting) < 0)
 		return;
 	d->now_ns = mono_ns();
+	for (unsigned i = 0; i < d->conf.rails; i++)
+		if (fds[URGENT + i].revents)
+			d->urgent_ns = d->now_ns;
 	if (fds[0].revents)
 		links_read(d);
 	if (fds[1].revents)

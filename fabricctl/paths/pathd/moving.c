@@ -157,7 +157,7 @@ void moving_look(struct daemon *d, struct peer *peer)
 	move_addresses(d, peer, &moved);
 	if (!moved && !count && !level_changed(d, peer))
 		return;
-	probing_send(d, peer); /* the other end moves as soon as it knows */
+	probing_send(d, peer, WIRE_NEWS); /* the other end moves as soon as it knows */
 	tell(d, peer, changes, count, moved);
 }
 
@@ -199,7 +199,7 @@ void moving_carrier(struct daemon *d, unsigned rail, bool carrier)
 			continue;
 		/* Our kernel fell back by itself; the other end must hear of it first of all. */
 		peer->next_look_ns = now;
-		probing_send(d, peer);
+		probing_send(d, peer, WIRE_NEWS);
 	}
 	for (unsigned i = 0; i < d->conf.nodes; i++) {
 		struct peer *peer = &d->peer[i];

@@ -5,6 +5,8 @@
 
 #define IDLE_NS (100 * MS) /* to peers without traffic, at least */
 #define IDLE_BUDGET_PPS 400
+#define QUIET_NS (20 * MS) /* to peers whose streams carry nothing, at least */
+#define URGENT_NS (5 * MS) /* after one, more are looked for in each turn */
 #define DOUBT_NS (MS / 2)
 #define HURRY_NS (4 * MS)
 #define STALLED_NS (20 * MS) /* to a peer that is silent everywhere */
@@ -24,12 +26,22 @@ uint64_t probing_idle_ns(const struct daemon *d)
 	return least > IDLE_NS ? least : IDLE_NS;
 }
 
+/* The streams of a job that began all-to-all are many and mostly unused. */
+static uint64_t quiet_ns(const struct daemon *d)
+{
+	uint64_t least = (uint64_t)d->quiet * d->conf.rails * S / IDLE_BUDGET_PPS;
+	uint64_t idle = probing_idle_ns(d);
+
+	least = least > QUIET_NS ? least : QUIET_NS;
+	return least < idle ? least : idle;
+}
+
 uint64_t probing_interval_ns(const struct daemon *d, const struct peer *peer)
 {
 	uint64_t wanted = d->conf.interval_us * 1000ull, least;
 
 	if (d->now_ns > peer->active_until_ns)
-		return probing_idle_ns(d);
+		return peer->open ? quiet_ns(d) : probing_idle_ns(d);
 	least = (uint64_t)d->active * d->conf.rails * S / d->conf.budget_pps;
 	return wanted > least ? wanted : least;
 }
@@ -114,10 +126,10 @@ static void send_one(struct daemon *d, struct peer *peer, unsigned rail, uint8_t
 		sockets_class(d->rail[rail].socket, to, false);
 }
 
-void probing_send(struct daemon *d, struct peer *peer)
+void probing_send(struct daemon *d, struct peer *peer, uint8_t flags)
 {
-	uint8_t flags = pair_in_doubt(&peer->pair, d->now_ns) ? WIRE_QUERY : 0;
-
+	if (pair_in_doubt(&peer->pair, d->now_ns))
+		flags |= WIRE_QUERY;
 	d->turn++;
 	for (unsigned i = 0; i < d->conf.rails; i++) {
 		unsigned rail = (i + d->turn) % d->conf.rails; /* no rail is always first */
@@ -222,8 +234,11 @@ static void receive_all(struct daemon *d, int fd, unsigned rail)
 
 void probing_receive(struct daemon *d)
 {
-	for (unsigned i = 0; i < d->conf.rails; i++)
+	for (unsigned i = 0; i < d->conf.rails; i++) {
 		receive_all(d, d->rail[i].socket, i);
+		if (d->rail[i].urgent >= 0 && d->now_ns - d->urgent_ns < URGENT_NS)
+			receive_all(d, d->rail[i].urgent, i);
+	}
 	/* Hellos alone come there, and once all are met a few a minute. */
 	if (d->phase >= PHASE_READY && d->now_ns < d->next_manage_ns)
 		return;
@@ -249,6 +264,6 @@ void probing_turn(struct daemon *d)
 		    peer->next_send_ns > peer->last_send_ns + doubt_gap(d, peer))
 			peer->next_send_ns = peer->last_send_ns + doubt_gap(d, peer);
 		if (d->now_ns >= peer->next_send_ns)
-			probing_send(d, peer);
+			probing_send(d, peer, 0);
 	}
 }

@@ -3,6 +3,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/filter.h>
 #include <net/if.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -43,7 +44,8 @@ struct target sockets_target(const struct ip *ip, uint16_t port, unsigned ifinde
 	return target;
 }
 
-static int open_one(const struct ip *ip, uint16_t port, unsigned ifindex, const char *device)
+static int open_one(const struct ip *ip, uint16_t port, unsigned ifindex, const char *device,
+		    bool second)
 {
 	struct target self = sockets_target(ip, port, ifindex);
 	int fd = socket(ip->family, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -61,12 +63,37 @@ static int open_one(const struct ip *ip, uint16_t port, unsigned ifindex, const 
 	set(fd, SOL_SOCKET, SO_PRIORITY, PRIORITY);
 	set(fd, SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BYTES);
 	if (!set(fd, SOL_SOCKET, SO_TIMESTAMPNS, 1) ||
+	    (second && !set(fd, SOL_SOCKET, SO_REUSEPORT, 1)) ||
 	    (device && setsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, device, (socklen_t)strlen(device))) ||
 	    bind(fd, (struct sockaddr *)&self.address, self.size)) {
 		int error = errno;
 
 		close(fd);
 		errno = error;
+		return -1;
+	}
+	return fd;
+}
+
+/* A second socket on a rail's port, which gets what is urgent and is waited for: the rest is looked
+ * at once a tick. The first is bound without SO_REUSEPORT: another fabric-pathd that has the port is
+ * an error and no partner. (Linux 4.5; without, all of it waits for the tick.) */
+static int open_urgent(int first, const struct ip *ip, uint16_t port, const struct rail *rail)
+{
+	struct sock_filter code[] = {
+		BPF_STMT(BPF_LD | BPF_B | BPF_ABS, WIRE_FLAGS_AT),
+		BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, WIRE_URGENT, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, 1), /* in the order in which they were bound */
+		BPF_STMT(BPF_RET | BPF_K, 0),
+	};
+	struct sock_fprog program = {sizeof(code) / sizeof(code[0]), code};
+	int fd;
+
+	if (!set(first, SOL_SOCKET, SO_REUSEPORT, 1))
+		return -1;
+	fd = open_one(ip, port, rail->ifindex, rail->conf->name, true);
+	if (fd >= 0 && setsockopt(fd, SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, &program, sizeof(program))) {
+		close(fd);
 		return -1;
 	}
 	return fd;
@@ -87,15 +114,16 @@ static bool open_all(struct daemon *d, uint16_t port)
 		const struct ip *ip =
 			rail->conf->net4.ip.family ? &rail->conf->net4.ip : &rail->conf->ip6;
 
-		rail->socket = open_one(ip, port, rail->ifindex, rail->conf->name);
+		rail->socket = open_one(ip, port, rail->ifindex, rail->conf->name, false);
 		if (rail->socket < 0)
 			return false;
+		rail->urgent = open_urgent(rail->socket, ip, port, rail);
 		rail->mtu = read_mtu(rail->socket, rail->conf->name);
 		if (ip_equal(ip, &d->conf.manage))
 			d->manage = rail->socket;
 	}
 	if (d->manage < 0)
-		d->manage = open_one(&d->conf.manage, port, 0, NULL);
+		d->manage = open_one(&d->conf.manage, port, 0, NULL, false);
 	return d->manage >= 0;
 }
 
@@ -107,7 +135,9 @@ void sockets_close(struct daemon *d)
 		shared |= d->rail[i].socket == d->manage;
 		if (d->rail[i].socket >= 0)
 			close(d->rail[i].socket);
-		d->rail[i].socket = -1;
+		if (d->rail[i].urgent >= 0)
+			close(d->rail[i].urgent);
+		d->rail[i].socket = d->rail[i].urgent = -1;
 	}
 	if (d->manage >= 0 && !shared)
 		close(d->manage);
@@ -117,7 +147,7 @@ void sockets_close(struct daemon *d)
 bool sockets_open(struct daemon *d, char *problem, size_t size)
 {
 	for (unsigned i = 0; i < d->conf.rails; i++)
-		d->rail[i].socket = -1;
+		d->rail[i].socket = d->rail[i].urgent = -1;
 	d->manage = -1;
 	for (unsigned i = 0; i < CONF_PORTS && d->conf.port[i]; i++) {
 		if (open_all(d, d->conf.port[i])) {

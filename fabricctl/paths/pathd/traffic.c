@@ -55,7 +55,14 @@ static struct peer *find_peer(struct daemon *d, const struct ip *to, unsigned *r
 	return &d->peer[found->peer];
 }
 
-static void see_active(const struct diag_socket *socket, void *arg)
+static void see_traffic(struct daemon *d, struct peer *peer)
+{
+	if (d->now_ns > peer->active_until_ns)
+		peer->next_send_ns = peer->next_look_ns = d->now_ns;
+	peer->active_until_ns = d->now_ns + ACTIVE_NS;
+}
+
+static void see_open(const struct diag_socket *socket, void *arg)
 {
 	struct daemon *d = arg;
 	unsigned rail;
@@ -63,9 +70,10 @@ static void see_active(const struct diag_socket *socket, void *arg)
 
 	if (!peer)
 		return;
-	if (d->now_ns > peer->active_until_ns)
-		peer->next_send_ns = peer->next_look_ns = d->now_ns;
-	peer->active_until_ns = d->now_ns + ACTIVE_NS;
+	peer->open++;
+	peer->streamed += socket->acked_bytes + socket->received_bytes + 1;
+	if (socket->waiting_bytes) /* on its way, or it does not get through */
+		see_traffic(d, peer);
 }
 
 static void dump_all(struct daemon *d, diag_each *each, void *arg)
@@ -96,13 +104,24 @@ void traffic_poll(struct daemon *d)
 	if (d->now_ns < d->next_diag_ns)
 		return;
 	begin = mono_ns();
-	dump_all(d, see_active, d);
+	for (unsigned i = 0; i < d->conf.nodes; i++) {
+		d->peer[i].open = 0;
+		d->peer[i].streamed_before = d->peer[i].streamed;
+		d->peer[i].streamed = 0;
+	}
+	dump_all(d, see_open, d);
 	pause = (mono_ns() - begin) * POLL_SHARE;
 	pause = pause > POLL_NS ? pause : POLL_NS;
 	d->next_diag_ns = d->now_ns + (pause < POLL_MAX_NS ? pause : POLL_MAX_NS);
-	d->active = 0;
-	for (unsigned i = 0; i < d->conf.nodes; i++)
-		d->active += d->peer[i].active_until_ns > d->now_ns;
+	d->active = d->quiet = 0;
+	for (unsigned i = 0; i < d->conf.nodes; i++) {
+		struct peer *peer = &d->peer[i];
+
+		if (peer->streamed != peer->streamed_before && peer->open)
+			see_traffic(d, peer);
+		d->active += peer->active_until_ns > d->now_ns;
+		d->quiet += peer->open && peer->active_until_ns <= d->now_ns;
+	}
 }
 
 static bool is_due(const struct daemon *d, const struct recovery *recovery)

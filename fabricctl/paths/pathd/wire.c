@@ -139,7 +139,7 @@ size_t wire_encode(const struct wire *wire, const uint8_t key[SIPHASH_KEY_BYTES]
 	memcpy(data, MAGIC, 4);
 	data[4] = wire->type;
 	data[5] = wire->rail;
-	data[6] = wire->flags;
+	data[WIRE_FLAGS_AT] = wire->flags;
 	data[7] = wire->rails;
 	put32(data + 8, wire->from);
 	put32(data + 12, wire->to);
@@ -170,7 +170,7 @@ bool wire_decode(struct wire *wire, const uint8_t key[SIPHASH_KEY_BYTES], const 
 	memset(wire, 0, sizeof(*wire));
 	wire->type = data[4];
 	wire->rail = data[5];
-	wire->flags = data[6];
+	wire->flags = data[WIRE_FLAGS_AT];
 	wire->rails = data[7];
 	wire->from = get32(data + 8);
 	wire->to = get32(data + 12);

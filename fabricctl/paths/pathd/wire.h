@@ -3,7 +3,7 @@
  * SipHash-2-4 tag. A large probe has padding behind the tag.
  *
  *   0  magic "FpP3"      4  type (1 probe, 2 hello)   5  rail of the probe, 255 in a hello
- *   6  flags             7  rails of the sender
+ *   6  flags (what is urgent wakes the receiver, sockets.c)   7  rails of the sender
  *   8  from, 12 to: numbers of the nodes in the job's node list
  *  16  session: random per start of the sender
  *  24  to_session: the receiver's, as the sender knows it; 0: not yet. What is not addressed to
@@ -34,7 +34,10 @@
 #define WIRE_BACK_NS 10000
 
 enum wire_type { WIRE_PROBE = 1, WIRE_HELLO = 2 };
-enum wire_flag { WIRE_QUERY = 1, WIRE_LARGE = 2 }; /* QUERY: please answer on all rails at once */
+/* QUERY: please answer on all rails at once. NEWS: the sender's view of some rail has changed. */
+enum wire_flag { WIRE_QUERY = 1, WIRE_LARGE = 2, WIRE_NEWS = 4 };
+#define WIRE_URGENT (WIRE_QUERY | WIRE_NEWS)
+#define WIRE_FLAGS_AT 6
 enum phase { PHASE_STARTING, PHASE_HAVE, PHASE_READY, PHASE_OFF };
 
 struct wire_view {

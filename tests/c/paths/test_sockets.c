@@ -1,0 +1,99 @@
+/* Urgent probes reach the socket that is waited for, all others the one that is looked at once a tick. */
+#include "check.h"
+#include "daemon.h"
+
+#include <poll.h>
+#include <string.h>
+#include <sys/random.h>
+
+static const uint8_t KEY[SIPHASH_KEY_BYTES];
+
+static void configure(struct daemon *d, uint16_t port)
+{
+	memset(d, 0, sizeof(*d));
+	d->conf.rails = 2;
+	for (unsigned i = 0; i < CONF_PORTS; i++)
+		d->conf.port[i] = (uint16_t)(port + i);
+	d->conf.manage = (struct ip){AF_INET, {127, 0, 0, 3}};
+	for (unsigned i = 0; i < d->conf.rails; i++) {
+		struct conf_rail *conf = &d->conf.rail[i];
+
+		strcpy(conf->name, "lo");
+		conf->net4.ip = (struct ip){AF_INET, {127, 0, 0, (uint8_t)(1 + i)}};
+		d->rail[i].conf = conf;
+	}
+}
+
+/* Where ports of another run of this test, or of anybody, are in the way: others. */
+static bool open_somewhere(struct daemon *d)
+{
+	char problem[160];
+	uint16_t port;
+
+	for (int i = 0; i < 20; i++) {
+		if (getrandom(&port, sizeof(port), 0) != sizeof(port))
+			return false;
+		configure(d, (uint16_t)(1024 + port % 60000));
+		if (sockets_open(d, problem, sizeof(problem)))
+			return true;
+	}
+	return false;
+}
+
+static bool readable(int fd)
+{
+	struct pollfd one = {.fd = fd, .events = POLLIN};
+
+	return poll(&one, 1, 1000) == 1;
+}
+
+static void send_flagged(struct daemon *d, unsigned rail, uint8_t flags)
+{
+	struct wire wire = {.type = WIRE_PROBE, .flags = flags, .rail = (uint8_t)rail, .rails = 2, .sequence = 4};
+	struct target to = sockets_target(&d->conf.rail[rail].net4.ip, d->port, 0);
+	uint8_t data[WIRE_MAX];
+	size_t size = wire_encode(&wire, KEY, data);
+
+	CHECK(sockets_send(d->rail[rail].socket, &to, data, size, false, false));
+}
+
+static void expect(struct daemon *d, unsigned rail, uint8_t flags)
+{
+	static struct received got[RECEIVE_BATCH];
+	bool urgent = flags & WIRE_URGENT;
+	int here = urgent ? d->rail[rail].urgent : d->rail[rail].socket;
+	int elsewhere = urgent ? d->rail[rail].socket : d->rail[rail].urgent;
+	struct wire wire;
+
+	send_flagged(d, rail, flags);
+	CHECK(readable(here));
+	CHECK(sockets_receive(elsewhere, got) == 0);
+	CHECK(sockets_receive(here, got) == 1);
+	CHECK(wire_decode(&wire, KEY, got[0].data, got[0].size) && wire.flags == flags);
+}
+
+int main(void)
+{
+	static struct daemon one, other;
+	char problem[160];
+
+	if (!open_somewhere(&one)) {
+		printf("no port could be had\n");
+		return 1;
+	}
+	for (unsigned rail = 0; rail < 2; rail++) {
+		CHECK(one.rail[rail].urgent >= 0);
+		expect(&one, rail, 0);
+		expect(&one, rail, WIRE_QUERY);
+		expect(&one, rail, WIRE_LARGE);
+		expect(&one, rail, WIRE_NEWS | WIRE_LARGE);
+	}
+
+	/* A second fabric-pathd that would like the same port is no partner of the first. */
+	configure(&other, one.conf.port[0]);
+	CHECK(sockets_open(&other, problem, sizeof(problem)) && other.port != one.port);
+	expect(&one, 0, WIRE_NEWS);
+	sockets_close(&other);
+	sockets_close(&one);
+	return check_failures != 0;
+}
