@@ -7,15 +7,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from fabricctl import built
 from fabricctl.config import Config
 from fabricctl.errors import FabricError
-from fabricctl.paths import addresses, configure, steering, verbs
+from fabricctl.paths import addresses, configure, groups, steering, verbs
 from fabricctl.paths.addresses import Rail
 from fabricctl.paths.files import PathsFiles, write_off
 from fabricctl.records import JobStart
-from fabricctl.telemetry import interfaces
+from fabricctl.telemetry import cgroups, interfaces
 
 NAME = "fabric-pathd"
 
@@ -116,6 +117,8 @@ def _become(start: JobStart, config: Config, files: PathsFiles, keep: Collection
         rails,
         {rail.name: config.share.rail_mbit or addresses.rate_mbit(rail.name) for rail in rails},
     )
+    mounts = cgroups.parse_mounts(Path("/proc/self/mountinfo").read_text())
+    shares += groups.line(mounts, start.node, start.job)
     text = configure.text(start, config.paths, rails, found, places, shares=shares, off=off)
     memory = os.memfd_create(NAME, 0)
     os.write(memory, text.encode())

@@ -11,7 +11,7 @@ import pytest
 
 from fabricctl.config import Config, NodeConfig, PathsConfig, RailsConfig, ShareConfig
 from fabricctl.errors import ConfigError, DataError, NotFoundError, UsageError
-from fabricctl.paths import addresses, configure, control, launch, steering, verbs
+from fabricctl.paths import addresses, configure, control, groups, launch, steering, verbs
 from fabricctl.paths.addresses import Address, Rail
 from fabricctl.paths.events import Follower, row
 from fabricctl.paths.files import PathsFiles, read_state, write_off
@@ -20,6 +20,7 @@ from fabricctl.records import Envelope, JobStart
 from fabricctl.store import schema
 from fabricctl.store.journal import JournalWriter
 from fabricctl.store.schema import Severity
+from fabricctl.telemetry.cgroups import Mount
 
 KEY = bytes(range(32))
 START = JobStart(
@@ -86,6 +87,18 @@ def test_a_share_comes_with_the_rates_of_the_rails() -> None:
     text = configure.share_lines(asked, given, RAILS, {"r0": 1000, "r1": 0})
     assert text == ["pace_us 100", "reroute_us 2000", "rate r0 1000000", "share 1000 300 800 0"]
     assert not [line for line in configure.share_lines(START, given, RAILS, {}) if "share" in line]
+
+
+def test_a_jobs_group_is_named_where_slurm_keeps_its_scope(tmp_path: Path) -> None:
+    version1 = Mount(tmp_path / "cpu", "/", frozenset({"cpu"}))
+    whole = Mount(tmp_path / "v2", "/", frozenset())
+    assert groups.line([version1, whole], "n2", 7) == []
+    (tmp_path / "v2" / "system.slice" / "slurmstepd.scope").mkdir(parents=True)
+    path = tmp_path / "v2" / "system.slice"
+    assert groups.line([version1, whole], "n2", 7) == [f"group 3 {path}/slurmstepd.scope/job_7"]
+    (path / "n2_slurmstepd.scope").mkdir()
+    below = replace(whole, root="/nodes/n2")  # as a container sees it: levels count from the root
+    assert groups.line([below], "n2", 7) == [f"group 5 {path}/n2_slurmstepd.scope/job_7"]
 
 
 def test_a_node_that_cannot_take_part_says_why_in_one_word() -> None:

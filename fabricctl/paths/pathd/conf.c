@@ -164,8 +164,19 @@ static bool read_share(struct reader *reader)
 	    !number(reader, 4, 0, SHARE_CLASSES - 1, &class))
 		return wrong(reader, "needs uid, guarantee, ceiling and class");
 	reader->conf->share = (struct share){(unsigned)uid, (uint16_t)guarantee, (uint16_t)ceiling,
-					     (uint8_t)class};
+					     (uint8_t)class, false};
 	return true;
+}
+
+/* group LEVEL PATH */
+static bool read_group(struct reader *reader)
+{
+	unsigned long level;
+
+	if (reader->words != 3 || !number(reader, 1, 1, 255, &level))
+		return wrong(reader, "needs level and path of a control group");
+	reader->conf->group_level = (unsigned)level;
+	return text_into(reader, 2, reader->conf->group, sizeof(reader->conf->group));
 }
 
 static bool read_job(struct reader *reader)
@@ -203,6 +214,8 @@ static bool read_line(struct reader *reader)
 		return read_node(reader);
 	if (!strcmp(word, "rate"))
 		return read_rate(reader);
+	if (!strcmp(word, "group"))
+		return read_group(reader);
 	if (!strcmp(word, "share"))
 		return read_share(reader);
 	if (!strcmp(word, "self"))

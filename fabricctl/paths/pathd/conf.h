@@ -37,6 +37,8 @@ struct conf {
 	bool fabric, own; /* what is moved: fabric addresses, the rails' own addresses of `uid` */
 	unsigned uid; /* of `own` */
 	struct share share; /* ceiling 0: none */
+	char group[CONF_PATH]; /* where Slurm makes the job's control group (version 2); "": nowhere */
+	unsigned group_level;
 	unsigned pace_us, reroute_us; /* queueing that slows the job, or moves it; 0: never */
 	struct conf_rail rail[MAX_RAILS];
 	struct conf_node *node;

@@ -5,6 +5,7 @@
 #include "cause.h"
 #include "conf.h"
 #include "event.h"
+#include "filter.h"
 #include "mover.h"
 #include "pace.h"
 #include "pair.h"
@@ -105,6 +106,8 @@ struct daemon {
 	uint64_t next_rules_ns;
 	int program[2], program_error; /* filters of a share: by uid, and for probes; -1: none */
 	uint8_t sliced; /* rails where the job has its share */
+	struct filter_group *group; /* what its filter compares with; NULL: the uid alone */
+	uint64_t next_group_ns;
 	struct grant grant;
 	struct pace pace[MAX_RAILS];
 	uint64_t next_reroute_ns, load_ns;

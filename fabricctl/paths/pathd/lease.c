@@ -52,8 +52,8 @@ static int lease_write(int fd, unsigned long job, int pid, const struct share *s
 	int size = snprintf(text, sizeof(text), "job=%lu\npid=%d\n", job, pid);
 
 	if (share && share->ceiling)
-		size += snprintf(text + size, sizeof(text) - (size_t)size, "share=%u %u %u %u\n",
-				 share->uid, share->guarantee, share->ceiling, share->class);
+		size += snprintf(text + size, sizeof(text) - (size_t)size, "share=%u %u %u %u %d\n",
+				 share->uid, share->guarantee, share->ceiling, share->class, share->apart);
 	/* In this order, so that no crash leaves a lease of nobody. */
 	return pwrite(fd, text, (size_t)size, 0) == size && ftruncate(fd, size) == 0 ? 0 : -1;
 }
@@ -141,17 +141,18 @@ int lease_set_share(const char *leases, unsigned slot, const struct share *share
 static bool read_share(const char *path, struct share *share)
 {
 	char text[LEASE_BYTES] = "", *at;
-	unsigned uid, guarantee, ceiling, class;
+	unsigned uid, guarantee, ceiling, class, apart;
 	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 	bool good = fd >= 0 && pread(fd, text, sizeof(text) - 1, 0) > 0;
 
 	if (fd >= 0)
 		close(fd);
 	at = good ? strstr(text, "\nshare=") : NULL;
-	if (!at || sscanf(at, "\nshare=%u %u %u %u", &uid, &guarantee, &ceiling, &class) != 4 ||
+	if (!at || sscanf(at, "\nshare=%u %u %u %u %u", &uid, &guarantee, &ceiling, &class, &apart) != 5 ||
 	    guarantee > SHARE_WHOLE || !ceiling || ceiling > SHARE_WHOLE || class >= SHARE_CLASSES)
 		return false;
-	*share = (struct share){uid, (uint16_t)guarantee, (uint16_t)ceiling, (uint8_t)class};
+	*share = (struct share){uid, (uint16_t)guarantee, (uint16_t)ceiling, (uint8_t)class,
+				apart == 1};
 	return true;
 }
 

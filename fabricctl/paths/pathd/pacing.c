@@ -8,9 +8,11 @@
 #include <inttypes.h>
 #include <math.h>
 #include <string.h>
+#include <unistd.h>
 
 #define LOAD_NS (200 * MS)
 #define REROUTE_NS (20 * MS)
+#define GROUP_NS (200 * MS) /* a step's first packets are everybody else's for so long at most */
 #define SAY_AGAIN_NS (10 * S) /* one that slows down and recovers all the time is told this often */
 
 static const char *const CLASS_NAMES[SHARE_CLASSES] = {"first", "normal", "last"};
@@ -18,15 +20,27 @@ static const char *const CLASS_NAMES[SHARE_CLASSES] = {"first", "normal", "last"
 /* While root: what drops its capabilities later cannot load programs. */
 void pacing_load(struct daemon *d)
 {
-	const struct share *share = &d->conf.share;
+	struct share *share = &d->conf.share;
+	int map = -1;
 
 	d->program[0] = d->program[1] = -1;
 	if (!share->ceiling)
 		return;
-	d->program[0] = slice_load_job(share->uid, d->mover.slot);
-	d->program[1] = slice_load_control();
+	if (d->conf.group[0])
+		d->group = filter_group_make(&map);
+	d->program[0] = filter_load_job(share->uid, SLICE_JOB(d->mover.slot), map);
+	if (d->program[0] < 0 && d->group) { /* a kernel without the one or the other */
+		d->group = NULL;
+		d->program[0] = filter_load_job(share->uid, SLICE_JOB(d->mover.slot), -1);
+	}
+	d->program[1] = filter_load_control(SLICE_CONTROL);
 	if (d->program[0] < 0 || d->program[1] < 0)
 		d->program_error = errno;
+	if (d->group)
+		d->group->level = d->conf.group_level;
+	share->apart = d->group != NULL;
+	if (map >= 0)
+		close(map);
 }
 
 /* What all programs of this node send on each rail. */
@@ -184,6 +198,10 @@ static void reroute_peer(struct daemon *d, struct peer *peer)
 
 void pacing_turn(struct daemon *d)
 {
+	if (d->sliced && d->group && d->now_ns >= d->next_group_ns) {
+		d->next_group_ns = d->now_ns + GROUP_NS;
+		filter_group_find(d->group, d->conf.group);
+	}
 	if (!d->active)
 		return;
 	for (unsigned i = 0; d->conf.pace_us && i < d->conf.rails; i++)

@@ -7,11 +7,12 @@ static uint16_t least(unsigned a, unsigned b)
 	return (uint16_t)(a < b ? a : b);
 }
 
-/* The first holding of the user: its class has what all jobs of the user were promised. */
+/* The first holding of the user that is known by the uid alone, as this one is: its class has what
+ * all of them were promised. */
 static unsigned owner_of(const struct holding *holding, unsigned at)
 {
-	for (unsigned i = 0; i < at; i++)
-		if (holding[i].share.uid == holding[at].share.uid)
+	for (unsigned i = 0; i < at && !holding[at].share.apart; i++)
+		if (holding[i].share.uid == holding[at].share.uid && !holding[i].share.apart)
 			return i;
 	return at;
 }

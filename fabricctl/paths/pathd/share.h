@@ -1,7 +1,7 @@
 /* What jobs were promised of every rail, and the classes that keep it: pure computation.
  *
- * Shares are in permille of a rail's rate. The kernel tells the jobs of a node apart by the uid
- * that sends, so jobs of one user on one node share one class. */
+ * Shares are in permille of a rail's rate. Where the kernel tells the jobs of a node apart by the uid
+ * that sends alone, jobs of one user on one node share one class. */
 #ifndef FABRIC_SHARE_H
 #define FABRIC_SHARE_H
 
@@ -19,6 +19,7 @@ struct share {
 	unsigned uid;
 	uint16_t guarantee, ceiling; /* ceiling 0: no share was asked for */
 	uint8_t class;
+	bool apart; /* known by its control group, not by the uid alone */
 };
 
 /* One job's class: as granted. `idle`: an earlier job of the same user has the user's traffic. */

@@ -1,79 +1,26 @@
 #include "slice.h"
 
 #include <errno.h>
-#include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/pkt_cls.h>
 #include <linux/pkt_sched.h>
 #include <arpa/inet.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
-#define HANDLE 0xfab00000u
+#define HANDLE SLICE_HANDLE
 #define ROOT (HANDLE | 1)
 #define REST (HANDLE | 2)
-#define CONTROL (HANDLE | 6)
-#define JOB(slot) (HANDLE | 0x100 | (slot))
+#define CONTROL SLICE_CONTROL
+#define JOB(slot) SLICE_JOB(slot)
 #define CONTROL_PREFERENCE 1
 #define PREFERENCE(slot) (100 + (slot))
-#define PRIORITY 6 /* sockets.c */
 
 /* A millisecond of tokens: timers come late by that much at times, and tokens beyond the burst are
  * lost; never less than what TCP hands over at once. */
 #define BURST_DIVISOR 1000
 #define BURST_LEAST 66000
 #define TICK_NS 64 /* PSCHED_SHIFT of linux/pkt_sched.h in the kernel */
-
-static int load(const struct bpf_insn *code, size_t count)
-{
-	union bpf_attr attr;
-
-	memset(&attr, 0, sizeof(attr));
-	attr.prog_type = BPF_PROG_TYPE_SCHED_CLS;
-	attr.insns = (uint64_t)(uintptr_t)code;
-	attr.insn_cnt = (uint32_t)count;
-	attr.license = (uint64_t)(uintptr_t) "Dual BSD/GPL";
-	memcpy(attr.prog_name, "fabric_share", 13);
-	return (int)syscall(SYS_bpf, BPF_PROG_LOAD, &attr, sizeof(attr));
-}
-
-#define CALL(helper) {BPF_JMP | BPF_CALL, 0, 0, 0, helper}
-#define UNLESS(reg, value, skip) {BPF_JMP32 | BPF_JNE | BPF_K, reg, 0, skip, (int32_t)(value)}
-#define RETURN(value) \
-	{BPF_ALU | BPF_MOV | BPF_K, BPF_REG_0, 0, 0, (int32_t)(value)}, \
-		      {BPF_JMP | BPF_EXIT, 0, 0, 0, 0}
-#define COUNT(code) (sizeof(code) / sizeof((code)[0]))
-
-/* A filter's answer is the class; 0: ask the next filter. */
-int slice_load_job(unsigned uid, unsigned slot)
-{
-	struct bpf_insn code[] = {
-		CALL(BPF_FUNC_get_socket_uid),
-		UNLESS(BPF_REG_0, uid, 2),
-		RETURN(JOB(slot)),
-		RETURN(0),
-	};
-
-	return load(code, COUNT(code));
-}
-
-/* Anybody can ask for priority 6, so the uid is looked at as well. */
-int slice_load_control(void)
-{
-	struct bpf_insn code[] = {
-		{BPF_LDX | BPF_MEM | BPF_W, BPF_REG_2, BPF_REG_1, offsetof(struct __sk_buff, priority), 0},
-		UNLESS(BPF_REG_2, PRIORITY, 4),
-		CALL(BPF_FUNC_get_socket_uid),
-		UNLESS(BPF_REG_0, 0, 2),
-		RETURN(CONTROL),
-		RETURN(0),
-	};
-
-	return load(code, COUNT(code));
-}
 
 static void begin(struct rtnl_msg *msg, uint16_t type, uint16_t flags, unsigned ifindex,
 		  uint32_t parent, uint32_t handle, uint32_t info)

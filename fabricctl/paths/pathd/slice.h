@@ -4,7 +4,7 @@
  *   fab0:1    the rail
  *   fab0:2    everybody without a share
  *   fab0:6    root's packets of priority 6: probes
- *   fab0:100+slot   a job, found by a filter of preference 100+slot that looks at the sender's uid
+ *   fab0:100+slot   a job, found by a filter of preference 100+slot (filter.h)
  *
  * `sliced` in the lease directory names the rails, their rates and the queues that were there. */
 #ifndef FABRIC_SLICE_H
@@ -14,16 +14,15 @@
 #include "share.h"
 
 #define SLICE_RAILS 16
+#define SLICE_HANDLE 0xfab00000u
+#define SLICE_CONTROL (SLICE_HANDLE | 6)
+#define SLICE_JOB(slot) (SLICE_HANDLE | 0x100 | (slot))
 
 struct sliced {
 	char name[16]; /* IFNAMSIZ */
 	uint64_t bytes_per_s;
 	char before[16]; /* the queue's kind; "-": the kernel's own choice, which comes by itself */
 };
-
-/* What the filters run; -1 with errno. The caller needs CAP_BPF (before Linux 5.8 CAP_SYS_ADMIN). */
-int slice_load_job(unsigned uid, unsigned slot);
-int slice_load_control(void);
 
 /* What is the rail's queue now? 0 and its kind in `before` when ours may take its place or has,
  * -EBUSY when it is one that somebody configured. */

@@ -9,7 +9,7 @@
 
 static struct holding job(unsigned slot, unsigned uid, unsigned guarantee, unsigned ceiling)
 {
-	return (struct holding){slot, {uid, (uint16_t)guarantee, (uint16_t)ceiling, SHARE_NORMAL}};
+	return (struct holding){slot, {uid, (uint16_t)guarantee, (uint16_t)ceiling, SHARE_NORMAL, false}};
 }
 
 static void test_promises_are_kept_and_the_rest_is_everybody_elses(void)
@@ -40,6 +40,18 @@ static void test_jobs_of_one_user_share_the_first_ones_class(void)
 	CHECK(grant[0].guarantee == 500 && grant[0].ceiling == 800 && !grant[0].idle);
 	CHECK(grant[1].guarantee == 100);
 	CHECK(grant[2].idle && grant[2].guarantee == 1);
+}
+
+static void test_jobs_known_by_their_groups_have_each_its_own(void)
+{
+	struct holding held[] = {job(0, 1001, 200, 300), job(1, 1001, 100, 1000), job(2, 1001, 300, 800)};
+	struct grant grant[3];
+
+	held[0].share.apart = held[2].share.apart = true; /* the second began without */
+	share_plan(held, 3, grant);
+	CHECK(grant[0].guarantee == 200 && grant[0].ceiling == 300 && !grant[0].idle);
+	CHECK(grant[1].guarantee == 100 && !grant[1].idle);
+	CHECK(grant[2].guarantee == 300 && grant[2].ceiling == 800 && !grant[2].idle);
 }
 
 /* Every rate above zero, whatever is asked: HTB refuses others. */
@@ -93,7 +105,7 @@ static void test_a_path_seen_anew_has_no_queue(void)
 
 static struct pace paced(enum share_class class, unsigned guarantee)
 {
-	struct share share = {1001, (uint16_t)guarantee, SHARE_WHOLE, (uint8_t)class};
+	struct share share = {1001, (uint16_t)guarantee, SHARE_WHOLE, (uint8_t)class, false};
 	struct pace pace;
 
 	pace_init(&pace, &share);
@@ -143,6 +155,7 @@ int main(void)
 	test_promises_are_kept_and_the_rest_is_everybody_elses();
 	test_promises_that_do_not_fit_are_cut_in_proportion();
 	test_jobs_of_one_user_share_the_first_ones_class();
+	test_jobs_known_by_their_groups_have_each_its_own();
 	test_no_class_gets_nothing();
 	test_a_queue_is_what_all_of_the_last_few_waited();
 	test_clocks_that_drift_make_no_queue();
