@@ -1,6 +1,7 @@
 """An MPI loop for bench/failover.py: checked Allreduce and Sendrecv; every long iteration is noted.
 
-Rank 0 prints one line of JSON. A wrong result ends the job with an error.
+Rank 0 prints one line of JSON, with what all ranks waited for a core. A wrong result ends the job
+with an error.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+from failover_stream import WAIT_NS, Runqueue
 from mpi4py import MPI
 
 
@@ -22,7 +24,8 @@ def main() -> int:
     rank, size = world.Get_rank(), world.Get_size()
     mine, total = np.empty(args.kib * 128), np.empty(args.kib * 128)
     word, got = np.empty(1), np.empty(1)
-    took: list[tuple[int, int]] = []
+    took: list[tuple[int, int, int]] = []
+    queue = Runqueue()
     end, step, go_on = time.monotonic() + args.seconds, 0, True
     while go_on:
         begin = time.monotonic_ns()
@@ -34,15 +37,21 @@ def main() -> int:
         if not (total == right).all() or got[0] != (rank - 1) % size * 1000 + step:
             sys.stderr.write(f"rank {rank} step {step}: wrong result\n")
             world.Abort(1)
-        took.append((begin, time.monotonic_ns() - begin))
+        took.append((begin, time.monotonic_ns() - begin, queue.since_ns()))
         step += 1
         go_on = world.bcast(time.monotonic() < end if rank == 0 else None)
+    waits = [(at + gap, waited) for at, gap, waited in took if rank and waited > WAIT_NS]
+    theirs = world.gather(waits)
     if rank == 0:
         long = sorted(took, key=lambda item: -item[1])[: args.keep]
         print(json.dumps({
             "blocks": step,
             "median_ns": sorted(item[1] for item in took)[len(took) // 2],
-            "longest": [{"begin_mono_ns": at, "gap_ns": gap} for at, gap in long],
+            "waits": [wait for one in theirs or [] for wait in one],
+            "longest": [
+                {"begin_mono_ns": at, "gap_ns": gap, "waited_ns": waited}
+                for at, gap, waited in long
+            ],
         }), flush=True)  # fmt: skip
     return 0
 

@@ -1,6 +1,7 @@
 """What link failover costs when nothing fails: two rails filled by many streams, with and without.
 
     bench/throughput.py [--turns 5] [--seconds 6] [--rate-mbit 200] [--json FILE]
+    bench/throughput.py --failback [--turns 5]     a cable out for 2 s: until the old rate is back
 
 A job of two nodes sends over both rails' addresses at once, protected and not, in turn. Given are
 the sum of both rails, as part of what they can carry, and the ratio of the two. Where the rails are
@@ -14,6 +15,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,10 @@ from fabricctl.lab.spec import LabSpec
 ROOT = Path(__file__).resolve().parents[1]
 RAILS = ("r0", "r1")
 STREAMS = 8  # a rail
+# Of --failback: the cable is in, out, and in again; then for how long the rate is looked at.
+BEFORE_S, OUT_S, AFTER_S = 3.0, 2.0, 2.0
+# The old rate is back when a window of this length had so much of it.
+WINDOW_S, STEP_S, STEPS, SAME = 0.3, 0.02, 150, 0.99
 
 
 class Bench:
@@ -71,11 +77,47 @@ class Bench:
             counted = [json.loads(sink.communicate()[0]) for sink in sinks]
         return mbit(counted, counted)
 
+    def failback(self) -> tuple[float, float]:
+        """Seconds from the cable's return until the sinks get 99 % of what they got before it was
+        out, and from then on what part of that."""
+        with self.job(True), contextlib.ExitStack() as stack:
+            sinks = [self.one(rail, 5001 + number, stack) for number, rail in enumerate(RAILS)]
+            time.sleep(BEFORE_S)
+            out_s = self.lab.fault("cut", "n2", "r0").mono_ns / 1e9
+            time.sleep(OUT_S)
+            back_s = self.lab.heal("cut", "n2", "r0").mono_ns / 1e9
+            counted = [json.loads(sink.communicate()[0]) for sink in sinks]
+        before = rate(counted, out_s - BEFORE_S + 1, out_s)
+        for step in range(STEPS):
+            at_s = back_s + step * STEP_S
+            if rate(counted, at_s, at_s + WINDOW_S) >= SAME * before:
+                return at_s - back_s, rate(counted, at_s, at_s + AFTER_S) / before
+        return float("inf"), rate(counted, back_s + 1, back_s + 1 + AFTER_S) / before
+
+
+def rate(counted: list[dict[str, Any]], begin_s: float, end_s: float) -> float:
+    """Bytes a second that all sinks got; they count by tenths of a second."""
+    total = 0.0
+    for one in counted:
+        for number, got in enumerate(one["bytes"]):
+            at_s = one["begin_mono_s"] + number / 10
+            part = min(end_s, at_s + 0.1) - max(begin_s, at_s)
+            total += got * max(0.0, part) / 0.1
+    return total / (end_s - begin_s)
+
+
+def failbacks(bench: Bench, turns: int) -> None:
+    for _ in range(turns):
+        back_s, part = bench.failback()
+        print(f"old rate after {back_s:.2f} s, then {part:.1%} of it "
+              f"(load {os.getloadavg()[0]:.1f})", flush=True)  # fmt: skip
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6)
+    parser.add_argument("--failback", action="store_true")
     parser.add_argument("--rate-mbit", type=int, default=200)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--name", default=os.environ.get("FABRICCTL_LAB", "bench-throughput"))
@@ -85,7 +127,10 @@ def main() -> int:
     lab.up()
     found: dict[bool, list[float]] = {False: [], True: []}
     try:
-        bench = Bench(lab, args.seconds)
+        bench = Bench(lab, BEFORE_S + OUT_S + 6 if args.failback else args.seconds)
+        if args.failback:
+            failbacks(bench, args.turns)
+            return 0
         for _ in range(args.turns):
             for ours in (False, True):
                 found[ours].append(bench.run(ours))
