@@ -135,7 +135,7 @@ class PathsConfig:
     )
     pool6: str = _key("fd66:6162:7269::/48", "The same for IPv6, a /48; empty: none.")
     device_prefix: str = _key("fab", "Name of the devices that hold them: fab0, fab1...")
-    interval_us: int = _key(2000, "Time between probes to a peer with traffic.", 500, 1000000)
+    interval_us: int = _key(4000, "Time between probes to a peer with traffic.", 500, 1000000)
     budget_pps: int = _key(4000, "Probes a second of one job and node, at most.", 100, 1000000)
     rto_min_ms: int = _key(
         4, "Least retransmission time of the moved connections; 0: the kernel's.", 0, 1000

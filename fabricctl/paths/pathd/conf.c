@@ -273,7 +273,7 @@ bool conf_read(struct conf *conf, FILE *stream, char *problem, size_t size)
 
 	memset(conf, 0, sizeof(*conf));
 	conf->rto_min_ms = 4;
-	conf->interval_us = 2000;
+	conf->interval_us = 4000;
 	conf->budget_pps = 4000;
 	conf->ready_wait_s = 10;
 	conf->hold_ms = 1000;

@@ -13,6 +13,7 @@
 #include "wire.h"
 
 #include <netinet/in.h>
+#include <signal.h>
 #include <sys/socket.h>
 
 #define WATCHED_SOCKETS 64
@@ -90,7 +91,7 @@ struct daemon {
 	struct peer *peer; /* conf.nodes of them; the one of ourselves is unused */
 	struct owner *owner; /* of every fabric address of the others; owners of them */
 	size_t owners;
-	int manage, control;
+	int manage, control, waited; /* waited: the epoll set of what is waited for */
 	uint16_t port;
 	uint64_t session, started_ns, now_ns;
 	enum phase phase;
@@ -168,6 +169,10 @@ void traffic_index(struct daemon *d); /* after a peer's addresses became known *
 void pacing_load(struct daemon *d); /* while root */
 void pacing_setup(struct daemon *d); /* with the node's lock held */
 void pacing_turn(struct daemon *d);
+
+/* waiting.c */
+bool waiting_open(struct daemon *d);
+void waiting_until(struct daemon *d, uint64_t until_ns, const sigset_t *waiting); /* of signals */
 
 /* links.c */
 bool links_open(struct daemon *d, char *problem, size_t size);

@@ -2,7 +2,6 @@
 #include "daemon.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,11 +12,8 @@
 #define TICK_IDLE_NS (20 * MS) /* probes to peers without traffic go five times as rarely */
 #define TICK_DOUBT_NS (MS / 4)
 #define TICK_HURRY_NS (MS / 2)
-#define URGENT_GAP_NS (MS / 4) /* whoever floods that socket wakes us no more often */
 #define LATE_NS (3 * MS)
 #define OFF_LINGER_NS (30 * S) /* time for every other node to hear that we cannot */
-
-enum { URGENT = 3 }; /* behind the others that are waited for */
 
 static volatile sig_atomic_t stop;
 
@@ -167,12 +163,23 @@ static void start(struct daemon *d, bool adopted)
 	}
 	if (!control_open(d))
 		event_write(&d->events, "trouble", ";what=control;why=%s", strerror(errno));
+	if (!waiting_open(d))
+		event_write(&d->events, "trouble", ";what=waiting;why=%s", strerror(errno));
 	d->state_changed = true;
+}
+
+/* In step with the first of the nodes before us that we talk to. */
+static uint64_t in_step_ns(const struct daemon *d, uint64_t tick)
+{
+	for (unsigned i = 0; i < d->conf.self; i++)
+		if (d->peer[i].known && d->now_ns < d->peer[i].active_until_ns)
+			return pair_step_ns(&d->peer[i].pair, d->now_ns, tick);
+	return tick;
 }
 
 static uint64_t tick_ns(const struct daemon *d)
 {
-	uint64_t tick = d->active ? d->conf.interval_us * 1000ull : TICK_IDLE_NS;
+	uint64_t tick = d->active ? in_step_ns(d, d->conf.interval_us * 1000ull) : TICK_IDLE_NS;
 
 	for (unsigned i = 0; i < d->conf.nodes && tick > TICK_DOUBT_NS; i++) {
 		const struct peer *peer = &d->peer[i];
@@ -188,33 +195,6 @@ static uint64_t tick_ns(const struct daemon *d)
 	if (d->now_ns < d->hurry_until_ns && tick > TICK_HURRY_NS)
 		tick = TICK_HURRY_NS;
 	return tick < TICK_IDLE_NS ? tick : TICK_IDLE_NS;
-}
-
-static void wait_until(struct daemon *d, uint64_t until_ns, const sigset_t *waiting)
-{
-	uint64_t now = mono_ns(), left = until_ns > now ? until_ns - now : 0;
-	struct timespec timeout = {(time_t)(left / S), (long)(left % S)};
-	struct pollfd fds[URGENT + MAX_RAILS] = {
-		{.fd = d->monitor.fd, .events = POLLIN},
-		{.fd = d->control, .events = POLLIN},
-		{.fd = d->phase < PHASE_READY ? d->manage : -1, .events = POLLIN},
-	};
-
-	/* Of the rails' sockets only those for urgent probes are waited for: the kernel stamps what
-	 * arrives, and one look a tick costs a fifth of one wake-up a packet. */
-	for (unsigned i = 0; i < d->conf.rails; i++)
-		fds[URGENT + i] = (struct pollfd){
-			.fd = now - d->urgent_ns < URGENT_GAP_NS ? -1 : d->rail[i].urgent, .events = POLLIN};
-	if (ppoll(fds, URGENT + d->conf.rails, &timeout, waiting) < 0)
-		return;
-	d->now_ns = mono_ns();
-	for (unsigned i = 0; i < d->conf.rails; i++)
-		if (fds[URGENT + i].revents)
-			d->urgent_ns = d->now_ns;
-	if (fds[0].revents)
-		links_read(d);
-	if (fds[1].revents)
-		control_serve(d);
 }
 
 static void turn(struct daemon *d)
@@ -268,7 +248,7 @@ int loop_run(struct daemon *d)
 	start(d, adopted);
 	due_ns = d->started_ns;
 	while (!stop) {
-		wait_until(d, due_ns, &waiting);
+		waiting_until(d, due_ns, &waiting);
 		d->now_ns = mono_ns();
 		d->late = d->now_ns > due_ns + LATE_NS;
 		turn(d);

@@ -87,7 +87,7 @@ static int run_worker(bool adopted)
 
 	d->realtime = become_prompt();
 	d->phase = adopted ? PHASE_HAVE : PHASE_STARTING;
-	d->monitor.fd = d->control = d->manage = -1;
+	d->monitor.fd = d->control = d->manage = d->waited = -1;
 	status = loop_run(d);
 	if (getppid() != guardian) /* it was killed: nobody else is there to clean up */
 		lease_release(d->conf.leases, d->mover.slot, d->conf.job);

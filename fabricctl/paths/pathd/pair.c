@@ -399,3 +399,18 @@ bool pair_in_doubt(const struct pair *pair, uint64_t now_ns)
 			return true;
 	return now_ns < pair->doubt_until_ns;
 }
+
+uint64_t pair_step_ns(const struct pair *pair, uint64_t now_ns, uint64_t turn_ns)
+{
+	int64_t most = (int64_t)turn_ns / TURN_STEPS, late;
+	uint64_t heard = 0;
+
+	for (unsigned rail = 0; rail < pair->rails; rail++)
+		if (pair->path[rail].heard_ns > heard)
+			heard = pair->path[rail].heard_ns;
+	if (now_ns - heard >= turn_ns)
+		return turn_ns;
+	late = (int64_t)(now_ns - heard) - (int64_t)turn_ns / 2;
+	late = late > most ? most : late < -most ? -most : late;
+	return turn_ns - (uint64_t)late;
+}

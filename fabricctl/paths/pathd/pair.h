@@ -137,6 +137,12 @@ uint64_t pair_back_ns(const struct pair *pair);
 /* True while quick probes are wanted: some rail is in doubt. */
 bool pair_in_doubt(const struct pair *pair, uint64_t now_ns);
 
+/* Until our next turn, where both ends take one in every `turn_ns`: so that we come to be half a turn
+ * apart. Then what either end sends has arrived when the other looks, and what is missing is noticed
+ * soonest. At most 1/TURN_STEPS longer or shorter than a turn, which is within the grace of a promise. */
+#define TURN_STEPS 32
+uint64_t pair_step_ns(const struct pair *pair, uint64_t now_ns, uint64_t turn_ns);
+
 uint64_t path_jitter_ns(const struct path *path);
 uint64_t path_lag_ns(const struct path *path);
 const char *reason_name(enum reason reason);

@@ -255,6 +255,9 @@ static uint64_t doubt_gap(const struct daemon *d, const struct peer *peer)
 
 void probing_turn(struct daemon *d)
 {
+	/* A tick that keeps step comes so much early. */
+	uint64_t soon_ns = d->now_ns + d->conf.interval_us * 1000ull / TURN_STEPS;
+
 	for (unsigned i = 0; i < d->conf.nodes; i++) {
 		struct peer *peer = &d->peer[i];
 
@@ -263,7 +266,7 @@ void probing_turn(struct daemon *d)
 		if (pair_in_doubt(&peer->pair, d->now_ns) &&
 		    peer->next_send_ns > peer->last_send_ns + doubt_gap(d, peer))
 			peer->next_send_ns = peer->last_send_ns + doubt_gap(d, peer);
-		if (d->now_ns >= peer->next_send_ns)
+		if (soon_ns >= peer->next_send_ns)
 			probing_send(d, peer, 0);
 	}
 }

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define POLL_NS (400 * MS) /* until then a new pair is probed like one without traffic */
+#define POLL_NS (800 * MS) /* until then a new pair is probed like one without traffic */
 #define POLL_MAX_NS (1 * S)
 /* The kernel walks the table of all its sockets, which has half a million rows on a large node. */
 #define POLL_SHARE 500

@@ -455,6 +455,28 @@ static void a_pin_holds_until_its_rail_dies(void)
 	CHECK(pair_members(&sim.pair, 1) == 2 && pair_members(&sim.pair, 0) == 2);
 }
 
+/* Whatever the phase in which they begin, and though we wake up a little late each time. */
+static void ends_come_to_be_half_a_turn_apart(void)
+{
+	for (uint64_t phase = 0; phase < INTERVAL; phase += INTERVAL / 10) {
+		struct sim sim = start();
+		uint64_t turn = sim.now + phase;
+
+		for (unsigned number = 0; number < 400; number++) {
+			while (sim.next <= turn) {
+				sim.now = sim.next;
+				for (unsigned rail = 0; rail < sim.pair.rails; rail++)
+					deliver(&sim, rail);
+				sim.next += INTERVAL + MS / 50;
+			}
+			sim.now = turn;
+			turn += pair_step_ns(&sim.pair, turn, INTERVAL) + MS / 25;
+		}
+		CHECK(llabs((int64_t)(sim.now - sim.pair.path[0].heard_ns) - (int64_t)INTERVAL / 2) <
+		      (int64_t)INTERVAL / 8);
+	}
+}
+
 int main(void)
 {
 	a_healthy_pair_is_left_alone();
@@ -483,5 +505,6 @@ int main(void)
 	carrier_decides_at_once_and_heals_by_proof();
 	a_drained_rail_is_used_only_when_no_other_is();
 	a_pin_holds_until_its_rail_dies();
+	ends_come_to_be_half_a_turn_apart();
 	return check_failures != 0;
 }
