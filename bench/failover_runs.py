@@ -29,8 +29,8 @@ PAUSE_S = 0.002
 # fault finds traffic where it strikes.
 CONFIG = """
 [paths]
-hold_s = 1.0
-hold_max_s = 1.0
+hold_s = 0.8
+hold_max_s = 0.8
 """
 
 

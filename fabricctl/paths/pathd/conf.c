@@ -276,7 +276,7 @@ bool conf_read(struct conf *conf, FILE *stream, char *problem, size_t size)
 	conf->interval_us = 4000;
 	conf->budget_pps = 4000;
 	conf->ready_wait_s = 10;
-	conf->hold_ms = 1000;
+	conf->hold_ms = 800;
 	conf->hold_max_ms = 60000;
 	while (fgets(line, sizeof(line), stream)) {
 		reader.words = 0;
