@@ -9,6 +9,9 @@
  * way only if that is ready by then. */
 #define GRACE_NS (MS / 2)
 #define VERDICT_NS (MS / 3)
+/* Between doubt and verdict at least: answers come at once (WIRE_QUERY), and three of them on one rail
+ * alone are no proof while a queue of the host may still hold those of the other. */
+#define DOUBT_LEAST_NS (3 * MS / 2)
 #define POSTPONE 3
 #define STALLED_NS (50 * MS)
 
@@ -184,7 +187,7 @@ static bool evaluate_suspect(struct path *path, unsigned rail, uint64_t now_ns, 
 		path->listening = path->unproven ? PROVING : HEARD;
 		return false;
 	}
-	if (path->evidence < EVIDENCE ||
+	if (path->evidence < EVIDENCE || now_ns < path->suspect_ns + DOUBT_LEAST_NS ||
 	    now_ns < path->evidence_ns + VERDICT_NS + path_lag_ns(path))
 		return false;
 	if (late && path->postponed++ < POSTPONE) {
