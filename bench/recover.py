@@ -1,10 +1,16 @@
-"""From the death of a node to the first step on the spare, beside one clean launch.
+"""From the death of a node to the first step on a spare, beside a clean launch.
 
-A lab of five nodes; each round is a job (four ranks, one spare, a checkpoint every step) in
-which a node loses power at a random step. By the road `place` all start again, by `live` the others
-run on. No program has a directory on the shared file system, so nothing can be read from there.
+Jobs of four ranks with as many spares as nodes are to die, a checkpoint every step, and every tenth
+in a directory of the shared file system as well. Power is taken from a node with a rank at a random
+step, again and again. By the road `place` all ranks start again, by `live` the others run on. Told
+are the time until the first step after it, which steps were done twice, what was read of the files
+on the shared file system meanwhile, and whether the result is the unbroken run's.
 
-    python -m bench.recover [--kills 5] [--road place] [--name bench]     (root)
+With --gap a node dies every so many seconds instead, in one job, and the report's ETTR is told.
+What --json holds is kept: a run of --limit seconds adds to it.
+
+    python -m bench.recover [--road live] [--kills 8] [--json FILE] [--limit 200]     (root)
+    python -m bench.recover --road live --kills 10 --gap 60
 """
 
 import argparse
@@ -17,102 +23,213 @@ import sys
 import time
 from pathlib import Path
 
+from bench.reads import Reads
 from fabricctl.lab.cluster import Lab
 from fabricctl.lab.spec import LabSpec
 
 ROOT = Path(__file__).parents[1]
-STEPS = 500
+RANKS = 4
+STEPS_A_KILL = 80
 # Beyond a clean launch, or from the death on.
 GOALS_S = {"place": 2.0, "live": 1.0}
+GOAL_ETTR = 0.95
 PYTHON = f"{ROOT}/.venv/bin/python {ROOT}/examples"
 PROGRAMS = {
-    "place": f"--spares 1 {PYTHON}/stencil.py --cells 4096 --every 1",
-    "live": f"--spares 1 --live {PYTHON}/train_torch.py --width 32",
+    "place": f"{PYTHON}/stencil.py --cells 4096 --every 1",
+    "live": f"--live {PYTHON}/train_torch.py --width 32",
 }
+HEAD = "#!/bin/bash\nexport OMPI_MCA_mpi_yield_when_idle=1 OMP_NUM_THREADS=1\n"
 
 
 class Round:
     """One job."""
 
-    def __init__(self, lab: Lab, road: str) -> None:
+    def __init__(self, lab: Lab, road: str, spares: int, steps: int, pause_s: float) -> None:
         script = (
-            "#!/bin/bash\nexport OMPI_MCA_mpi_yield_when_idle=1\ndate +began\\ at\\ %s.%N\n"
-            f"fabricctl run {PROGRAMS[road]} --steps {STEPS} --pause 0.02\necho exit status $?\n"
+            f"{HEAD}date +began\\ at\\ %s.%N\nfabricctl run --spares {spares} {PROGRAMS[road]} "
+            f"--steps {steps} --pause {pause_s} --say 1 --shared saved.$SLURM_JOB_ID\n"
+            "echo exit status $?\n"
         )
-        argv = ["sbatch", "--parsable", "--fabric-resilience", "--no-kill", "-p", "all", "-N5"]
-        done = lab.exec("ctl", [*argv, "-n5", "-o", "recover-%j.out"], user="alice", input=script)
+        argv = ["sbatch", "--parsable", "--fabric-resilience", "--no-kill", "-p", "all"]
+        argv += [f"-N{RANKS + spares}", f"-n{RANKS + spares}", "-o", "recover-%j.out"]
+        done = lab.exec("ctl", argv, user="alice", input=script)
         self.lab, self.job = lab, int(done.stdout)
         self.path = lab.paths.shared / "home" / "alice" / f"recover-{self.job}.out"
 
     def output(self) -> str:
         return self.path.read_text() if self.path.exists() else ""
 
-    def step(self) -> int:
+    def nodes(self) -> list[str]:
+        """Those with ranks, but for the job script's."""
         argv = ["fabricctl", "job", "where", str(self.job), "--json"]
         done = self.lab.exec("n1", argv, user="alice", check=False)
         ranks = json.loads(done.stdout)["ranks"] if done.returncode == 0 else []
-        return min((rank["iteration"] or 0 for rank in ranks), default=0)
+        return [rank["node"] for rank in ranks if rank["node"] != "n1"]
 
     def wait(self, good: str, count: int = 1, timeout_s: float = 90) -> str:
         end = time.monotonic() + timeout_s
-        while len(re.findall(good, text := self.output())) < count:
+        while len(re.findall(good, text := self.output(), re.MULTILINE)) < count:
             if time.monotonic() > end:
-                raise SystemExit(f"{good!r} did not come:\n{text}")
-            time.sleep(0.05)
+                raise SystemExit(f"{good!r} did not come:\n{text[-4000:]}")
+            time.sleep(0.02)
         return text
+
+    def wait_step(self, step: int) -> None:
+        end = time.monotonic() + 90
+        while not (told := steps_told(self.output())) or told[-1] < step:
+            if time.monotonic() > end:
+                raise SystemExit(f"step {step} did not come:\n{self.output()[-4000:]}")
+            time.sleep(0.02)
+
+    def kill(self, nth: int, node: str) -> dict[str, float]:
+        """The job's nth death."""
+        with Reads(self.path.parent, ".part") as reads:
+            died_s = time.time()
+            self.lab.fault("power-off", node)
+            text = self.wait("^first step done", nth + 1)
+        return {
+            "took_s": stamps(text)[nth] - died_s,
+            "repeated": repeated(text)[nth - 1],
+            "read_bytes": reads.bytes,
+        }
+
+    def finish(self) -> str:
+        """The hash of what came out."""
+        text = self.wait("^exit status")
+        if "exit status 0" not in text:
+            raise SystemExit(text[-4000:])
+        return re.findall(r"(?:ring|weights) ([0-9a-f]+)", text)[-1]
 
 
 def stamps(text: str) -> list[float]:
     return [float(at) for at in re.findall(r"first step done at ([\d.]+)", text)]
 
 
+def steps_told(text: str) -> list[int]:
+    return [int(step) for step in re.findall(r"^at step (\d+)$", text, re.MULTILINE)]
+
+
+def repeated(text: str) -> list[int]:
+    """For each start after the first how many steps that had been told came before it again."""
+    begins = list(re.finditer(r"^from step (\d+)$", text, re.MULTILINE))
+    return [
+        max(0, max(steps_told(text[: begin.start()]), default=0) - int(begin[1]))
+        for begin in begins[1:]
+    ]
+
+
+def one_job(
+    lab: Lab, options: argparse.Namespace, kills: int, rng: random.Random
+) -> dict[str, object]:
+    """One that loses so many nodes at random steps; 0: the unbroken run."""
+    lab.up()
+    run = Round(lab, options.road, options.spares, options.spares * STEPS_A_KILL + 40, 0.02)
+    text = run.wait("^first step done")
+    began = re.search(r"began at ([\d.]+)", text)
+    assert began is not None
+    launch_s = stamps(text)[0] - float(began.group(1))
+    found = []
+    for nth in range(1, kills + 1):
+        at = steps_told(run.output())[-1]
+        node = rng.choice(run.nodes())
+        run.wait_step(at + rng.randrange(20, STEPS_A_KILL - 20))
+        found.append(run.kill(nth, node))
+    return {"launch_s": launch_s, "kills": found, "hash": run.finish(), "load": os.getloadavg()[0]}
+
+
+def told(jobs: list[dict], road: str) -> bool:
+    """Says what was found; whether the goals are met."""
+    kills = [kill for job in jobs for kill in job["kills"]]
+    if not kills:
+        print("nothing was killed yet")
+        return False
+    launch = statistics.median(job["launch_s"] for job in jobs)
+    took = [kill["took_s"] for kill in kills]
+    median, goal = statistics.median(took), GOALS_S[road]
+    beyond = median - launch if road == "place" else median
+    most, read = max(kill["repeated"] for kill in kills), sum(kill["read_bytes"] for kill in kills)
+    hashes = {job["hash"] for job in jobs}
+    loads = sorted(job["load"] for job in jobs)
+    print(f"{len(kills)} nodes killed in {len(jobs)} jobs; road: {road}; "
+          f"load {loads[0]:.1f} to {loads[-1]:.1f}")  # fmt: skip
+    print(f"clean launch to its first step:  {launch:6.2f} s median")
+    print(f"death to the first step after:   {median:6.2f} s median, {max(took):.2f} s at worst")
+    print(f"the road's goal:                 {beyond:6.2f} s of {goal:g}")
+    print(f"steps repeated:                  {most:6d} at most (goal 1)")
+    print(f"read of the shared file system:  {read:6d} bytes (goal 0)")
+    print(f"results:                         {len(hashes):6d} different (goal 1)")
+    return beyond <= goal and most <= 1 and read == 0 and len(hashes) == 1
+
+
+def by_time(lab: Lab, options: argparse.Namespace) -> bool:
+    """A death every --gap seconds in one job, and how much of its time counted."""
+    run = Round(lab, options.road, options.spares, 1_000_000, 0.1)
+    run.wait("^first step done")
+    due_s = time.monotonic()
+    took = []
+    for nth in range(1, options.kills + 1):
+        due_s += options.gap
+        time.sleep(max(0.0, due_s - time.monotonic() - options.gap / 2))
+        nodes = run.nodes()
+        time.sleep(max(0.0, due_s - time.monotonic() - options.gap / 2))
+        took.append(run.kill(nth, nodes[nth % len(nodes)])["took_s"])
+        print(f"kill {nth}: first step after {took[-1]:.2f} s", flush=True)
+    time.sleep(options.gap / 2)
+    lab.exec("n1", ["fabricctl", "job", "halt", str(run.job), "--after-checkpoint"], user="alice")
+    run.wait("^exit status")
+    trace = f"/shared/traces/alice/job-{run.job}.h5"
+    end_s = time.monotonic() + 60
+    while lab.exec("ctl", ["test", "-e", trace], check=False).returncode:
+        if time.monotonic() > end_s:
+            raise SystemExit("no trace")
+        time.sleep(0.2)
+    said = lab.exec("ctl", ["fabricctl", "report", str(run.job)], user="alice").stdout
+    found = re.search(r"ETTR ([\d.]+).*", said)
+    if found is None:
+        raise SystemExit(said)
+    print(f"{options.kills} nodes killed, one each {options.gap:g} s; road: {options.road}; "
+          f"load {os.getloadavg()[0]:.1f}")  # fmt: skip
+    print(f"death to the first step after: {statistics.median(took):.2f} s median, "
+          f"{max(took):.2f} s at worst")  # fmt: skip
+    print(f"the report: {found[0]} (goal {GOAL_ETTR:g})")
+    return float(found[1]) >= GOAL_ETTR
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--kills", type=int, default=8, help="at most; in all, with --json")
+    parser.add_argument("--spares", type=int, default=4, help="of a job: so many nodes die in it")
     parser.add_argument("--road", choices=list(GOALS_S), default="place")
+    parser.add_argument("--gap", type=float, default=0.0, help="seconds between deaths")
+    parser.add_argument("--json", type=Path, help="what was found so far")
+    parser.add_argument(
+        "--limit", type=float, default=1e9, help="no job is begun after it, seconds"
+    )
     parser.add_argument("--name", default="bench")
     options = parser.parse_args()
-    rng = random.Random(7)
-    lab = Lab(LabSpec(name=options.name))
+    end_s = time.monotonic() + options.limit
+    if options.gap:
+        options.spares = options.kills
+    jobs: list[dict] = []
+    if options.json is not None and options.json.exists():
+        jobs = json.loads(options.json.read_text())
+    rng = random.Random(len(jobs))
+    lab = Lab(LabSpec(name=options.name, nodes=RANKS + options.spares))
     lab.up()
-    clean, recovered, repeated, rings = [], [], [], set()
     try:
-        for _ in range(options.kills):
-            lab.heal_all()
-            lab.up()
-            one = Round(lab, options.road)
-            text = one.wait("first step done")
-            began = re.search(r"began at ([\d.]+)", text)
-            assert began is not None
-            clean.append(stamps(text)[0] - float(began.group(1)))
-            wanted = rng.randrange(30, 200)
-            while (step := one.step()) < wanted:
-                time.sleep(0.1)
-            died = time.time()
-            lab.fault("power-off", rng.choice(["n2", "n3", "n4"]))
-            text = one.wait("first step done", 2)
-            recovered.append(stamps(text)[1] - died)
-            # What was done after we looked is not known here: an upper bound of what is repeated.
-            begins = re.findall(r"from step (\d+)", text)
-            repeated.append(max(0, step - int(begins[1])))
-            text = one.wait("exit status")
-            rings.add(re.findall(r"(?:ring|weights) ([0-9a-f]+)", text)[-1])
-            lab.exec("ctl", ["scancel", str(one.job)], check=False)
+        if options.gap:
+            return 0 if by_time(lab, options) else 1
+        while time.monotonic() < end_s:
+            left = options.kills - sum(len(job["kills"]) for job in jobs)
+            if left <= 0:
+                break
+            jobs.append(one_job(lab, options, min(left, options.spares) if jobs else 0, rng))
+            if options.json is not None:
+                options.json.write_text(json.dumps(jobs))
+            print(f"{sum(len(job['kills']) for job in jobs)} so far", flush=True)
     finally:
         lab.down()
-    launch, median = statistics.median(clean), statistics.median(recovered)
-    worst = max(recovered)
-    beyond = median - launch if options.road == "place" else median
-    goal = GOALS_S[options.road]
-    print(f"{options.kills} nodes killed, each in a job of its own; road: {options.road}; "
-          f"load {os.getloadavg()[0]:.1f}")  # fmt: skip
-    print(f"clean launch to its first step:  {launch:6.2f} s median")
-    print(f"death to the first step after:   {median:6.2f} s median, {worst:.2f} s at worst")
-    print(f"beyond a clean launch:           {median - launch:6.2f} s")
-    print(f"the road's goal:                 {beyond:6.2f} s of {goal:g}")
-    print(f"steps repeated of those seen:    {max(repeated)} at most (goal 1)")
-    print(f"results: {len(rings)} different (goal 1)")
-    return 0 if beyond <= goal and len(rings) == 1 else 1
+    return 0 if told(jobs, options.road) else 1
 
 
 if __name__ == "__main__":

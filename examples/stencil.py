@@ -25,6 +25,8 @@ def main() -> int:
     parser.add_argument("--cells", type=int, default=65536, help="of each rank")
     parser.add_argument("--every", type=int, default=None, help="steps between checkpoints")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds of sleep in each step")
+    parser.add_argument("--say", type=int, default=0, help="rank 0 tells every so many steps")
+    parser.add_argument("--shared", help="directory of the shared file system, for some of them")
     options = parser.parse_args()
 
     world = MPI.COMM_WORLD
@@ -33,7 +35,7 @@ def main() -> int:
     heat = np.random.default_rng(rank).random(options.cells)
     ends = np.empty(2)
 
-    with state.Checkpoint(world, every_steps=options.every) as checkpoint:
+    with state.Checkpoint(world, every_steps=options.every, shared=options.shared) as checkpoint:
         checkpoint.protect(heat=heat)
         begin = checkpoint.restore()
         if rank == 0:
@@ -47,6 +49,8 @@ def main() -> int:
             checkpoint.step(n + 1)
             if rank == 0 and n == begin:
                 print(f"first step done at {time.time():.3f}", flush=True)
+            if rank == 0 and options.say and (n + 1) % options.say == 0:
+                print(f"at step {n + 1}", flush=True)
             if checkpoint.ending:  # somebody asked for an end: everything is saved
                 return 0
         pieces = world.gather(hashlib.sha256(heat.tobytes()).hexdigest())

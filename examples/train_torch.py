@@ -48,6 +48,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="steps between checkpoints")
     parser.add_argument("--pause", type=float, default=0.0, help="seconds of sleep in each step")
     parser.add_argument("--say", type=int, default=0, help="rank 0 tells every so many steps")
+    parser.add_argument("--shared", help="directory of the shared file system, for some of them")
     options = parser.parse_args()
 
     model = network(options.width)
@@ -79,7 +80,7 @@ def main() -> int:
                 return rank, None
         return rank, loss.item()
 
-    rank, loss = state.live(train, "gloo", every_steps=options.every)
+    rank, loss = state.live(train, "gloo", every_steps=options.every, shared=options.shared)
     if rank == 0 and loss is not None:
         print(f"step {options.steps}, loss {loss:.4f}, weights {digest(model)}", flush=True)
     return 0

@@ -205,6 +205,13 @@ class StateConfig:
         0,
         86400,
     )
+    silence_s: float = _key(
+        0.4,
+        "Seconds without a word from a node's agent and kernel after which `fabricctl run` holds "
+        "it for dead; longer where the network is away for moments.",
+        0.2,
+        60,
+    )
     disk_dir: str = _key(
         "",
         "Directory on each node's own disk for checkpoints that programs want there too; each job "

@@ -57,13 +57,16 @@ class Asker:
                     missing.remove(node)
                     yield node, message
 
-    def _put(self, node: str, message: Mapping[str, str]) -> None:
-        if node not in self._names:
-            found = lookup(node)
-            if not found:
-                return
+    def address(self, node: str) -> str:
+        """Looked up once; "" when that failed."""
+        if not self._names.get(node) and (found := lookup(node)):
             self._names[node] = found[0]
-        host = self._names[node]
+        return self._names.get(node, "")
+
+    def _put(self, node: str, message: Mapping[str, str]) -> None:
+        host = self.address(node)
+        if not host:
+            return
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._seq += 1
         head = {"job": str(self._member.job), "node": mesh.ASKER, "seq": str(self._seq)}

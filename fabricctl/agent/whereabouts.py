@@ -28,7 +28,7 @@ from fabricctl.store import schema
 from fabricctl.store.schema import LaunchEvent, PathEvent, PathLevel, StallKind
 from fabricctl.telemetry import processes
 
-WATCH_S = 0.4
+WATCH_S = 0.2
 HINT_S = 2.0  # how long a node's word that its ranks wait is believed
 # What one of the first nodes asks, and hears of who waits: 100 us each in Python.
 MESSAGES_PER_S = 500
@@ -176,7 +176,7 @@ class Whereabouts:
             if all(n == PathLevel.DEAD for (p, _), n in self._levels.items() if p == peer)
             and sum(p == peer for p, _ in self._levels) >= len(self._rails)
         ]
-        return f"no rail reaches {', '.join(cut[:6])}" if cut else ""
+        return verdict.UNREACHED + ", ".join(cut[:6]) if cut else ""
 
     def watch(self) -> None:
         """To be called every :data:`WATCH_S`."""

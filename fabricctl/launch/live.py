@@ -4,6 +4,7 @@ none falls with another, and a connection to every process.
 
 import contextlib
 import itertools
+import queue
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from fabricctl.launch.step import OF_ALLOCATION, cancel_named
 from fabricctl.state.ckpt.link import Link, keep_alive, listen
 
 JOIN_S = 5.0  # for a caller to say who it is
+TELL_S = 2.0  # for what is to be told to be told, at the end
 UNKNOWN_MOST = 64  # callers at once that have not shown the job's key yet
 
 
@@ -57,6 +59,7 @@ class LiveStep:
         self._job, self._first = job, launch
         self._name = f"fabric-run-{launch}"
         self._argv, self._options, self._tell = argv, options, tell
+        self._told: queue.SimpleQueue[tuple[Tell, int] | None] = queue.SimpleQueue()
         self._given = placement
         self._key = key
         self._lock = threading.RLock()
@@ -83,6 +86,8 @@ class LiveStep:
         self._environment |= {"SLURM_NO_KILL": "set"}
         self._address = f"{address} {port}"
         threading.Thread(target=self._accept, daemon=True).start()
+        self._teller = threading.Thread(target=self._tell_all, daemon=True)
+        self._teller.start()
         for node, count in wanted.items():
             self._start(node, count)
 
@@ -172,6 +177,8 @@ class LiveStep:
         self._listener.close()
         for link in links:
             link.close()
+        self._told.put(None)
+        self._teller.join(TELL_S)
         for srun in self._sruns:
             with contextlib.suppress(ProcessLookupError):
                 srun.process.kill()
@@ -232,15 +239,21 @@ class LiveStep:
                 self._do(roster.exits(who, min(wire.number(message, "status"), 255)))
 
     def _do(self, actions: Sequence[Action]) -> None:
-        for action in actions:
+        """Processes first: they wait, and an srun or the trace would hold them up."""
+        for action in sorted(actions, key=lambda action: not isinstance(action, Send)):
             if isinstance(action, Send):
                 self._send(action)
             elif isinstance(action, Tell):
-                self._tell(action, self._roster.generation)
+                self._told.put((action, self._roster.generation))
             elif isinstance(action, Start):
                 self._start(action.node, 1)
             else:
                 self._result = action
+
+    def _tell_all(self) -> None:
+        """By a thread of its own: whom we tell may take its time."""
+        while (said := self._told.get()) is not None:
+            self._tell(*said)
 
     def _send(self, action: Send) -> None:
         if action.to in self._links:

@@ -13,7 +13,7 @@ from fabricctl import built, hostlist
 from fabricctl.agent.ask import Asker
 from fabricctl.config import Config
 from fabricctl.errors import DataError, FabricError
-from fabricctl.launch.heartbeat import Heartbeat, answers
+from fabricctl.launch.heartbeat import Heartbeat, Knocking, Witness
 from fabricctl.launch.live import LiveStep
 from fabricctl.launch.placement import Placement
 from fabricctl.launch.policy import PROGRESS_S, HangWatch, Policy, Stall
@@ -64,7 +64,8 @@ class Supervisor:
             self.member.nodes,
             self._alive,
             lambda node: self._witness(node, candidates),
-            clock=time.monotonic,
+            state.silence_s,
+            time.monotonic,
         )
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._take)
@@ -312,9 +313,8 @@ class Supervisor:
         time.sleep(max(0.0, end_s - time.monotonic()))  # all answered: the pace stays
         return found
 
-    def _witness(self, node: str, candidates: Sequence[int]) -> bool:
-        found = lookup(node)
-        return not found or answers(found[0], candidates)
+    def _witness(self, node: str, candidates: Sequence[int]) -> Witness:
+        return Knocking(self._asker.address(node), candidates)
 
     def _tell(self, event: LaunchEvent, node: str, text: str) -> None:
         """To this node's agent, for the trace."""

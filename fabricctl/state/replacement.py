@@ -37,6 +37,7 @@ from fabricctl.state.sockets import Sockets
 
 FORM_S = 60.0  # for all to meet in a new group
 CALL_S = 10.0
+SOON_S = 2.0  # who waits longer is a spare
 CUT_S = 0.02  # between attempts to get the program out of a collective
 
 Train = Callable[[Checkpoint], Any]
@@ -52,10 +53,14 @@ def live(train: Train, backend: str = "gloo", **options: Any) -> Any:
     if not given:
         return _once(train, backend, options)
     seat = _Seat(_call(given))
+    gc.collect()
+    gc.freeze()  # what is imported by now need not be looked through after each death
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
         signal.signal(number, seat.take_signal)
     try:
+        if not seat.is_called(SOON_S):
+            _rehearse(backend)
         while True:
             form = seat.wait_form()
             done, result = _generation(seat, form, train, backend, options)
@@ -159,6 +164,11 @@ class _Seat:
         """To `fabricctl run`; that it is gone is seen by who reads."""
         with self._saying, contextlib.suppress(OSError, FabricError):
             self.link.send({"kind": kind, **{name: str(value) for name, value in more.items()}})
+
+    def is_called(self, wait_s: float) -> bool:
+        """Whether there is something to do within that time."""
+        with self._changed:
+            return bool(self._changed.wait_for(lambda: self._form or self._word, wait_s))
 
     def wait_form(self) -> _Form:
         """The next generation; ends the process when there will be none."""
@@ -265,6 +275,24 @@ def _meet(seat: _Seat, form: _Form, backend: str) -> None:
         c10d._set_pg_timeout(c10d._get_default_timeout(c10d.get_backend()))
     seat.sockets.made(dist)
     torch_hooks.begin_again()
+
+
+def _rehearse(backend: str) -> None:
+    """A step in a group of this process alone: what torch does for the first time takes long (it
+    imports half of itself then), and who waits has that time."""
+    if backend != "gloo":
+        return
+    torch, dist = (importlib.import_module(name) for name in ("torch", "torch.distributed"))
+    with contextlib.suppress(Exception):
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        with torch.random.fork_rng(devices=[]):
+            layer = torch.nn.Linear(1, 1)
+        parallel = torch.nn.parallel.DistributedDataParallel(layer)
+        parallel(torch.zeros(1, 1)).sum().backward()
+        dist.all_gather_object([None], 0)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    gc.collect()
 
 
 def _abort() -> None:

@@ -1,7 +1,9 @@
 """`fabricctl run` with checkpoints: ranks and nodes die, and the result is the unbroken run's."""
 
 import json
+import os
 import re
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -103,6 +105,52 @@ def test_a_killed_rank_a_hang_and_a_lost_node_change_nothing_in_the_result(lab: 
     assert begins[2] >= 140 and begins[3] >= 240, run.output
     assert "the ranks hang: rank 3 on n4 is stopped by a signal" in run.output
     assert "node n3 is dead" in run.output
+
+
+UNBROKEN = """
+import os, runpy, sys
+import torch.distributed
+torch.optim.Adam([torch.zeros(1)])  # half of what is imported is imported by it
+pids = []
+for rank in range(2):
+    if not (pid := os.fork()):
+        os.environ["RANK"] = str(rank)
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    pids.append(pid)
+for pid in pids:
+    os.waitpid(pid, 0)
+"""
+
+
+def unbroken(steps: int) -> str:
+    """The weights' hash of two processes of the training here, without Slurm."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    given = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    program = str(ROOT / "examples/train_torch.py")
+    begin = f"import sys; sys.argv = ['{program}', *sys.argv[1:]]"
+    argv = [PYTHON, "-c", begin + UNBROKEN, "--steps", str(steps), "--width", "32"]
+    done = subprocess.run(argv, env=given, text=True, capture_output=True, timeout=90, check=True)
+    return re.findall(r"weights ([0-9a-f]{16})", done.stdout)[-1]
+
+
+def test_a_lost_node_is_replaced_while_the_others_run_on(lab: Lab) -> None:
+    """The process of rank 0 is the same to the end, and the weights are an unbroken run's."""
+    pytest.importorskip("torch", reason="pip install .[torch]")
+    steps = 100
+    program = f"{PYTHON} {ROOT}/examples/train_torch.py --steps {steps} --width 32 --pause 0.03"
+    run = Run(lab, f"fabricctl run --spares 1 --live {program}", nodes=3)
+    before = {rank["rank"]: (rank["node"], rank["pid"]) for rank in run.wait_step(5)}
+    lab.fault("power-off", "n2")
+    wait_for("the next group", lambda: run.output.count("first step done") == 2)
+    after = {rank["rank"]: (rank["node"], rank["pid"]) for rank in run.where()}
+    whole = unbroken(steps)
+    wait_for("the end", lambda: "exit status" in run.output)
+    assert "exit status 0" in run.output, run.output
+    assert re.findall(r"weights ([0-9a-f]{16})", run.output) == [whole], run.output
+    assert (after[0], after[1][0]) == (before[0], "n3")
+    assert "node n2 is dead" in run.output and run.output.count("the others ran on") == 1
 
 
 def test_a_program_that_fails_at_once_is_not_started_for_ever(lab: Lab) -> None:

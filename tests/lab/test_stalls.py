@@ -15,7 +15,7 @@ def test_each_stall_is_laid_to_its_rank_and_a_long_phase_to_none() -> None:
     with running() as program:
         for nth, kind in enumerate(("clean", "stopped", "slow", "mismatched")):
             result = inject(program, kind, nth % 4)
-            assert result.took_s is not None, f"{kind}: {result.found}"
+            assert result.took_s is not None, f"{kind}: {result.text}"
             if kind == "stopped":
                 os.kill(program.pid(nth % 4), signal.SIGCONT)
             if kind != "mismatched":

@@ -133,6 +133,18 @@ def test_a_rank_that_left_is_named() -> None:
     assert judge([*ALL[:3], gone]).rank == 3
 
 
+def test_a_node_that_nobody_reaches_is_named_not_the_first_that_says_so() -> None:
+    links = {"n0": "no rail reaches n2", "n1": "no rail reaches n2", "n2": "no rail reaches n0, n1"}
+    assert judge(ALL, links=links).node == "n2"
+    del links["n2"]  # its agent is not heard either
+    found = judge(ALL, links=links)
+    assert (found.kind, found.node) == (StallKind.LINK, "n2")
+    assert (
+        judge(ALL, links={"n0": "no rail reaches n2", "n2": "rail r0, r1 without carrier"}).node
+        == "n2"
+    )
+
+
 def test_a_dead_link_is_named() -> None:
     found = judge(ALL, links={"n2": "rail r0, r1 without carrier"})
     assert (found.kind, found.node, found.hard) == (StallKind.LINK, "n2", True)

@@ -7,6 +7,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+# Those whose wrapper does more than stamp.
+SPECIAL = ("Init", "Init_thread", "Comm_free", "Comm_disconnect", "Type_free", "Abort", "Finalize")
+
 
 def functions(text: str) -> list[tuple[str, str, str]]:
     """``(name, flags, roles)`` of each line."""
@@ -20,6 +23,7 @@ def wrapper(number: int, name: str, flags: str, roles: str, language: str) -> It
     suffix = {"c": "", "large": "_c", "f": "_", "f08": "_f08_"}[language]
     public = f"mpi_{name.lower()}{suffix}" if fortran else f"MPI_{name}{suffix}"
     real = f"p{public}" if fortran else f"P{public}"
+    found = f"real_{public}"
     if fortran:
         roles = {"Init": "", "Init_thread": "--"}.get(name, roles) + "e"
     arguments = ", ".join(f"word a{i}" for i in range(len(roles))) or "void"
@@ -38,11 +42,14 @@ def wrapper(number: int, name: str, flags: str, roles: str, language: str) -> It
     size = f"(uint64_t)({count}) * size_of({kind})" if count and kind else "0"
     slot = f"comm_of({comm})" if comm else "0"
 
-    yield f"EXPORT word {public}({arguments});"
-    yield f"EXPORT word {public}({arguments})"
+    hot = language == "c" and name not in SPECIAL and "n" not in flags
+    yield f"static any_function {found};"
+    if hot:
+        yield f"static SLOW word slow_{public}({arguments})"
+    else:
+        yield f"EXPORT word {public}({arguments});"
+        yield f"EXPORT word {public}({arguments})"
     yield "{"
-    yield "\tstatic any_function real;"
-    yield "\tuint64_t begun;"
     yield "\tword result;"
     yield ""
     if language == "large":
@@ -50,17 +57,17 @@ def wrapper(number: int, name: str, flags: str, roles: str, language: str) -> It
         # where MPI lacks it, its plain sister takes the same registers, up to what an int holds.
         yield "\tstatic int plain;"
         yield ""
-        yield f'\tif (UNLIKELY(!real))\n\t\tplain = resolve_large("{real}", &real);'
+        yield f'\tif (UNLIKELY(!{found}))\n\t\tplain = resolve_large("{real}", &{found});'
         counts = " | ".join(f"a{at}" for at, role in enumerate(roles) if role in "cd")
         yield f"\tif (UNLIKELY(plain && (uint64_t)({counts}) > INT_MAX))\n\t\treturn ERR_COUNT;"
     else:
-        yield f'\tif (UNLIKELY(!real))\n\t\tresolve("{real}", "{public}", &real);'
+        yield f'\tif (UNLIKELY(!{found}))\n\t\tresolve("{real}", "{public}", &{found});'
     if name in ("Init", "Init_thread"):
-        yield f"\tresult = real({passed});\n\t(void)begun;\n\tafter_init();\n\treturn result;\n}}"
+        yield f"\tresult = {found}({passed});\n\tafter_init();\n\treturn result;\n}}"
         return
-    yield "\tif (UNLIKELY(!owner || depth)) {"
+    yield "\tif (UNLIKELY(depth)) {"
     yield "\t\tblock->now.other_threads += !owner;"
-    yield f"\t\treturn real({passed});"
+    yield f"\t\treturn {found}({passed});"
     yield "\t}"
     yield "\tdepth = 1;"
     if name in ("Comm_free", "Comm_disconnect"):
@@ -70,15 +77,38 @@ def wrapper(number: int, name: str, flags: str, roles: str, language: str) -> It
     if name == "Abort":
         yield "\tbefore_end(TRACK_ABORTED);"
     collective = "1" if "C" in flags or "n" in flags else "0"
-    yield f"\tbegun = stamp_enter({number}, {slot}, {peer}, {size}, {collective});"
-    yield f"\tresult = real({passed});"
-    yield f"\tstamp_exit(begun, {number}, {int('q' in flags)});"
+    yield f"\tstamp_enter({number}, {slot}, {peer}, {size}, {collective});"
+    yield f"\tresult = {found}({passed});"
+    yield f"\tstamp_exit({number}, {int('q' in flags)});"
     if "n" in flags:
         at = roles.find("n")
         made = f"COMM_F(a{at})" if fortran else f"handle_at(a{at})"
-        yield f"\tmade_comm(block->now.comm, {made});"
+        yield f"\tmade_comm(block->now.what.comm, {made});"
     if name == "Finalize":
         yield "\tbefore_end(TRACK_FINALIZED);"
+    yield "\tdepth = 0;"
+    yield "\treturn result;"
+    yield "}"
+    if not hot:
+        return
+    # Nothing has to be asked, as nearly always: no call but MPI's own, so nothing to be saved.
+    yield ""
+    yield f"EXPORT word {public}({arguments});"
+    yield f"EXPORT word {public}({arguments})"
+    yield "{"
+    yield "\tuint64_t ticks = ticks_now();"
+    yield "\tword result;"
+    yield ""
+    asked = [f"!{found}", "depth", "is_stale(ticks)"]
+    asked += [f"!is_last_comm({comm})"] if comm else []
+    asked += [f"!is_known_type({kind})"] if count and kind else []
+    yield f"\tif (UNLIKELY({' || '.join(asked)}))"
+    yield f"\t\treturn slow_{public}({passed});"
+    yield "\tdepth = 1;"
+    last = "last_slot" if comm else "0"
+    yield f"\tstamp_enter_at(ticks, {number}, {last}, {peer}, {size}, {collective});"
+    yield f"\tresult = {found}({passed});"
+    yield f"\tstamp_exit_at(ticks_now(), {number}, {int('q' in flags)});"
     yield "\tdepth = 0;"
     yield "\treturn result;"
     yield "}"

@@ -17,6 +17,8 @@
 
 #define EXPORT __attribute__((visibility("default")))
 #define UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define ALWAYS __attribute__((always_inline))
+#define SLOW __attribute__((noinline, cold))
 #define TLS __thread __attribute__((tls_model("initial-exec")))
 #define NS_PER_S 1000000000ULL
 #define PAIR_TICKS (1ULL << 29) /* some tenths of a second: how stale the second pair may be */
@@ -26,8 +28,8 @@
 
 static struct track_block fallback; /* until MPI_Init, and where no directory is given */
 static struct track_block *block = &fallback;
-static TLS int owner; /* this thread called MPI_Init */
-static TLS int depth;
+static TLS int owner;	  /* this thread called MPI_Init */
+static TLS int depth = 1; /* of calls within calls; never 0 in a thread that is not the owner */
 static uint64_t handle_mask = UINT64_MAX; /* of what a handle occupies in a register */
 static int is_open_mpi;
 static uint64_t last_handle = UINT64_MAX, world_handle, null_handle;
@@ -188,12 +190,17 @@ static __attribute__((cold, noinline)) uint64_t ask_size(uint64_t handle, uint32
 	return types[at].size;
 }
 
+static inline uint32_t place_of_type(uint64_t handle)
+{
+	return (uint32_t)(handle >> 6 ^ handle) & (TYPES - 1);
+}
+
 static inline uint64_t size_of(uint64_t handle)
 {
 	uint32_t at;
 
 	handle &= handle_mask;
-	at = (uint32_t)(handle >> 6 ^ handle) & (TYPES - 1);
+	at = place_of_type(handle);
 	return types[at].handle == handle ? types[at].size : ask_size(handle, at);
 }
 
@@ -209,11 +216,6 @@ static void pair_clocks(struct track_header *head)
 	head->last_ticks = ticks;
 	head->last_mono_ns = ns;
 	__atomic_store_n(&head->pair, head->pair + 1, __ATOMIC_RELEASE);
-}
-
-static __attribute__((cold, noinline)) void pair_again(void)
-{
-	pair_clocks(&block->head);
 }
 
 static void begin_clocks(struct track_header *head)
@@ -275,6 +277,7 @@ static void opened(struct track_header *head)
 {
 	head->state = TRACK_RUNNING;
 	owner = 1;
+	depth = 0;
 	memcpy(head->magic, TRACK_MAGIC, sizeof head->magic);
 }
 
@@ -297,59 +300,100 @@ static void begin(void)
 
 /* --- the stamps ------------------------------------------------------------------------------ */
 
-static inline uint64_t stamp_enter(uint32_t op, uint32_t comm, int32_t peer, uint64_t bytes,
-				   int collective)
+/* Two stores, not four: what is read again in other pieces than it was written in has to wait until
+ * it has left the store buffer. */
+static inline void put_what(struct track_what *to, uint32_t op, int32_t peer, uint32_t comm,
+			    uint32_t coll)
+{
+	uint64_t words[2] = {
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+		op | (uint64_t)(uint32_t)peer << 32, comm | (uint64_t)coll << 32
+#else
+		(uint64_t)op << 32 | (uint32_t)peer, (uint64_t)comm << 32 | coll
+#endif
+	};
+
+	memcpy(to, &words[0], sizeof words[0]);
+	memcpy((char *)to + sizeof words[0], &words[1], sizeof words[1]);
+}
+
+/* What a wrapper needs to stamp a call without asking anybody; else its slow form is taken. */
+static inline int is_stale(uint64_t ticks)
+{
+	return ticks - block->head.last_ticks > PAIR_TICKS;
+}
+
+static inline int is_last_comm(uint64_t handle)
+{
+	return (handle & handle_mask) == last_handle;
+}
+
+static inline int is_known_type(uint64_t handle)
+{
+	handle &= handle_mask;
+	return types[place_of_type(handle)].handle == handle;
+}
+
+static inline ALWAYS void stamp_enter_at(uint64_t ticks, uint32_t op, uint32_t comm, int32_t peer,
+					 uint64_t bytes, int collective)
 {
 	struct track_now *now = &block->now;
-	uint64_t ticks = ticks_now();
+	uint32_t coll = 0;
 
-	now->op = op;
-	now->comm = comm;
-	now->peer = peer;
-	now->bytes = bytes;
 	if (collective) {
 		struct track_comm *to = &block->comms[comm];
 
 		to->last_op = op;
-		now->coll = ++to->colls;
-	} else {
-		now->coll = 0;
+		coll = ++to->colls;
 	}
+	put_what(&now->what, op, peer, comm, coll);
+	now->bytes = bytes;
 	now->enter_ticks = ticks;
 	__atomic_store_n(&now->calls, now->calls + 1, __ATOMIC_RELEASE);
-	if (UNLIKELY(ticks - block->head.last_ticks > PAIR_TICKS))
-		pair_again();
-	return ticks;
 }
 
-static inline void stamp_exit(uint64_t begun, uint32_t op, int quiet)
+static void stamp_enter(uint32_t op, uint32_t comm, int32_t peer, uint64_t bytes, int collective)
+{
+	uint64_t ticks = ticks_now();
+
+	stamp_enter_at(ticks, op, comm, peer, bytes, collective);
+	if (UNLIKELY(is_stale(ticks)))
+		pair_clocks(&block->head);
+}
+
+static inline ALWAYS void stamp_exit_at(uint64_t ticks, uint32_t op, int quiet)
 {
 	struct track_now *now = &block->now;
 	struct track_op *sum = &block->ops[op & (TRACK_OPS - 1)];
-	uint64_t ticks = ticks_now(), took = ticks - begun;
+	uint64_t begun = now->enter_ticks, took = ticks - begun, calls = now->calls + 1;
+	uint64_t bytes = now->bytes;
 
 	now->exit_ticks = ticks;
-	__atomic_store_n(&now->calls, now->calls + 1, __ATOMIC_RELEASE);
+	__atomic_store_n(&now->calls, calls, __ATOMIC_RELEASE);
 	sum->calls++;
 	sum->ticks += took;
-	sum->bytes += now->bytes;
-	if (took > sum->most_ticks)
+	sum->bytes += bytes;
+	if (UNLIKELY(took > sum->most_ticks))
 		sum->most_ticks = took;
 	if (!quiet) {
-		struct track_record *record = &block->ring[(now->calls >> 1) & (TRACK_RING - 1)];
+		struct track_record *record = &block->ring[(calls >> 1) & (TRACK_RING - 1)];
+		uint64_t half;
 
-		record->calls = now->calls;
+		record->calls = calls;
 		record->enter_ticks = begun;
 		record->exit_ticks = ticks;
-		record->bytes = now->bytes;
-		record->op = op;
-		record->peer = now->peer;
-		record->comm = now->comm;
-		record->coll = now->coll;
+		record->bytes = bytes;
+		memcpy(&half, &now->what, sizeof half);
+		memcpy(&record->what, &half, sizeof half);
+		memcpy(&half, &now->what.comm, sizeof half);
+		memcpy(&record->what.comm, &half, sizeof half);
 	}
 }
 
-static uint64_t hook_begun;
+static void stamp_exit(uint32_t op, int quiet)
+{
+	stamp_exit_at(ticks_now(), op, quiet);
+}
 
 EXPORT void fabric_track_step(uint64_t n)
 {
@@ -393,13 +437,13 @@ EXPORT void fabric_track_mark(const char *name)
 EXPORT void fabric_track_enter(uint32_t op, int32_t peer, uint64_t bytes)
 {
 	if (owner && depth++ == 0)
-		hook_begun = stamp_enter(op & (TRACK_OPS - 1), 0, peer, bytes, 0);
+		stamp_enter(op & (TRACK_OPS - 1), 0, peer, bytes, 0);
 }
 
 EXPORT void fabric_track_exit(void)
 {
 	if (owner && --depth == 0)
-		stamp_exit(hook_begun, block->now.op, 0);
+		stamp_exit(block->now.what.op, 0);
 }
 
 static void set_ranks(struct track_block *to, uint32_t rank, uint32_t ranks)
@@ -425,7 +469,6 @@ EXPORT void fabric_track_begin(uint32_t rank, uint32_t ranks, const char *librar
 		memset(head->magic, 0, sizeof head->magic); /* nobody reads what is half anew */
 		__atomic_thread_fence(__ATOMIC_SEQ_CST);
 		memset(&block->now, 0, sizeof *block - offsetof(struct track_block, now));
-		depth = 0;
 		head->launch = launch_number();
 		set_ranks(block, rank, ranks);
 		__atomic_thread_fence(__ATOMIC_SEQ_CST);
@@ -437,7 +480,7 @@ EXPORT void fabric_track_begin(uint32_t rank, uint32_t ranks, const char *librar
 EXPORT void fabric_track_meet(uint32_t op, int32_t root, uint64_t bytes)
 {
 	if (owner && depth++ == 0)
-		hook_begun = stamp_enter(op & (TRACK_OPS - 1), 0, root, bytes, 1);
+		stamp_enter(op & (TRACK_OPS - 1), 0, root, bytes, 1);
 }
 
 EXPORT void fabric_track_end(void)

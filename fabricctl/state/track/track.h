@@ -38,14 +38,18 @@ struct track_phase { /* 48 bytes: time between marks of this name */
 	uint64_t ticks, entered;
 };
 
-struct track_now { /* 128 bytes: two cache lines that only the rank writes */
-	uint64_t calls; /* odd: inside of the call (calls + 1) / 2 */
-	uint64_t enter_ticks, exit_ticks;
-	uint64_t bytes;
+struct track_what { /* 16 bytes: two words, which are written and copied whole */
 	uint32_t op;   /* place in mpi.list, or 128 and more: docs/tracker.md */
 	int32_t peer;  /* destination, source or root in the communicator; -1: none of these */
 	uint32_t comm; /* place in the table of communicators */
 	uint32_t coll; /* number of this collective on it, from 1; 0: no collective */
+};
+
+struct track_now { /* 128 bytes: two cache lines that only the rank writes */
+	uint64_t calls; /* odd: inside of the call (calls + 1) / 2 */
+	uint64_t enter_ticks, exit_ticks;
+	uint64_t bytes;
+	struct track_what what;
 	uint64_t other_threads; /* calls by other threads than the one that called MPI_Init */
 	uint64_t steps, step_ticks; /* iterations that the program told, when the last ended */
 	uint64_t phase, phase_ticks; /* place in the table of phases + 1, 0: none; when it began */
@@ -67,9 +71,7 @@ struct track_op { /* 32 bytes */
 
 struct track_record { /* 64 bytes, written when the call returned */
 	uint64_t calls, enter_ticks, exit_ticks, bytes;
-	uint32_t op;
-	int32_t peer;
-	uint32_t comm, coll;
+	struct track_what what;
 	uint64_t reserved[2];
 };
 

@@ -13,10 +13,11 @@ from fabricctl.state.track import block
 from fabricctl.state.track.position import Position
 from fabricctl.store.schema import RankState, StallKind
 
-WAIT_S = 0.8  # in one call: shorter waits are no stall
+WAIT_S = 0.5  # in one call: shorter waits are no stall
 SOFT_S = 30.0  # outside of MPI while others wait; or five times what was usual, if that is longer
 AGAIN_S = 0.3  # a rank that all others have left behind gets this time to notice
 _NAMES = 6
+UNREACHED = "no rail reaches "  # and names, with ", " between them: what an agent says of its links
 SYNCHRONIZING = frozenset(
     (
         *("Barrier", "Allreduce", "Allgather", "Allgatherv", "Alltoall", "Alltoallv", "Alltoallw"),
@@ -175,10 +176,15 @@ def comm_name(comm: int) -> str:
 
 
 def _link(waiting: Sequence[Position], links: Mapping[str, str]) -> Verdict | None:
-    for node in sorted(links):
-        text = f"{node}: {links[node]}, and {len(waiting)} ranks wait"
-        return Verdict(StallKind.LINK, text, node=node)
-    return None
+    """The node that is at an end of the most dead links: each of the others does not reach it."""
+    if not links:
+        return None
+    named = Counter(sorted(links))
+    for text in (links[node] for node in sorted(links)):
+        named.update(text.removeprefix(UNREACHED).split(", ") if UNREACHED in text else ())
+    node, _ = named.most_common(1)[0]
+    text = f"{node}: {links.get(node, 'no rail reaches it')}, and {len(waiting)} ranks wait"
+    return Verdict(StallKind.LINK, text, node=node)
 
 
 def _absent(positions: Sequence[Position], at: Position) -> list[Position]:
