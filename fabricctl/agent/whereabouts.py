@@ -121,8 +121,8 @@ class Whereabouts:
 
     def _take_halt(self, how: str) -> dict[str, str]:
         """What the job's user ordered; `fabricctl run` reads it from here. "" takes it back."""
-        node = how.removeprefix("from:") if how.startswith("from:") else ""
-        if _HALT.fullmatch(how) is None and node not in self._nodes:
+        nodes = how.removeprefix("from:").split(":", 1) if how.startswith("from:") else [""]
+        if _HALT.fullmatch(how) is None and not set(nodes) <= set(self._nodes):
             raise DataError(f"message: halt {how[:24]!r} is not known")
         self._halt = how
         return {"kind": "noted"}

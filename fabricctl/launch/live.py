@@ -143,6 +143,15 @@ class LiveStep:
                     srun.process.kill()
             self._do(self._roster.lost(nodes))
 
+    def leave(self, node: str, to: str) -> bool:
+        """The ranks of a node go to a spare, when all have saved; False: not now."""
+        with self._lock:
+            found = self._roster.leave(node, to)
+            self._do(found or [])
+            for srun in self._sruns:
+                srun.marked |= srun.node == node and found is not None
+            return found is not None
+
     def poll(self) -> int | None:
         """The program's exit status; None while it runs."""
         with self._lock:

@@ -18,6 +18,12 @@ class Placement:
         """Nodes with ranks, in rank order."""
         return tuple(dict.fromkeys(self.hosts))
 
+    def prefer(self, spare: str) -> "Placement":
+        """That spare is the next one."""
+        if spare not in self.spares:
+            return self
+        return replace(self, spares=(spare, *(one for one in self.spares if one != spare)))
+
     def without(self, dead: Collection[str], least: int = 0) -> "Placement | None":
         """Spares in the places of dead nodes; ranks of the others stay where they are, and with
         them their checkpoints. With too few spares ranks are given up, as long as ``least`` nodes

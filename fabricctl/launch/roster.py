@@ -80,6 +80,8 @@ class Roster:
     _well: bool = False
     _since_s: float = 0.0
     _failed: tuple[float, int, str] | None = None
+    _left: set[str] = field(default_factory=set)  # nodes that live and are to be left
+    _planned: bool = False  # the processes come out by themselves, after a save
 
     # What happened
 
@@ -100,10 +102,34 @@ class Roster:
     def ready(self, who: int) -> list[Action]:
         """It came out of a generation that is broken."""
         process = self._processes.get(who)
-        if process is None or not self.forming:
+        if process is None or self.over or not (self.forming or self._left):
             return []
+        if not self.forming:
+            self._planned = True
+            self._begin_forming()
         process.inside = process.done = False
+        if process.node in self._left:
+            process.rank = None
+            return [Send(who, {"kind": "end"}), *self._go_on()]
         return self._go_on()
+
+    def leave(self, node: str, to: str = "") -> list[Action] | None:
+        """Ranks are to leave a node, after a save, for one that waits on ``to`` or any spare; None:
+        it cannot be done now. Nobody is asked to end: programs go on from what they saved."""
+        there = [who for who, _ in self._holders if self._processes[who].node == node]
+        free = [
+            one.node
+            for one in self._processes.values()
+            if one.rank is None and one.node not in (*self._left, node)
+        ]
+        if self.over or self.forming or len(free) < len(there) or (to and to not in free):
+            return None
+        self._left.add(node)
+        self.spares = [to, *(spare for spare in self.spares if spare != to)] if to else self.spares
+        waiting = [who for who, one in self._processes.items() if one.node == node]
+        ended = [Send(who, {"kind": "end"}) for who in waiting if who not in there]
+        moved = [Send(who, {"kind": "move"}) for who, _ in self._holders if there]
+        return [*ended, *moved]
 
     def opened(self, who: int, port: int) -> list[Action]:
         """Rank 0 has opened the store of its generation: the others are called."""
@@ -148,7 +174,7 @@ class Roster:
             return self._go_on()
         told = Tell(LaunchEvent.RANKS_DEAD, process.node, f"rank {process.rank} died")
         again: list[Action] = []
-        if process.node not in self._dead:  # it waits there, for the next one
+        if process.node not in self._dead | self._left:  # it waits there, for the next one
             self.started[process.node] = self.started.get(process.node, 0) + 1
             again = [Start(process.node)]
         return [told, *self._broken(), *again, *self._go_on()]
@@ -208,16 +234,21 @@ class Roster:
         """The generation is over; the next one is the group's that follows."""
         self._deaths += 1
         self._failed = None
-        if self.forming:
+        if self.forming and not self._planned:
             return []
-        self.forming = True
-        self._since_s = self.clock()
-        self.generation += 1
+        self._planned = False
+        if not self.forming:
+            self._begin_forming()
         return [
             Send(who, {"kind": "broken"})
             for who, _ in self._holders
             if self._processes[who].inside
         ]  # fmt: skip
+
+    def _begin_forming(self) -> None:
+        self.forming = True
+        self._since_s = self.clock()
+        self.generation += 1
 
     def _go_on(self) -> list[Action]:
         """Gives vacant ranks to those who wait, and forms a generation when all are there."""
@@ -238,7 +269,7 @@ class Roster:
                 return self._end(1, f"rank {rank}: {why}")
         if self._vacant or any(self._processes[who].inside for who, _ in self._holders):
             return []
-        first, self.forming, self._first = self._first, False, False
+        first, self.forming, self._first, self._planned = self._first, False, False, False
         for who, _ in self._holders:
             self._processes[who].inside, self._processes[who].done = True, False
         nodes = hostlist.fold(dict.fromkeys(self.hosts))
@@ -248,7 +279,11 @@ class Roster:
 
     def _waiting(self, host: str) -> int | None:
         """Who takes a rank that was there: on the same node, else on the first spare."""
-        free = [(who, one.node) for who, one in self._processes.items() if one.rank is None]
+        free = [
+            (who, one.node)
+            for who, one in self._processes.items()
+            if one.rank is None and one.node not in self._left
+        ]
         order = [host, *self.spares]
         place = {node: nth for nth, node in reversed(list(enumerate(order)))}
         return min(free, key=lambda one: place.get(one[1], len(order)), default=(None, ""))[0]

@@ -75,6 +75,10 @@ class Step:
     def lost(self, nodes: Collection[str]) -> None:
         """Nothing more is to be done for dead nodes."""
 
+    def leave(self, _node: str, _to: str) -> bool:
+        """Never while it runs: all ranks save, end and are started again."""
+        return False
+
     def abandon(self) -> None:
         """srun itself goes; to be called after :meth:`cancel`. Its tasks are gone by then, or out
         of reach; what scancel waits for goes on without us."""

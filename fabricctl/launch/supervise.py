@@ -48,6 +48,7 @@ class Supervisor:
     _order: str = ""  # of `job halt` and `job migrate`
     _given: str = ""  # the order that is being carried out
     _leaving: str = ""  # the node that ranks shall leave
+    _to: str = ""  # for this spare, if one was named
     _dead: list[str] = field(default_factory=list)
     _left: set[str] = field(default_factory=set)  # nodes that live, but hold the ranks up
     _hung: Stall | None = None
@@ -99,7 +100,7 @@ class Supervisor:
             nodes = hostlist.fold(self.placement.nodes)
             if self._leaving and status == 0 and not dead & set(self.placement.nodes):
                 if (
-                    placed := self.placement.without(
+                    placed := self.placement.prefer(self._to).without(
                         self._hearts.dead | self._left | {self._leaving}
                     )
                 ) is None:
@@ -209,9 +210,14 @@ class Supervisor:
             pass
         self._order = ""
         if order.startswith("from:"):
-            self._leaving = order.removeprefix("from:")
-            if self._leaving in self.placement.nodes and not self.placement.without(
-                self._hearts.dead | {self._leaving}
+            self._leaving, _, self._to = order.removeprefix("from:").partition(":")
+            if step.leave(self._leaving, self._to):
+                self._left.add(self._leaving)
+                self._leaving = self._given = ""
+                return
+            if (self._to and self._to not in self.placement.spares) or (
+                self._leaving in self.placement.nodes
+                and not self.placement.without(self._hearts.dead | {self._leaving})
             ):
                 sys.stderr.write(f"fabric: run: no spare to take the place of {self._leaving}\n")
                 self._leaving = self._given = ""

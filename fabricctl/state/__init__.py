@@ -13,20 +13,20 @@ For programs (docs/checkpoints.md)::
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fabricctl.state.ckpt.api import Checkpoint
+    from fabricctl.state.ckpt.api import Checkpoint, Regroup
     from fabricctl.state.ckpt.items import Same, Share
     from fabricctl.state.replacement import live
     from fabricctl.state.torch_hooks import install as track_torch
 
-__all__ = ["Checkpoint", "Same", "Share", "live", "track_torch"]
+__all__ = ["Checkpoint", "Regroup", "Same", "Share", "live", "track_torch"]
 
 
 def __getattr__(name: str) -> Any:
     """Imported when it is used: the agent needs none of it."""
-    if name == "Checkpoint":
-        from fabricctl.state.ckpt.api import Checkpoint
+    if name in ("Checkpoint", "Regroup"):
+        from fabricctl.state.ckpt import api
 
-        return Checkpoint
+        return getattr(api, name)
     if name in ("Same", "Share"):
         from fabricctl.state.ckpt import items
 

@@ -31,7 +31,7 @@ from fabricctl import wire
 from fabricctl.errors import DataError, FabricError, NotFoundError
 from fabricctl.membership import Member
 from fabricctl.state import torch_hooks
-from fabricctl.state.ckpt.api import SIGNALS, Checkpoint
+from fabricctl.state.ckpt.api import SIGNALS, Checkpoint, Regroup
 from fabricctl.state.ckpt.link import Link, keep_alive
 from fabricctl.state.sockets import Sockets
 
@@ -115,6 +115,7 @@ class _Seat:
     link: Link
     checkpoint: Checkpoint | None = None
     signalled: bool = False
+    moving: bool = False  # the group is to be left after a save
     sockets: Sockets = field(default_factory=Sockets)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _saying: threading.Lock = field(default_factory=threading.Lock)
@@ -140,6 +141,10 @@ class _Seat:
                     elif kind == "broken":
                         self._broken = True
                         threading.Thread(target=self._get_out, daemon=True).start()
+                    elif kind == "move":
+                        self.moving = True
+                        if self.checkpoint is not None:
+                            self.checkpoint.regroup()
                     elif kind in ("end", "raise", "leave"):
                         self._word = self._word or kind
                     self._changed.notify_all()
@@ -178,7 +183,7 @@ class _Seat:
             if self._form is None:
                 sys.exit(0 if self._word == "end" else 1)
             form, self._form = self._form, None
-            self._broken, self._inside = False, True
+            self._broken, self._inside, self.moving = False, True, False
             return form
 
     def outside(self) -> None:
@@ -213,6 +218,8 @@ def _generation(
         seat.checkpoint = Checkpoint("torch", **options)
         if seat.signalled:
             seat.checkpoint.take_signal(signal.SIGUSR1, None)
+        if seat.moving:
+            seat.checkpoint.regroup()
         result = train(seat.checkpoint)
         done = True
     except SystemExit as error:
@@ -221,6 +228,8 @@ def _generation(
         else:
             seat.say("exit", status=error.code if isinstance(error.code, int) else 1)
             raise
+    except Regroup:
+        pass
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"[:200]
         seat.say("failed", why=" ".join(failure.split()))
@@ -231,23 +240,31 @@ def _generation(
         done = seat.wait_word() == "end"
     checkpoint, seat.checkpoint = seat.checkpoint, None
     seat.outside()
-    dist = importlib.import_module("torch.distributed")
     if done and checkpoint is not None:
         with contextlib.suppress(Exception):  # one may die now: there is nothing to lose any more
             if checkpoint.ending:
                 checkpoint.close(done=False)
             else:
                 checkpoint.forget()
-            dist.destroy_process_group()
+            _end_group()
         return True, result
     if checkpoint is not None:
         checkpoint.leave()
+    _end_group()
+    seat.say("ready")
+    return False, None
+
+
+def _end_group() -> None:
+    """What `train` made goes first: it hangs on the model by hooks until it is collected, and a
+    DistributedDataParallel that is the last to hold its group ends it under the interpreter's lock,
+    for which the group's threads may be waiting (torch 2.13: `Reducer`'s end hangs in their join).
+    """
+    gc.collect()
+    dist = importlib.import_module("torch.distributed")
     with contextlib.suppress(Exception):  # whatever is left of it
         if dist.is_initialized():
             dist.destroy_process_group()
-    gc.collect()  # what `train` made hangs on the model by hooks until it is gone
-    seat.say("ready")
-    return False, None
 
 
 def _meet(seat: _Seat, form: _Form, backend: str) -> None:
@@ -282,17 +299,19 @@ def _rehearse(backend: str) -> None:
     imports half of itself then), and who waits has that time."""
     if backend != "gloo":
         return
-    torch, dist = (importlib.import_module(name) for name in ("torch", "torch.distributed"))
     with contextlib.suppress(Exception):
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        with torch.random.fork_rng(devices=[]):
-            layer = torch.nn.Linear(1, 1)
-        parallel = torch.nn.parallel.DistributedDataParallel(layer)
-        parallel(torch.zeros(1, 1)).sum().backward()
-        dist.all_gather_object([None], 0)
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    gc.collect()
+        _step_alone(backend)
+    _end_group()
+
+
+def _step_alone(backend: str) -> None:
+    torch, dist = (importlib.import_module(name) for name in ("torch", "torch.distributed"))
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    with torch.random.fork_rng(devices=[]):
+        layer = torch.nn.Linear(1, 1)
+    parallel = torch.nn.parallel.DistributedDataParallel(layer)
+    parallel(torch.zeros(1, 1)).sum().backward()
+    dist.all_gather_object([None], 0)
 
 
 def _abort() -> None:

@@ -195,6 +195,17 @@ def test_a_node_without_a_word_is_replaced_and_its_memory_comes_from_the_partner
     assert kept.begun(4)[0] >= 11
 
 
+def test_ranks_leave_a_node_and_no_step_is_lost(kept: World) -> None:
+    step = kept.start(steps=300)
+    kept.wait(lambda: len(kept.begun(3)) == 3)
+    kept.wait(lambda: step.leave("n1", "n3"))
+    assert kept.wait() == 0
+    assert kept.results() == expected(300)
+    assert step.placement.hosts == ("n0", "n3", "n2")
+    assert [event for event, _ in kept.told] == [LaunchEvent.START]
+    assert len(kept.begun(4)) == 3 and len(set(kept.begun(4))) == 1
+
+
 def test_one_that_dies_at_the_very_end_is_replaced(kept: World) -> None:
     kept.ask("die.1.last")
     kept.start()

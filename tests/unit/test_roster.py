@@ -286,3 +286,43 @@ def test_who_does_not_come_out_is_not_waited_for_for_ever() -> None:
     world.now_s = REFORM_S + 1
     world.do(world.roster.tick())
     assert world.end == End(1, f"rank 2 did not come out within {REFORM_S:g} s")
+
+
+def test_a_node_is_left_after_a_save_and_its_process_ends() -> None:
+    world = World().all_join()
+    actions = world.roster.leave("n2")
+    assert actions is not None
+    world.do(actions)
+    assert [world.last(who) for who in (1, 2, 3)] == ["move"] * 3
+    world.come_out(1, 2)
+    assert world.last(2) == "end"
+    assert world.rank(4) is None, "one is still inside"
+    world.come_out(3)
+    world.form()
+    assert [world.rank(who) for who in (1, 4, 3)] == [0, 1, 2]
+    world.do(world.roster.gone(2))
+    assert (world.roster.hosts, world.roster.generation, world.end) == (["n1", "n4", "n3"], 6, None)
+    assert not world.begun
+    assert [event for event, _ in world.told] == [LaunchEvent.START]
+
+
+def test_a_death_while_a_node_is_left_breaks_the_group_for_the_others() -> None:
+    world = World(spares=("n4", "n5")).all_join()
+    world.do(world.roster.leave("n2", "n5") or [])
+    world.come_out(1)
+    world.do(world.roster.gone(3))  # the second one waits for it
+    assert world.last(2) == "broken"
+    world.come_out(2)
+    world.form()
+    assert world.last(2) == "end"
+    assert sorted(world.rank(who) or 0 for who in (1, 5, 4)) == [0, 1, 2]
+
+
+def test_a_node_cannot_be_left_without_a_spare() -> None:
+    world = World(spares=()).all_join()
+    assert world.roster.leave("n2") is None
+    world = World().all_join()
+    assert world.roster.leave("n2", "n3") is None
+    world.do(world.roster.leave("n4") or [])  # a spare itself
+    assert world.last(4) == "end"
+    assert world.roster.leave("n2") is None

@@ -67,6 +67,9 @@ class FakeStep:
     def lost(self, nodes: Collection[str]) -> None:
         pass
 
+    def leave(self, node: str, to: str) -> bool:
+        return False
+
     def abandon(self) -> None:
         pass
 
@@ -334,6 +337,36 @@ def test_migrate_moves_ranks_after_a_checkpoint(play: Play) -> None:
     world.plays = plays
     assert play(world)[0] == 0
     assert world.placed == [("n1", "n2", "n3", "n4"), ("n1", "n5", "n3", "n4")]
+
+
+def test_migrate_goes_to_the_spare_that_is_named(play: Play) -> None:
+    world = World(lambda _launch, _looks: None)
+
+    def plays(launch: int, looks: int) -> int | None:
+        if launch == 0 and looks == 5:
+            world.order = "from:n2:n5"
+        return 0 if launch or "USR1" in world.signals else None
+
+    world.plays = plays
+    assert play(world, spares=2)[0] == 0
+    assert world.placed[1] == ("n1", "n5", "n3")
+
+
+def test_live_ranks_leave_a_node_and_nothing_is_ended(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[tuple[str, str]] = []
+    world = World(lambda _launch, _looks: None)
+
+    def plays(_launch: int, looks: int) -> int | None:
+        if looks == 5:
+            world.order = "from:n2"
+        return 0 if looks > 30 else None
+
+    world.plays = plays
+    monkeypatch.setattr(FakeLive, "leave", lambda _, *what: not left.append(what))
+    assert play(world, live=True)[0] == 0
+    assert (left, world.signals, len(world.placed)) == ([("n2", "")], [], 1)
 
 
 def test_migrate_without_a_spare_changes_nothing(

@@ -24,6 +24,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 Step = tuple[int, int]  # a step, and by how many ranks it was saved
 
 
+class Regroup(Exception):  # noqa: N818 - no error: nothing went wrong
+    """All ranks have saved and shall leave the program's loop, to enter it in another group."""
+
+
 class Checkpoint:
     """State of all ranks of a program, saved together and restored together.
 
@@ -84,7 +88,8 @@ class Checkpoint:
         self._serial = ""  # tells apart what this start saves
         self._begin_s = time.monotonic()
         self._begin_step = 0
-        self._signalled = False
+        self._signalled = self._regroup = False
+        self._regroup_at: int | None = None  # the step that all ranks have agreed upon
         self._before: dict[int, Any] = {}
         self.stall_s = 0.0  # what saving cost this rank so far
         self.ending = False  # a signal asked for an end: leave the loop
@@ -140,7 +145,7 @@ class Checkpoint:
             return
         here = [who for who, _ in told if who is not None]
         if len(here) == len(told):
-            self._members = set_of(self._rank, here, self._scheme)
+            self._members = sets.set_of(self._rank, here, self._scheme)
         if self._members is None:
             self._scheme = sets.Scheme(copies=self._scheme.losses)
             if self._rank == 0:
@@ -165,13 +170,20 @@ class Checkpoint:
     # In the loop
 
     def step(self, n: int) -> bool:
-        """Iteration ``n`` is done: saves when it is time. True when it did."""
+        """Iteration ``n`` is done: saves when it is time. True when it did.
+
+        Raises :class:`Regroup` under :func:`fabricctl.state.live`, which calls the program again.
+        """
         track_step(n)
         if n >= self._interval.agree_step:
             self._agree(n)
         if not self.need_checkpoint(n):
             return False
         self.save(n)
+        if self._regroup_at == n:
+            with contextlib.suppress(Exception):  # the others may have left by now
+                self._commit()
+            raise Regroup
         return True
 
     def need_checkpoint(self, n: int) -> bool:
@@ -228,11 +240,13 @@ class Checkpoint:
 
     def _agree(self, n: int) -> None:
         """Whether any rank got a signal: then all save now."""
-        told = self._gather((self._signalled, self._step_s(n)))
-        if any(signalled for signalled, _ in told) and not self.ending:
+        told = self._gather((self._signalled, self._regroup, self._step_s(n)))
+        if any(signalled for signalled, *_ in told) and not self.ending:
             self.ending = True
             self._interval.next_step = n
-        self._interval.agreed(n, max(each for _, each in told))
+        elif any(regroup for _, regroup, _ in told) and not self.ending:
+            self._regroup_at = self._interval.next_step = n
+        self._interval.agreed(n, max(each for *_, each in told))
 
     def _commit(self) -> None:
         """The second phase of the save before: every rank's part is safe, so older ones may go."""
@@ -430,6 +444,10 @@ class Checkpoint:
         """All ranks save soon, and :attr:`ending` becomes true on all."""
         self._signalled = True
 
+    def regroup(self) -> None:
+        """All ranks save soon, and :meth:`step` raises :class:`Regroup` on all."""
+        self._regroup = True
+
     def __enter__(self) -> "Checkpoint":
         return self
 
@@ -476,19 +494,3 @@ class Checkpoint:
         if self._keeper is not None:
             self._keeper.link.close()
             self._keeper = None
-
-
-def set_of(
-    rank: int, here: list[tuple[str, dict[str, str]]], scheme: sets.Scheme
-) -> list[tuple[int, str]] | None:
-    """A rank's set with its members' nodes, as far apart as can be; None: none can be made."""
-    for level in sets.APART[sets.APART.index(scheme.apart) :: -1]:
-        # What is not known to share a switch may: it counts as a group with all such.
-        groups = [node if level == "node" else given.get(level, "") for node, given in here]
-        try:
-            made = next(each for each in sets.divide(groups, scheme) if rank in each)
-            return [(member, here[member][0]) for member in made]
-        except DataError as error:
-            if rank == 0:
-                client.warn(f"{error} ({level})")
-    return None

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fabricctl.errors import DataError, FabricError, NotFoundError, SystemRefusedError
-from fabricctl.state.ckpt import client
-from fabricctl.state.ckpt.api import Checkpoint, Step, set_of
+from fabricctl.state.ckpt import client, sets
+from fabricctl.state.ckpt.api import Checkpoint, Step
 from fabricctl.state.ckpt.client import Manifest
 from fabricctl.state.ckpt.sets import Scheme
 
@@ -62,7 +62,7 @@ class Files(Checkpoint):
         if not self._scheme.losses:
             return
         if len(places) == self._ranks:
-            self._members = set_of(self._rank, [(node, {}) for node in places], self._scheme)
+            self._members = sets.set_of(self._rank, [(node, {}) for node in places], self._scheme)
         if self._members is None:
             client.warn("no sets can be made, copies instead: they need `fabricctl run` and nodes")
             self._scheme = Scheme(copies=self._scheme.losses)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fabricctl.errors import DataError, UsageError
+from fabricctl.state.ckpt import client
 from fabricctl.state.ckpt.erasure import MEMBERS_MOST
 
 SIZE = 8  # members of a set, as SCR has it
@@ -64,3 +65,19 @@ def divide(groups: Sequence[str], wanted: Scheme) -> list[list[int]]:
             f"{least} do not survive {wanted.losses} losses"
         )
     return [sorted(each) for each in made]
+
+
+def set_of(
+    rank: int, here: list[tuple[str, dict[str, str]]], scheme: Scheme
+) -> list[tuple[int, str]] | None:
+    """A rank's set with its members' nodes, as far apart as can be; None: none can be made."""
+    for level in APART[APART.index(scheme.apart) :: -1]:
+        # What is not known to share a switch may: it counts as a group with all such.
+        groups = [node if level == "node" else given.get(level, "") for node, given in here]
+        try:
+            made = next(each for each in divide(groups, scheme) if rank in each)
+            return [(member, here[member][0]) for member in made]
+        except DataError as error:
+            if rank == 0:
+                client.warn(f"{error} ({level})")
+    return None
