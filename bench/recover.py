@@ -165,16 +165,15 @@ def by_time(lab: Lab, options: argparse.Namespace) -> bool:
     """A death every --gap seconds in one job, and how much of its time counted."""
     run = Round(lab, options.road, options.spares, 1_000_000, 0.1)
     run.wait("^first step done")
-    due_s = time.monotonic()
+    begin_s = time.monotonic()
     took = []
     for nth in range(1, options.kills + 1):
-        due_s += options.gap
-        time.sleep(max(0.0, due_s - time.monotonic() - options.gap / 2))
+        due_s = begin_s + (nth - 0.7) * options.gap
         nodes = run.nodes()
-        time.sleep(max(0.0, due_s - time.monotonic() - options.gap / 2))
+        time.sleep(max(0.0, due_s - time.monotonic()))
         took.append(run.kill(nth, nodes[nth % len(nodes)])["took_s"])
         print(f"kill {nth}: first step after {took[-1]:.2f} s", flush=True)
-    time.sleep(options.gap / 2)
+    time.sleep(max(0.0, begin_s + options.kills * options.gap - time.monotonic()))
     lab.exec("n1", ["fabricctl", "job", "halt", str(run.job), "--after-checkpoint"], user="alice")
     run.wait("^exit status")
     trace = f"/shared/traces/alice/job-{run.job}.h5"

@@ -40,6 +40,7 @@ LOOK_S, WAIT_S = 0.05, 40.0
 HARD_S = 1.0  # goal
 STALLS = ("stopped", "slow", "skipped", "mismatched")
 BREAKING = ("skipped", "mismatched")  # the program does not go on after these
+# Rank 0 is the root of the Bcast that follows: it would send and go on, the others with it.
 CLEAN_S = 3.0  # the longest phase is half of it
 # Iterations of an Allreduce and a Bcast; a file with a word in it says what a rank does next.
 PROGRAM = """
@@ -198,7 +199,7 @@ def work(left: "queue.SimpleQueue[str]", rng: random.Random, end_s: float) -> It
             kind = kind or left.get_nowait()
             with running() as program:
                 while kind and time.monotonic() < end_s:
-                    victim = rng.randrange(RANKS)
+                    victim = rng.randrange(int(kind == "skipped"), RANKS)
                     yield inject(program, kind, victim)
                     broken, was, kind = kind in BREAKING, kind, ""
                     if broken:

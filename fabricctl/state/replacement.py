@@ -85,7 +85,7 @@ def _once(train: Train, backend: str, options: Mapping[str, Any]) -> Any:
         dist.init_process_group(backend, **who)
     with Checkpoint("torch", **options) as checkpoint:
         result = train(checkpoint)
-    dist.destroy_process_group()
+    _end_group()
     return result
 
 
