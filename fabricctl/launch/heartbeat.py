@@ -10,7 +10,6 @@ import select
 import socket
 import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -106,13 +105,16 @@ class Knocking:
     def _knock(self) -> None:
         if self._there or len(self._open) == KNOCKS_MOST:
             return
-        with suppress(OSError):  # no way to it, no descriptor left: no answer
-            family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        try:
             made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            self._open.append(made)
-            port = self._ports[len(self._open) % len(self._ports)]
-            self._poll.register(made, select.POLLOUT)
-            self._there = _is_answer(made.connect_ex((self._host, port)))
+        except OSError:  # no descriptor is left: nobody is dead for that
+            self._there = True
+            return
+        self._open.append(made)
+        port = self._ports[len(self._open) % len(self._ports)]
+        self._poll.register(made, select.POLLOUT)
+        self._there = _is_answer(made.connect_ex((self._host, port)))
 
     def close(self) -> None:
         for made in self._open:
