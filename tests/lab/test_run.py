@@ -125,7 +125,7 @@ for pid in pids:
 
 @contextmanager
 def unbroken(steps: int) -> Iterator[Callable[[], str]]:
-    """Two processes of the training here, without Slurm, meanwhile; what gives their weights' hash."""
+    """Two processes of the training, without Slurm, meanwhile; what gives their weights' hash."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
