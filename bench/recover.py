@@ -42,6 +42,17 @@ PROGRAMS = {
 HEAD = "#!/bin/bash\nexport OMPI_MCA_mpi_yield_when_idle=1 OMP_NUM_THREADS=1\n"
 
 
+def wait_services(lab: Lab) -> None:
+    """On a busy machine node services come later than Slurm; without them no job is protected."""
+    end_s = time.monotonic() + 60
+    asked = ["test", "-d", "/run/fabricctl/requests"]
+    for node in lab.spec.compute_nodes:
+        while lab.exec(node, asked, check=False).returncode:
+            if time.monotonic() > end_s:
+                raise SystemExit(f"{node}: no node service")
+            time.sleep(0.1)
+
+
 class Round:
     """One job."""
 
@@ -51,6 +62,7 @@ class Round:
             f"--steps {steps} --pause {pause_s} --say 1 --shared saved.$SLURM_JOB_ID\n"
             "echo exit status $?\n"
         )
+        wait_services(lab)
         argv = ["sbatch", "--parsable", "--fabric-resilience", "--no-kill", "-p", "all"]
         argv += [f"-N{RANKS + spares}", f"-n{RANKS + spares}", "-o", "recover-%j.out"]
         done = lab.exec("ctl", argv, user="alice", input=script)

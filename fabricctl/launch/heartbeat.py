@@ -39,6 +39,7 @@ class Heartbeat:
     silence_s: float = 0.4
     clock: Callable[[], float] = time.monotonic
     dead: set[str] = field(default_factory=set)
+    heard: set[str] = field(default_factory=set)  # ever: the others have no agent, maybe no keeper
     _heard_s: dict[str, float] = field(default_factory=dict)
     _asked: dict[str, tuple[float, Witness]] = field(default_factory=dict)
     _looked_s: float = 0.0
@@ -52,6 +53,7 @@ class Heartbeat:
         living = [node for node in self.nodes if node not in self.dead]
         answered = self.ask(living, pace_s)
         self._hear(answered, begin_s)
+        self.heard |= answered
         self._looked_s = now_s = self.clock()
         silent = [node for node in living if node not in answered]
         if len(silent) == len(living) > 1:

@@ -244,7 +244,10 @@ class Supervisor:
         if self._hung is not None:
             self._left |= _nodes(self._hung) & set(self.placement.nodes)
         least = self.policy.min_nodes
-        placement = self.placement.without(self._hearts.dead | self._left, least)
+        mute = set(self.placement.spares) - self._hearts.heard  # what ranks saved is not had there
+        placement = self.placement.without(self._hearts.dead | self._left | mute)
+        if placement is None:
+            placement = self.placement.without(self._hearts.dead | self._left, least)
         if placement is None and self._left - self._hearts.dead:  # better there than nowhere
             self._left &= self._hearts.dead
             placement = self.placement.without(self._hearts.dead, least)

@@ -27,6 +27,7 @@ class World:
 
     plays: Callable[[int, int], int | None]
     silent: set[str] = field(default_factory=set)
+    mute: set[str] = field(default_factory=set)  # alive, without an agent
     order: str = ""
     stall: dict[str, str] = field(default_factory=dict)
     now_s: float = 1000.0
@@ -111,7 +112,7 @@ class FakeAsker:
                 self.world.events.append((event, more["at"]))
         if kind == "halt" and more:
             self.world.order = more["how"]
-        for node in set(nodes) - self.world.silent:
+        for node in set(nodes) - self.world.silent - self.world.mute:
             mine = self.world.stall if node == "n1" and kind == "alive" else {}
             yield node, {"ranks": "", "halt": self.world.order, **mine}
 
@@ -324,6 +325,20 @@ def test_halt_ends_it_after_a_checkpoint(play: Play) -> None:
     world.plays = plays
     assert play(world)[0] == 0
     assert (len(world.placed), world.signals) == (1, ["USR1"])
+
+
+def test_a_spare_whose_agent_was_never_heard_is_the_last_choice(play: Play) -> None:
+    world = World(lambda _launch, _looks: None)
+    mute = {"n4"}
+
+    def plays(launch: int, looks: int) -> int | None:
+        world.silent = {"n3"} if launch == 0 and looks > 5 else set()
+        return 0 if launch else None
+
+    world.plays = plays
+    world.mute = mute
+    assert play(world, spares=2)[0] == 0
+    assert world.placed[1] == ("n1", "n2", "n5")
 
 
 def test_migrate_moves_ranks_after_a_checkpoint(play: Play) -> None:
