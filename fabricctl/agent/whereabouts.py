@@ -28,7 +28,7 @@ from fabricctl.store import schema
 from fabricctl.store.schema import LaunchEvent, PathEvent, PathLevel, StallKind
 from fabricctl.telemetry import processes
 
-WATCH_S = 0.2
+WATCH_S = 0.4
 HINT_S = 2.0  # how long a node's word that its ranks wait is believed
 # What one of the first nodes asks, and hears of who waits: 100 us each in Python.
 MESSAGES_PER_S = 500
