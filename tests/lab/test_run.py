@@ -1,10 +1,8 @@
 """`fabricctl run` with checkpoints: ranks and nodes die, and the result is the unbroken run's."""
 
-import importlib.util
 import json
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,49 +103,6 @@ def test_a_killed_rank_a_hang_and_a_lost_node_change_nothing_in_the_result(lab: 
     assert begins[2] >= 140 and begins[3] >= 240, run.output
     assert "the ranks hang: rank 3 on n4 is stopped by a signal" in run.output
     assert "node n3 is dead" in run.output
-
-
-def unbroken(steps: int) -> str:
-    """The weights' hash of two ranks of the training, in one process: gradients are halved and
-    added, as DistributedDataParallel does."""
-    import torch
-
-    sys.path.insert(0, str(ROOT / "examples"))
-    import train_torch
-
-    model = train_torch.network(32)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    for step in range(steps):
-        halves = []
-        for rank in range(2):
-            x, label = train_torch.batch(step, rank, 32)
-            model.zero_grad()
-            torch.nn.functional.cross_entropy(model(x), label).backward()
-            halves.append([0.5 * weights.grad for weights in model.parameters()])
-        for weights, *parts in zip(model.parameters(), *halves, strict=True):
-            weights.grad = sum(parts)
-        optimizer.step()
-    return train_torch.digest(model)
-
-
-def test_a_lost_node_is_replaced_while_the_others_run_on(lab: Lab) -> None:
-    """The process of rank 0 is the same to the end, and the weights are an unbroken run's."""
-    if importlib.util.find_spec("torch") is None:
-        pytest.skip("pip install .[torch]")
-    steps = 100
-    program = f"{PYTHON} {ROOT}/examples/train_torch.py --steps {steps} --width 32 --pause 0.03"
-    run = Run(lab, f"fabricctl run --spares 1 --live {program}", nodes=3)
-    first = next(rank for rank in run.wait_step(5) if rank["rank"] == 0)
-    lab.fault("power-off", "n2")
-    wait_for("the next group", lambda: run.output.count("first step done") == 2)
-    there = lab.exec("n1", ["ps", "-o", "pid=", "-u", "alice"]).stdout.split()
-    whole = unbroken(steps)
-    wait_for("the end", lambda: "exit status" in run.output)
-    assert "exit status 0" in run.output, run.output
-    assert re.findall(r"weights ([0-9a-f]{16})", run.output) == [whole], run.output
-    assert str(first["pid"]) in there
-    assert "node n2 is dead" in run.output
-    assert run.output.count("the others ran on, now on n[1,3]") == 1, run.output
 
 
 def test_a_program_that_fails_at_once_is_not_started_for_ever(lab: Lab) -> None:
