@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from fabricctl import fields
 
 ROOT = Path(__file__).parents[2]
-WAIT_S = 20.0  # for what takes some tenths of a second on a machine that is not busy
+WAIT_S = 40.0  # for what takes some tenths of a second on a machine that is not busy
 FILTER = ["dev", "r0", "ingress", "pref", "1"]
 SILENT = [*FILTER, "protocol", "all", "bpf", "bytecode", "1,6 0 0 2,", "da"]  # TC_ACT_SHOT
 CONFIGURATION = """job 7
@@ -30,6 +32,25 @@ rail r1 fab1 10.92.0.{host}/24 -
 node n1 10.90.0.1
 node n2 10.90.0.2
 end
+"""
+
+# Sends and gets back until told to stop, and keeps the stream.
+TALK = """
+import socket, sys, threading, time
+stop = threading.Event()
+there = socket.create_server(("10.91.0.2", 5001)) if sys.argv[1] == "serve" else None
+print("there", flush=True)
+link = there.accept()[0] if there else socket.create_connection(("10.91.0.2", 5001), 10)
+threading.Thread(target=lambda: (sys.stdin.readline(), stop.set()), daemon=True).start()
+while not stop.is_set() or there:
+    if there:
+        link.sendall(link.recv(64) or sys.exit())
+    else:
+        link.sendall(b"x" * 64)
+        link.recv(64)
+        time.sleep(0.01)
+print("quiet", flush=True)
+time.sleep(60)
 """
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes network namespaces: needs root")
@@ -93,6 +114,34 @@ class Pair:
         told = [[fields.decode(line, ";") for line in text.splitlines()] for text in texts]
         return [[event for event in one if event["event"] == kind] for one in told]
 
+    def talk(self, stack: contextlib.ExitStack) -> subprocess.Popen[str]:
+        """A stream between both; a line to the client's standard input and it rests."""
+        pipe = subprocess.PIPE
+        for what, node in (("serve", self.nodes[1]), ("ask", self.nodes[0])):
+            argv = ["ip", "netns", "exec", node, sys.executable, "-c", TALK, what]
+            started = subprocess.Popen(argv, text=True, stdin=pipe, stdout=pipe)
+            talker = stack.enter_context(started)
+            stack.callback(talker.kill)
+            assert talker.stdout is not None
+            assert talker.stdout.readline() == "there\n"
+        return talker
+
+    def active(self) -> list[str]:
+        """Peers that either end probes often. Asked from an address in the file system: that is the
+        same in all network namespaces."""
+        found = []
+        for node in self.nodes:
+            mine = self.work / "asks"
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
+                link.bind(str(mine))
+                link.settimeout(WAIT_S)
+                link.connect(str(self.work / node / "7" / "control"))
+                link.send(fields.encode({"do": "show"}).encode())
+                summary = link.recv(65_536).decode().splitlines()[0]
+            mine.unlink()
+            found.append(fields.decode(summary, ";")["active"])
+        return found
+
     def both(self, rail: str, level: str) -> bool:
         """What either end told last of the rail."""
         told = [[e["level"] for e in one if e["rail"] == rail] for one in self.events("path")]
@@ -116,3 +165,17 @@ def test_both_ends_leave_a_silent_rail_and_come_back(pair: Pair) -> None:
     wait_for(lambda: pair.both("0", "good"))
     moves = [event["rail"] for one in pair.events("path") for event in one]
     assert set(moves) == {"0"}
+
+
+def test_peers_are_probed_often_while_their_streams_carry_something(pair: Pair) -> None:
+    wait_for(lambda: all(pair.events("met")))
+    assert pair.active() == ["0", "0"]
+    with contextlib.ExitStack() as stack:
+        client = pair.talk(stack)
+        wait_for(lambda: pair.active() == ["1", "1"])
+        assert client.stdin is not None and client.stdout is not None
+        client.stdin.write("\n")
+        client.stdin.flush()
+        assert client.stdout.readline() == "quiet\n"
+        wait_for(lambda: pair.active() == ["0", "0"])
+        assert client.poll() is None

@@ -141,14 +141,14 @@ int lease_set_share(const char *leases, unsigned slot, const struct share *share
 static bool read_share(const char *path, struct share *share)
 {
 	char text[LEASE_BYTES] = "", *at;
-	unsigned uid, guarantee, ceiling, class, apart;
+	unsigned uid, guarantee, ceiling, class, apart = 0; /* not told by a job's of an earlier version */
 	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 	bool good = fd >= 0 && pread(fd, text, sizeof(text) - 1, 0) > 0;
 
 	if (fd >= 0)
 		close(fd);
 	at = good ? strstr(text, "\nshare=") : NULL;
-	if (!at || sscanf(at, "\nshare=%u %u %u %u %u", &uid, &guarantee, &ceiling, &class, &apart) != 5 ||
+	if (!at || sscanf(at, "\nshare=%u %u %u %u %u", &uid, &guarantee, &ceiling, &class, &apart) < 4 ||
 	    guarantee > SHARE_WHOLE || !ceiling || ceiling > SHARE_WHOLE || class >= SHARE_CLASSES)
 		return false;
 	*share = (struct share){uid, (uint16_t)guarantee, (uint16_t)ceiling, (uint8_t)class,
