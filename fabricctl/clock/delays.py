@@ -69,9 +69,13 @@ class DelayMeter:
         key, delay, source = key[order], delay[order], source[order]
         begins = np.flatnonzero(np.r_[True, key[1:] != key[:-1]]) if len(key) else np.empty(0, int)
         ends = np.r_[begins[1:], len(key)]
+        worst = [
+            np.minimum.reduceat(of, begins).tolist() if len(key) else []
+            for of in (source >> 8, source & 0xFF)
+        ]
         counted = {(int(row["rail"]), int(row["peer"])): row for row in counters}
         rows = []
-        for begin, end in zip(begins.tolist(), ends.tolist(), strict=False):
+        for begin, end, *sources in zip(begins.tolist(), ends.tolist(), *worst, strict=False):
             last = end - begin - 1
             at = [begin, begin + last // 2, begin + -(-last * 99 // 100), end - 1]
             quantiles = tuple(np.rint(delay[at]).astype(np.int64).tolist())
@@ -80,10 +84,19 @@ class DelayMeter:
             inbound = bool(number >> 4 & 1)
             floor = floors.get((rail, peer)) if size == 0 else None
             least = None if floor is None else round(floor)
-            worst = int(source[begin:end].min() >> 8), int((source[begin:end] & 0xFF).min())
             counts = _counts(counted.get((rail, peer)), inbound, size)
             rows.append(
-                DelayRow(rail, peer, inbound, size, end - begin, quantiles, least, worst, *counts)
+                DelayRow(
+                    rail,
+                    peer,
+                    inbound,
+                    size,
+                    end - begin,
+                    quantiles,
+                    least,
+                    (sources[0], sources[1]),
+                    *counts,
+                )
             )
         return rows
 

@@ -50,16 +50,18 @@ class Message:
 
 @dataclass(frozen=True)
 class Hello:
-    """``rails``: address and probe port by rail; ``wanted``: please say hello back.
+    """``rails``: address and probe port by rail; ``asked_ns``: please say hello back, with this
+    number in ``answers_ns``, by which the asker knows how old it is (0: nothing asked, answered).
 
     ``job_ns``: the sender's job time as it was sent, ``settled`` whether that may be relied on:
     who comes later begins there.
     """
 
     rails: tuple[tuple[str, int], ...]
-    wanted: bool
     job_ns: int
     settled: bool
+    asked_ns: int = 0
+    answers_ns: int = 0
 
 
 def ports(job: int, first: int, count: int) -> list[int]:
@@ -104,9 +106,10 @@ def pack_hello(hello: Hello) -> bytes:
     return fields.encode(
         {
             "rails": rails,
-            "wanted": str(int(hello.wanted)),
             "job_ns": str(hello.job_ns),
             "settled": str(int(hello.settled)),
+            "asked_ns": str(hello.asked_ns),
+            "answers_ns": str(hello.answers_ns),
         }
     ).encode()
 
@@ -117,14 +120,14 @@ def unpack_hello(body: bytes) -> Hello:
         given = fields.decode(body.decode())
         pairs = [item.rsplit("/", 1) for item in given["rails"].split()]
         rails = tuple((address, int(port)) for address, port in pairs)
-        job_ns = int(given["job_ns"])
+        times = [int(given[name]) for name in ("job_ns", "asked_ns", "answers_ns")]
     except (UnicodeDecodeError, KeyError, ValueError):
         raise DataError("clock message: a hello that cannot be read") from None
     if len(rails) > 8 or not all(0 <= port < 65_536 for _, port in rails):
         raise DataError("clock message: a hello with rails that cannot be")
-    if not 0 < job_ns < 1 << 62:
+    if not (0 < times[0] < 1 << 62 and all(0 <= time_ns < 1 << 62 for time_ns in times)):
         raise DataError("clock message: a hello with a time that cannot be")
-    return Hello(rails, given.get("wanted") == "1", job_ns, given.get("settled") == "1")
+    return Hello(rails, times[0], given.get("settled") == "1", *times[1:])
 
 
 def pack_report(report: NodeReport) -> bytes:

@@ -60,6 +60,9 @@ class NodeClock:
         self._measured = -(1 << 40)  # the window that ended when an answer was last believed
         self.answered = 0  # the last window that an answer came for
         self._said: dict[int, float] = {}  # predictions that answers refer to, by window
+        self.void: set[int] = (
+            set()
+        )  # windows reported on before it began anew: not to be said again
         self._own_base = self.base = secrets.randbits(32)  # the time that it follows: its own
         self._accepted = 0
         self._began = False
@@ -120,6 +123,7 @@ class NodeClock:
         """Begins anew at somebody's job time, roughly: windows have the same numbers then."""
         self._clocks = replace(kalman.first(1), theta_ns=np.array([float(node_ns - job_ns)]))
         self._began = False
+        self.void |= self._said.keys()
         self._said.clear()
         self._window = self.answered = int(job_ns // round(self._hop_s * 1e9))
 
@@ -140,7 +144,8 @@ class NodeClock:
         if not self.settled and window - self._measured >= HOLDOVER_WINDOWS:
             self.base, self._accepted = self._own_base, 0  # whom it followed may have died
         self._said = {w: theta for w, theta in self._said.items() if w > window - 8}
-        self._said[window] = self._at_reference()
+        if window not in self.void:
+            self._said[window] = self._at_reference()
 
     def _at_reference(self) -> float:
         clocks = self._clocks

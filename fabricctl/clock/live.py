@@ -40,15 +40,18 @@ SETTLED_WINDOWS = 16  # not at once: those that began later still measure on the
 FIRST_RATE = 100.0  # pairs a second, so that the first windows know something
 SOLVE_WAIT_S = 0.05  # for reports that are late
 HELLO_S = (0.1, 5.0)  # to a node not yet heard, and to all others
+BEGINNER_HELLO_S = 0.5  # to all others, from who does not know job time: they may know by now
 RECEIVE_AT_ONCE = 256
 ROW_S = 1.0  # between the page's rows for conversions
 NIC_ERROR_S = 3.0  # the clock is still what a NIC's stamps made of it when they cease
 # What a node's transmit and receive paths may differ by, which no loop of edges can see. Assumed,
 # not measured: on veth it is nothing. Where a NIC stamps, the error of its clock comes on top.
 ASYMMETRY_NS = 20.0
-# Beyond these two beginners number their windows too differently. A hello that comes late shows a
-# time that has passed, never one to come: who seems to be behind may not be.
-ALIGN_AHEAD_NS, ALIGN_BEHIND_NS = 100_000_000, 400_000_000
+# Beyond this two beginners number their windows too differently: who is behind by more than
+# solvers wait is never heard in time. A hello shows a time that has passed: how old it is, is
+# known of those that were asked for; of others only that their sender is not ahead of that.
+ALIGN_NS, LATE_NS = 20_000_000, 400_000_000
+OLDEST_HELLO_NS = 2_000_000_000
 
 Address = tuple[str, int]
 
@@ -126,6 +129,7 @@ class JobClock:
         self._dead: frozenset[int] = frozenset()
         self._ports: dict[int, Address] = {}  # where a node was heard from
         self._hellos: dict[int, exchange.Hello] = {}
+        self._followed = self._me  # the first node whose time was heard; -1: of one who knows it
         self._hello_due_s: dict[int, float] = {}
         self._hello_at_s = 0.0
         self._choice = SolverChoice(len(member.nodes))
@@ -225,7 +229,7 @@ class JobClock:
         if self.clock.holding:
             self._set_rate(FIRST_RATE)  # as all do whom nobody answers: reports come in time then
         model = self.clock.model
-        if model.at_job_ns == before.at_job_ns:
+        if model.at_job_ns == before.at_job_ns or window in self.clock.void:
             return
         span = Span(model.at_job_ns, WINDOW_S * stride, self.clock.reference_s)
         edges = self._edges.fit(span, model, self.clock.wander_ppb)
@@ -311,19 +315,32 @@ class JobClock:
             self._follow(answer, message.sender)
 
     def _take_hello(self, sender: int, hello: exchange.Hello) -> None:
-        # Before anything is measured: the time of who knows it, or of the first of us all.
-        if self.clock.fresh and (hello.settled or sender < self._me):
-            ahead_ns = hello.job_ns - self._job_now_ns()
-            if not -ALIGN_BEHIND_NS <= ahead_ns <= ALIGN_AHEAD_NS:
-                self.clock.align(hello.job_ns, self.prober.anchor().node_ns)
-        if hello.wanted:
-            self._say_hello(sender, False)
-        if self._hellos.get(sender) != hello:
-            before = self._hellos.get(sender)
-            self._hellos[sender] = hello
-            if before is None or before.rails != hello.rails:
-                self._apply_flows()
-        self._hello_due_s[sender] = time.monotonic() + HELLO_S[1]
+        if self.clock.fresh:
+            self._align(sender, hello)
+        if hello.asked_ns:
+            self._say_hello(sender, answers_ns=hello.asked_ns)
+        before = self._hellos.get(sender)
+        self._hellos[sender] = hello
+        if before is None or before.rails != hello.rails:
+            self._apply_flows()
+        self._hello_due_s[sender] = time.monotonic() + self._hello_pause_s()
+
+    def _align(self, sender: int, hello: exchange.Hello) -> None:
+        """Before anything is measured, the time of who knows it, or of the first of all nodes that
+        are heard; not of one between, who may be about to follow the first, too."""
+        if sender > self._followed and not hello.settled:
+            return
+        self._followed = -1 if hello.settled else sender
+        made_ns, early_ns, late_ns = hello.job_ns, ALIGN_NS, LATE_NS
+        took_ns = round(time.monotonic() * 1e9) - hello.answers_ns
+        if 0 <= took_ns < OLDEST_HELLO_NS:
+            made_ns += took_ns // 2  # as old as it is likely to be
+            early_ns = late_ns = ALIGN_NS + took_ns // 4
+        if not -late_ns <= made_ns - self._job_now_ns() <= early_ns:
+            self.clock.align(made_ns, self.prober.anchor().node_ns)
+
+    def _hello_pause_s(self) -> float:
+        return HELLO_S[1] if self.clock.settled else BEGINNER_HELLO_S
 
     def _say_hellos(self, now_s: float) -> None:
         if now_s < self._hello_at_s:
@@ -331,15 +348,17 @@ class JobClock:
         wanted = ({peer for _, peer in self._neighbours} | set(self._solvers)) - {self._me}
         for peer in wanted - self._dead:
             if now_s >= self._hello_due_s.get(peer, 0.0):
-                self._hello_due_s[peer] = now_s + HELLO_S[peer in self._hellos]
-                self._say_hello(peer, True)
+                pause_s = self._hello_pause_s() if peer in self._hellos else HELLO_S[0]
+                self._hello_due_s[peer] = now_s + pause_s
+                self._say_hello(peer, asked_ns=round(now_s * 1e9))
         due = [self._hello_due_s[peer] for peer in wanted - self._dead]
         self._hello_at_s = max(min(due, default=0.0), now_s + HELLO_S[0])
 
-    def _say_hello(self, peer: int, wanted: bool) -> None:
+    def _say_hello(self, peer: int, asked_ns: int = 0, answers_ns: int = 0) -> None:
         pairs = zip(self._rails, self.prober.ports, strict=True)
         rails = tuple((rail.address, port) for rail, port in pairs)
-        hello = exchange.Hello(rails, wanted, self._job_now_ns(), self.clock.settled)
+        known = self._job_now_ns(), self.clock.settled
+        hello = exchange.Hello(rails, *known, asked_ns, answers_ns)
         self._send(exchange.HELLO, peer, exchange.pack_hello(hello))
 
     def _job_now_ns(self) -> int:

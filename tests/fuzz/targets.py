@@ -154,7 +154,7 @@ TARGETS: dict[str, Target] = {
     "clock": Target(
         _clock,
         (
-            b"h" + exchange.pack_hello(exchange.Hello((("10.0.0.1", 7),), True, 5, False)),
+            b"h" + exchange.pack_hello(exchange.Hello((("10.0.0.1", 7),), 5, False)),
             b"r" + bytes(32) * 4,
             b"a" + bytes(8) * 7,
             exchange.Seal(KEY, 7, 2, 1).close(1, 1, b"body"),

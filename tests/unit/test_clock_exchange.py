@@ -28,7 +28,7 @@ def report(node: int, window: int = 40, **changes: float) -> NodeReport:
 
 
 def test_messages_come_out_as_they_went_in() -> None:
-    hello = Hello((("10.0.0.1", 4242), ("fd00::1", 4243)), True, 1_800_000_000_000_000_000, True)
+    hello = Hello((("10.0.0.1", 4242), ("fd00::1", 4243)), 1_800_000_000_000_000_000, True, 5, 6)
     sent = seal(3).close(HELLO, 4, exchange.pack_hello(hello))
     message = seal(4).open(sent)
     assert (message.kind, message.sender) == (HELLO, 3)

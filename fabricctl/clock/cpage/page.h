@@ -4,6 +4,7 @@
 #define FABRIC_CLOCK_PAGE_H
 
 #include <math.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -15,6 +16,7 @@
 #define PAGE_MAGIC 0x50434246u /* "FBCP" */
 #define PAGE_VERSION 1
 #define PAGE_ROWS 1024 /* a row a second: conversions reach 17 minutes back */
+#define PAGE_YIELD 256
 #define PAGE_TRIES 1000000 /* a writer killed in the middle must not hang its readers */
 
 /* One instant on all clocks of the node, and job time. */
@@ -133,8 +135,11 @@ static inline int page_read(
 		uint32_t before = atomic_load_explicit(&page->sequence, memory_order_acquire);
 		int64_t raw;
 
-		if (before & 1)
+		if (before & 1) {
+			if (i % PAGE_YIELD == PAGE_YIELD - 1)
+				sched_yield(); /* the writer may have been pushed aside by us */
 			continue;
+		}
 		memcpy(&body, &page->body, sizeof(body));
 		raw = raw_ns ? raw_ns : page_clock_ns(CLOCK_MONOTONIC_RAW);
 		atomic_thread_fence(memory_order_acquire);
