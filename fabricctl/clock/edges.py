@@ -195,11 +195,11 @@ class OwnedEdges:
         Between the NIC's stamp and the kernel's lie microseconds: of two kinds, one in each
         direction, they would look like an offset. Floors are those of one kind.
         """
-        outbound = samples["inbound"] == 0
         by_nic = samples["sent_source"] == HARDWARE, samples["received_source"] == HARDWARE
-        kind = np.where(outbound, 2 * by_nic[0] + by_nic[1], by_nic[0] + 2 * by_nic[1])
-        if not kind.any() and not self._kind.any():
+        if not (by_nic[0].any() or by_nic[1].any() or self._kind.any()):
             return np.ones(len(samples), bool)
+        outbound = samples["inbound"] == 0
+        kind = np.where(outbound, 2 * by_nic[0] + by_nic[1], by_nic[0] + 2 * by_nic[1])
         edges, known = len(self._keys), edge >= 0
         counts = np.zeros((edges, 2, 4), np.int64)
         np.add.at(counts, (edge[known], outbound[known].astype(int), kind[known]), 1)

@@ -11,13 +11,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fabricctl import layout
+from fabricctl.agent.clockwork import Clockwork
+from fabricctl.agent.log import NodeLog
+from fabricctl.agent.record import Assignment
 from fabricctl.clock import nics
 from fabricctl.clock.probing import HARDWARE, Flow, Prober, Rail
+from fabricctl.config import Config, RailsConfig
+from fabricctl.node.spawn import _nic_clocks
+from fabricctl.records import Envelope, JobStart
 
 ROOT = Path(__file__).parents[2]
 KEY = bytes(range(16))
@@ -129,10 +137,33 @@ def _by_kernel(last: int) -> Callable[[NDArray[np.void]], bool]:
     return lambda seen: len(seen) >= last and not (own_source(seen)[-last:] == HARDWARE).any()
 
 
+def _agent(nic_stamps: str, run_dir: Path) -> dict[str, object]:
+    """As the node service makes an agent of a job of two nodes whose rail is ``lo``."""
+    clock = replace(Config().clock, nic_stamps=nic_stamps)
+    config = replace(Config(), clock=clock, rails=RailsConfig(interfaces=("lo",)))
+    start = JobStart(7, 1000, "alice", ("n1", "n2"), "n1", "c", Envelope("on", bytes(32)))
+    files = layout.NodeFiles(run_dir)
+    files.job_dir(7).mkdir(parents=True)
+    told: list[str] = []
+    log = run_dir / "log"
+    opened = _nic_clocks(Assignment(start, files, run_dir, 0, 1), config, NodeLog(log))
+    given = Assignment(start, files, run_dir, 0, 1, nic_clocks=opened)
+    work = Clockwork(given, config, ("lo",), lambda _: None, lambda _, text, *__: told.append(text))
+    work.run_due()
+    assert work._clock is not None, told
+    (_, _, way), *_ = work._clock.prober._engine.state()[3]  # -1: no clock of a NIC is read
+    work.close()
+    return {"used": way >= 0, "told": told, "log": log.read_text()}
+
+
 def main(what: str, path: str) -> None:
-    """``offered``: what is chosen and done to the NIC. ``life``: it works, loses stamps, its clock
-    is stepped, cannot be read any more, can again."""
+    """``agent``: what a job's agent makes of it. ``offered``: what is chosen and done to the NIC.
+    ``works``: two engines. ``life``: then it loses stamps, its clock is stepped, cannot be read
+    any more, can again."""
     nic = Nic(Path(path))
+    if what == "agent":
+        print(json.dumps(_agent(sys.argv[2], Path(path).parent / "run")))
+        return
     if what == "offered":
         told = nics.enable("lo")
         choice = nics.choose("lo", nics.open_clocks(["lo"]))

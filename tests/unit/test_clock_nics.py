@@ -199,6 +199,27 @@ def test_stamps_are_switched_on_only_where_nobody_has_set_them(
     assert nic.get("sets") == (enabled == "switched on")
 
 
+@pytest.mark.parametrize(
+    ("key", "on", "used", "told", "log"),
+    [
+        ("found", 1, True, "", ""),
+        ("found", 0, False, "lo: stamps of the NIC are not used", ""),
+        ("enable", 0, True, "", "switched on"),
+        ("off", 1, False, "", ""),
+    ],
+)
+def test_a_jobs_agent_gets_the_nics_clock_as_the_site_wants_it(
+    preload: Path, nic: Nic, key: str, on: int, used: bool, told: str, log: str
+) -> None:
+    nic.set(tx_type=on, rx_filter=on)
+    found = standin_nic.run(preload, nic, "agent", key)
+    assert found["used"] == used
+    assert told in str(found["told"])
+    assert bool(told) == bool(found["told"])
+    assert log in str(found["log"])
+    assert bool(log) == bool(found["log"])
+
+
 def test_an_interface_without_a_clock_is_left_to_the_kernel() -> None:
     from fabricctl.clock import nics
 
