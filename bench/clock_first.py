@@ -32,7 +32,13 @@ def build(program: Path) -> None:
 def one_job(lab: Lab, nodes: int, program: str) -> tuple[int, int]:
     """The job, and when the last of its nodes was told (CLOCK_REALTIME, ns)."""
     argv = ["srun", "--fabric-resilience", f"-N{nodes}", "--ntasks-per-node=1", program]
-    done = lab.run(argv, user="alice", timeout_s=60)
+    try:
+        done = lab.run(argv, user="alice", check=False, timeout_s=30)
+    except subprocess.TimeoutExpired:
+        state = lab.exec(
+            "ctl", ["sh", "-c", "squeue; sinfo -N -l; scontrol show job"], check=False
+        ).stdout
+        raise RuntimeError(f"a job of {nodes} nodes did not end in 30 s:\n{state}") from None
     rows = [line.split() for line in done.stdout.splitlines()]
     if len(rows) != nodes:
         raise RuntimeError(f"a job of {nodes} nodes: {done.stdout!r} {done.stderr!r}")
