@@ -60,7 +60,8 @@ def main() -> None:
     parser.add_argument("--name", default="clockfirst")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    lab = Lab(LabSpec(name=given.name, nodes=max(given.nodes), rails=2, conf=LOG))
+    # One more: the last is the spare, in a partition of its own.
+    lab = Lab(LabSpec(name=given.name, nodes=max(given.nodes) + 1, rails=2, conf=LOG))
     found: dict[int, list[float]] = {nodes: [] for nodes in given.nodes}
     told = []
     try:
