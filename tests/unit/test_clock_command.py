@@ -63,7 +63,8 @@ def test_now_is_job_time_with_its_interval(run: Run, tmp_path: Path) -> None:
     words = run("now").stdout
     assert words.endswith(", synchronised\n")
     assert "ns, likely within " in words
-    assert re.search(r", certainly within -7\d\d ns \+6\d\d ns, ", words), words  # grows with age
+    # 700 and 600 ns, and they grow with age: on a busy machine to us.
+    assert re.search(r", certainly within -[\d.]+ [nu]s \+[\d.]+ [nu]s, ", words), words
 
 
 def test_now_refuses_when_it_is_not_sure_enough(run: Run, tmp_path: Path) -> None:
