@@ -34,6 +34,7 @@ _TOOLS: Mapping[str, str] = {  # program: the apt package it comes in
     "setpriv": "util-linux",
 }
 _IDLE_S = 90.0  # 0.2 s after the last node's boot on an idle machine with two cores
+_SERVICE_S = 20.0  # a site whose configuration is broken has none
 # sinfo's short states of a node that answers and takes jobs
 _FIT = ("idle", "mix", "alloc", "comp")
 
@@ -103,6 +104,8 @@ class Lab:
             if reconfigured and CONTROLLER not in started:
                 self.exec(CONTROLLER, ["scontrol", "reconfigure"], check=False)
             self._wait_idle({name for name, pid in before.items() if pid != self.nodes.pid(name)})
+            if site is not None and site.has_service:
+                self._wait_services(set(started) - {CONTROLLER}, say)
         for name in self.nodes.outdated(site):
             say(f"node {name} runs with what was built when it was started; lab down renews it")
 
@@ -162,6 +165,17 @@ class Lab:
                 self._help(name, states.get(name, ""))
             time.sleep(0.05)
         raise LabError(f"lab {self.name}: after {_IDLE_S:.0f} s Slurm says {states or 'nothing'}")
+
+    def _wait_services(self, nodes: set[str], say: Callable[[str], None]) -> None:
+        """Until node services take requests: a job's prolog before that leaves it unprotected."""
+        deadline = time.monotonic() + _SERVICE_S
+        seen = "/proc/{}/root/run/fabricctl/requests"  # what init of the node sees
+        requests = {name: Path(seen.format(self.nodes.pid(name))) for name in nodes}
+        while late := sorted(name for name, path in requests.items() if not path.is_dir()):
+            if time.monotonic() > deadline:
+                say(f"no node service takes requests yet on {', '.join(late)}")
+                return
+            time.sleep(0.05)
 
     def _help(self, name: str, state: str) -> None:
         """Tells slurmctld what it would not find out by itself, or only in a minute."""
