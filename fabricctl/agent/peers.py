@@ -10,6 +10,7 @@ it lives, and one that hears nobody adds that it may itself be cut off.
 """
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -80,20 +81,20 @@ class _Contact:
     unsent: int = 0  # times that its address was not known
 
 
-class Teller:
+class Teller(ABC):
     """Says what changes in :meth:`view`."""
 
     total: int  # nodes of the job
     say: Say
     _told: View | None
 
+    @abstractmethod
     def view(self, now_s: float) -> View:
         """The best that is known."""
-        raise NotImplementedError
 
+    @abstractmethod
     def hears(self, now_s: float) -> bool:
         """Whether anybody is heard."""
-        raise NotImplementedError
 
     def tell_changes(self, now_s: float) -> View:
         """The view, after saying what changed in it since the last call."""

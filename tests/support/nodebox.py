@@ -157,7 +157,7 @@ class NodeBox:
         self.put(f"{job}.start", text)
 
     def stop(self, job: int) -> None:
-        self.put(f"{job}.stop", f"job={job}\n")
+        self.put(f"{job}.stop", "")
 
     def put(self, name: str, text: str) -> None:
         (self.files.requests / name).write_text(text)

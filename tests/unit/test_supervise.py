@@ -341,28 +341,27 @@ def test_a_spare_whose_agent_was_never_heard_is_the_last_choice(play: Play) -> N
     assert world.placed[1] == ("n1", "n2", "n5")
 
 
-def test_migrate_moves_ranks_after_a_checkpoint(play: Play) -> None:
+def ordered(order: str) -> World:
+    """Ranks that end when they are told to save, and an order while they run first."""
     world = World(lambda _launch, _looks: None)
 
     def plays(launch: int, looks: int) -> int | None:
         if launch == 0 and looks == 5:
-            world.order = "from:n2"
+            world.order = order
         return 0 if launch or "USR1" in world.signals else None
 
     world.plays = plays
+    return world
+
+
+def test_migrate_moves_ranks_after_a_checkpoint(play: Play) -> None:
+    world = ordered("from:n2")
     assert play(world)[0] == 0
     assert world.placed == [("n1", "n2", "n3", "n4"), ("n1", "n5", "n3", "n4")]
 
 
 def test_migrate_goes_to_the_spare_that_is_named(play: Play) -> None:
-    world = World(lambda _launch, _looks: None)
-
-    def plays(launch: int, looks: int) -> int | None:
-        if launch == 0 and looks == 5:
-            world.order = "from:n2:n5"
-        return 0 if launch or "USR1" in world.signals else None
-
-    world.plays = plays
+    world = ordered("from:n2:n5")
     assert play(world, spares=2)[0] == 0
     assert world.placed[1] == ("n1", "n5", "n3")
 
