@@ -102,7 +102,7 @@ class _Two:
         parts, end = [self.a.take()], time.monotonic() + 20
         while True:
             stamps, seen = self.a.stamps(), np.concatenate(parts)
-            if enough(seen) and (stamps.source == HARDWARE) == by_nic or time.monotonic() > end:
+            if (enough(seen) and (stamps.source == HARDWARE) == by_nic) or time.monotonic() > end:
                 break
             time.sleep(0.02)
             parts.append(self.a.take())
