@@ -74,11 +74,25 @@ def gather(
     return sorted(found, key=lambda one: one.span.begin_ns)
 
 
+def _downs(rail: RailSummary) -> Iterator[Span]:
+    for down in rail.link.downs:
+        end_ns = rail.measured_end_ns if down.end_ns is None else down.end_ns
+        yield Span(down.begin_ns - down.begin_error_ns, max(end_ns, down.begin_ns))
+
+
+def without_carrier(rails: Sequence[RailSummary], grid: Grid) -> dict[tuple[str, int], Bools]:
+    """By node and rail, the windows in which a link was down."""
+    found: dict[tuple[str, int], Bools] = {}
+    for rail in rails:
+        for span in _downs(rail):
+            mine = found.setdefault((rail.node, rail.index), np.zeros(grid.count, dtype=bool))
+            mine[grid.touched(span.begin_ns, span.end_ns)] = True
+    return found
+
+
 def _links(rails: Sequence[RailSummary]) -> Iterator[Evidence]:
     for rail in rails:
-        for down in rail.link.downs:
-            end_ns = rail.measured_end_ns if down.end_ns is None else down.end_ns
-            span = Span(down.begin_ns - down.begin_error_ns, max(end_ns, down.begin_ns))
+        for span in _downs(rail):
             took = format_duration(span.length_ns / 1e9)
             text = f"rail r{rail.index} of {rail.node} had no carrier for {took}"
             yield Evidence("link_down", (rail.node,), rail.index, span, 1.0, text)

@@ -1,9 +1,10 @@
 """Slow stretches of a job in pieces of one explanation each: one cause, one place."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
+from itertools import count, pairwise, takewhile
 from typing import TypeVar
 
 import numpy as np
@@ -14,10 +15,14 @@ from fabricctl_analysis.model import Cause
 from fabricctl_analysis.pace import Pace, slow_windows
 from fabricctl_analysis.windows import Grid
 
-# After evidence ends its effect may last: a stream whose retransmission timer had backed off sends
-# next when as much time again has passed (RFC 6298, 5.5); what is queued takes some windows.
+# What is queued when a trouble ends takes some windows.
 AFTER = 2
 SURE = ("restart", "link_down", "host_stopped", "path")
+# After these nothing may get through for as long again as they lasted: a stream whose
+# retransmission timer had backed off sends next when it has run out (RFC 6298, 5.5).
+LASTING = (*SURE, "queueing")
+# What such a trouble does to the network: where it was, and from then on.
+SYMPTOMS = ("queueing", "rail_slow")
 
 _Label = TypeVar("_Label")
 
@@ -48,7 +53,35 @@ def _by_window(evidence: Sequence[Evidence], grid: Grid) -> dict[int, list[Evide
         touched = grid.touched(one.span.begin_ns, one.span.end_ns)
         for window in range(touched.start, touched.stop):
             at[window].append(one)
+    for trouble, end_ns in _outlasted(evidence, grid):
+        touched = grid.touched(trouble.span.end_ns, end_ns)
+        for window in range(touched.start, touched.stop):
+            if trouble not in at[window]:
+                at[window].append(trouble)
     return at
+
+
+def _outlasted(evidence: Sequence[Evidence], grid: Grid) -> Iterator[tuple[Evidence, int]]:
+    """Troubles whose symptoms go on when they have ended, and until when: packets under way are
+    lost, connections wait for their timers. That is no other trouble."""
+    troubles = [one for one in evidence if one.cause in SURE]
+    for symptom in (one for one in evidence if one.cause in SYMPTOMS):
+        for one in troubles:
+            begun_ns = symptom.span.begin_ns
+            early_ns = one.span.begin_ns - AFTER * grid.width_ns
+            late_ns = one.span.end_ns + grid.width_ns
+            if (
+                early_ns <= begun_ns <= late_ns
+                and symptom.span.end_ns > one.span.end_ns
+                and _same_place(one, symptom)
+            ):
+                yield one, symptom.span.end_ns
+
+
+def _same_place(one: Evidence, other: Evidence) -> bool:
+    rails = {one.rail, other.rail}
+    both = set(one.nodes) & set(other.nodes) or not one.nodes or not other.nodes
+    return bool(both) and (len(rails) == 1 or None in rails)
 
 
 def _cut(
@@ -126,13 +159,19 @@ def _best(there: Sequence[Evidence]) -> Cause | None:
 def _spread(
     causes: list[Cause | None], lead: int, at: dict[int, list[Evidence]], first: int
 ) -> list[Cause | None]:
-    """A cause explains what follows it for a while, and the windows just before it."""
+    """A cause explains what follows it for a while, and the windows just before it.
+
+    While connections come out of their timers one rank goes on before another, and is waited for:
+    that is part of what stopped them, as long as it takes no longer than they may need.
+    """
     spread = list(causes)
     left, current = 0, None
     for nth, cause in enumerate(causes):
-        if cause is not None:
-            length = sum(1 for w in range(first + nth, -1, -1) if _has(at, w, cause))
-            left, current = max(AFTER, length), cause
+        late = _run(at, cause, count(first + nth)) if cause == "rank_slow" else 0
+        if cause is not None and not (current in LASTING and 0 < late <= left):
+            left, current = AFTER, cause
+            if cause in LASTING:
+                left = max(left, _run(at, cause, range(first + nth, -1, -1)))
         elif left > 0:
             spread[nth], left = current, left - 1
     for nth in range(len(spread) - 1, -1, -1):
@@ -142,7 +181,12 @@ def _spread(
     return spread
 
 
-def _has(at: dict[int, list[Evidence]], window: int, cause: Cause) -> bool:
+def _run(at: dict[int, list[Evidence]], cause: Cause, windows: Iterable[int]) -> int:
+    """How many of the windows have evidence of a cause before the first that has none."""
+    return sum(1 for _ in takewhile(partial(_has, at, cause), windows))
+
+
+def _has(at: dict[int, list[Evidence]], cause: Cause, window: int) -> bool:
     return any(one.cause == cause for one in at.get(window, ()))
 
 

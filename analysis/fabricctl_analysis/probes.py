@@ -5,6 +5,7 @@ measured on its own, and a node whose edges all suffer while others do not is wh
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -19,8 +20,11 @@ from fabricctl_analysis.pace import Bools
 from fabricctl_analysis.rows import NodeRows
 from fabricctl_analysis.windows import Grid
 
-# Between two rows of an edge: more than this share, and more probes than are under way at a time.
-LOST, UNDER_WAY = 0.05, 4
+# Between two rows of an edge more than this share of its probes was lost, and it was no chance: so
+# many deviations of a binomial above it, and some at all.
+LOST, DEVIATIONS, LEAST_LOST = 0.05, 3.0, 2
+# Probes of an edge's last row that may be under way still.
+UNDER_WAY = 4
 # Queued: the slowest in a hundred of a second's probes took so much longer than is usual for the
 # edge. Probes are stamped by the kernel, so that busy cores do not delay them: on two cores with a
 # load of 7 the usual second has 3 to 100 us, behind a link that is full it has milliseconds.
@@ -61,15 +65,34 @@ def edges(rows: NodeRows, shift_ns: int) -> tuple[Edge, ...]:
         first = table[at[0]]
         lost, late = found.setdefault((int(first["rail"]), int(first["peer"])), ([], []))
         ends = times[at]
-        sent, arrived = (np.diff(table[name][at].astype(np.int64)) for name in ("sent", "arrived"))
-        missing = sent - arrived
-        lost += _spans(ends, (sent > 0) & (missing > np.maximum(LOST * sent, UNDER_WAY)))
+        sent, arrived = (table[name][at].astype(np.int64) for name in ("sent", "arrived"))
+        gone, tried = _gone(sent, arrived), np.clip(np.diff(sent), 0, None)
+        most = LOST * tried + DEVIATIONS * (LOST * (1 - LOST) * tried) ** 0.5
+        lost += _spans(ends, gone > np.maximum(most, LEAST_LOST))
         if first["size_class"] == 0:
             late += _spans(ends, _late(table["p99_ns"][at], table["count"][at])[1:])
     return tuple(
         Edge(rail, peer, _union(lost), _union(late))
         for (rail, peer), (lost, late) in sorted(found.items())
     )
+
+
+def _gone(sent: NDArray[np.int64], arrived: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Probes between two rows that never arrived, by the sums so far.
+
+    What is missing at the end of a row may be under way, or not told of yet on busy cores: it
+    arrives in one of the next. Only what is still missing after all later rows was lost.
+    """
+    missing = sent - arrived
+    gone = np.zeros(max(0, len(sent) - 1), np.int64)
+    begun_anew = np.flatnonzero((np.diff(sent) < 0) | (np.diff(arrived) < 0)) + 1
+    for first, last in pairwise([0, *begun_anew.tolist(), len(sent)]):
+        for_good = missing[first:last].copy()
+        if last == len(sent) and last - first > 1:
+            for_good[-1] = max(for_good[-1] - UNDER_WAY, min(for_good[-2:]))
+        for_good = np.minimum.accumulate(for_good[::-1])[::-1]
+        gone[first : last - 1] = np.diff(for_good)
+    return gone
 
 
 def _late(p99_ns: NDArray[np.int64], count: NDArray[np.uint32]) -> NDArray[np.bool_]:
@@ -95,12 +118,25 @@ def troubles(
     names: Sequence[str],
     grid: Grid,
     silent: Mapping[str, Bools] | None = None,
+    down: Mapping[tuple[str, int], Bools] | None = None,
 ) -> Iterator[Evidence]:
     """Stretches of loss and of queueing with the nodes whose links suffer; ``names``: the job's
-    list of nodes; ``silent``: windows in which a node itself stood still and answered nobody."""
-    quiet = silent or {}
+    list of nodes; ``silent``: windows in which a node itself stood still and answered nobody;
+    ``down``: in which its rail had no carrier, which is why packets were lost there."""
     for kind in _KINDS:
-        yield from _of_kind(kind, of_nodes, names, grid, quiet)
+        yield from _of_kind(kind, of_nodes, names, grid, _Excused(silent or {}, down or {}))
+
+
+@dataclass(frozen=True)
+class _Excused:
+    """Nodes whose edges lose for a reason that is known: they place nothing in the network."""
+
+    silent: Mapping[str, Bools]
+    down: Mapping[tuple[str, int], Bools]
+
+    def at(self, rail: int, window: int) -> set[str]:
+        gone = {name for name, quiet in self.silent.items() if quiet[window]}
+        return gone | {name for (name, of), cut in self.down.items() if of == rail and cut[window]}
 
 
 def _of_kind(
@@ -108,7 +144,7 @@ def _of_kind(
     of_nodes: Sequence[tuple[str, Sequence[Edge]]],
     names: Sequence[str],
     grid: Grid,
-    silent: Mapping[str, Bools],
+    excused: _Excused,
 ) -> Iterator[Evidence]:
     edges_of: dict[int, list[tuple[str, str]]] = defaultdict(list)
     bad: dict[tuple[int, int], list[tuple[str, str]]] = defaultdict(list)
@@ -124,7 +160,7 @@ def _of_kind(
                     bad[edge.rail, window].append(ends)
     found: dict[tuple[int, tuple[str, ...]], list[int]] = defaultdict(list)
     for (rail, window), there in sorted(bad.items()):
-        gone = {name for name, quiet in silent.items() if quiet[window]}
+        gone = excused.at(rail, window)
         heard = [ends for ends in there if not gone.intersection(ends)]
         if heard:
             degree = Counter(

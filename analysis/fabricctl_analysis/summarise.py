@@ -25,7 +25,7 @@ from fabricctl_analysis.common_time import (
     shifted_remarks,
 )
 from fabricctl_analysis.coverage import Span
-from fabricctl_analysis.evidence import Evidence, silent
+from fabricctl_analysis.evidence import Evidence, silent, without_carrier
 from fabricctl_analysis.host import host_figures, own_cost
 from fabricctl_analysis.job_clock import clock_summary
 from fabricctl_analysis.job_state import job_state
@@ -136,12 +136,13 @@ def put_together(
     remarks = tuple(sorted((r for p in parts for r in p.remarks), key=lambda r: r.at_ns))
     accounts = None
     if grid.grid is not None and grid.whole is not None:
+        on_line = [shifted_rail(r, part.shift_ns) for part in parts for r in part.rails]
         accounts = account(
             grid.whole,
             grid.grid,
             [part.activity for part in parts if part.activity is not None],
             len(everyone),
-            rails=[shifted_rail(r, part.shift_ns) for part in parts for r in part.rails],
+            rails=on_line,
             paths=[m for part in parts for m in shifted_paths(part.paths, part.shift_ns)],
             steps=steps,
             remarks=[r for part in parts for r in shifted_remarks(part.remarks, part.shift_ns)],
@@ -151,6 +152,7 @@ def put_together(
                     job.nodes,
                     grid.grid,
                     {p.activity.node: silent(p.activity) for p in parts if p.activity},
+                    without_carrier(on_line, grid.grid),
                 ),
                 *(one for part in parts for one in part.told),
             ],
