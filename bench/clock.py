@@ -151,6 +151,13 @@ def hog(run: Run, node: int) -> None:
         pass
 
 
+def awake(run: Run, node: int) -> None:
+    """Runs where nobody else wants to: a CPU that slept is slower for a while than one that did
+    not, and on this machine it is the sender's CPU that carries a probe all the way."""
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    hog(run, node)
+
+
 # Measuring
 
 
@@ -348,7 +355,8 @@ def measure(given: argparse.Namespace, case: Case, seed: int) -> None:
                 ]
                 children += clocks
                 children += start_peers(run) if run.peers else []
-                children += [subprocess.Popen(ourselves("hog", run, 0)) for _ in range(case.hogs)]
+                loops = ["hog"] * case.hogs + ["awake"] * (given.awake * (os.cpu_count() or 1))
+                children += [subprocess.Popen(ourselves(what, run, 0)) for what in loops]
                 if case.load or case.saturated:
                     time.sleep(QUIET_S if case.quiet else 0)
                     children += [
@@ -376,11 +384,14 @@ def on_node_loud(run: Run, node: int, *words: str) -> subprocess.Popen[bytes]:
 def child(what: str, text: str, node: str) -> None:
     given = json.loads(text)
     run = Run(**{**given, "case": CASES[given["case"]], "periods_s": tuple(given["periods_s"])})
-    {"node": clock_node, "traffic": traffic, "hog": hog}[what](run, int(node))
+    ROLES[what](run, int(node))
+
+
+ROLES = {"node": clock_node, "traffic": traffic, "hog": hog, "awake": awake}
 
 
 def main() -> None:
-    if len(sys.argv) == 4 and sys.argv[1] in ("node", "traffic", "hog"):
+    if len(sys.argv) == 4 and sys.argv[1] in ROLES:
         return child(*sys.argv[1:])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--case", nargs="*", choices=list(CASES), default=list(CASES)[:-1])
@@ -390,6 +401,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, nargs="*", default=[1])
     parser.add_argument("--wander-ppm", type=float, default=0.1)
     parser.add_argument("--periods", type=float, nargs="*", default=[20.0, 63.0, 200.0])
+    parser.add_argument(
+        "--awake", action="store_true", help="no CPU sleeps, as where ranks compute"
+    )
     parser.add_argument("--alone", action="store_true", help="without chronyd and ptp4l")
     given = parser.parse_args()
     if not given.alone and not (shutil.which("chronyd") and shutil.which("ptp4l")):
