@@ -143,7 +143,7 @@ class PathsConfig:
     ready_wait_s: int = _key(
         10, "Seconds after which a job begins without, when a node is not ready.", 1, 600
     )
-    hold_s: float = _key(0.8, "Health that a path shows before it is used again.", 0.1, 600)
+    hold_s: float = _key(0.7, "Health that a path shows before it is used again.", 0.1, 600)
     hold_max_s: float = _key(60.0, "The same for one that keeps failing.", 0.1, 3600)
     port_first: int = _key(20500, "First UDP port of the probes.", 1024, 65000)
     port_count: int = _key(400, "How many ports probes may use from port_first on.", 4, 40000)

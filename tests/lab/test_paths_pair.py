@@ -1,6 +1,7 @@
 """Two fabric-pathd of a job, each in a network namespace of its own, over two rails. Needs root."""
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -165,6 +166,30 @@ def test_both_ends_leave_a_silent_rail_and_come_back(pair: Pair) -> None:
     wait_for(lambda: pair.both("0", "good"))
     moves = [event["rail"] for one in pair.events("path") for event in one]
     assert set(moves) == {"0"}
+
+
+def left(node: str) -> int:
+    """Packets that left by rail 0."""
+    argv = ["ip", "-n", node, "-s", "-j", "link", "show", "dev", "r0"]
+    shown = subprocess.run(argv, check=True, timeout=30, capture_output=True, text=True).stdout
+    return int(json.loads(shown)[0]["stats64"]["tx"]["packets"])
+
+
+def test_a_silent_rails_neighbours_are_asked_for_many_times_a_second(pair: Pair) -> None:
+    """The kernel asks once a second: a cable that is back would wait for that."""
+    wait_for(lambda: all(pair.events("met")))
+    with contextlib.ExitStack() as stack:
+        pair.talk(stack)
+        wait_for(lambda: pair.active() == ["1", "1"])
+        for node in pair.nodes:
+            sh(f"tc -n {node} filter add", *SILENT)
+        wait_for(lambda: pair.both("0", "dead"))
+        for node in pair.nodes:
+            sh(f"ip -n {node} neighbour flush dev r0")
+        # From now on nothing but questions leave: those of half a minute, if one has to wait.
+        begin_s, before = time.monotonic(), [left(node) for node in pair.nodes]
+        wait_for(lambda: all(left(n) - b >= 30 for n, b in zip(pair.nodes, before, strict=True)))
+        assert time.monotonic() - begin_s < 10
 
 
 def test_peers_are_probed_often_while_their_streams_carry_something(pair: Pair) -> None:

@@ -104,7 +104,7 @@ struct daemon {
 	bool late, realtime;
 	uint64_t next_manage_ns, next_diag_ns, next_second_ns, next_census_ns, probes_sent, probes_received, moves;
 	bool state_changed, rules_gone;
-	uint64_t next_rules_ns;
+	uint64_t next_rules_ns, next_neighbours_ns;
 	int program[2], program_error; /* filters of a share: by uid, and for probes; -1: none */
 	uint8_t sliced; /* rails where the job has its share */
 	struct filter_group *group; /* what its filter compares with; NULL: the uid alone */
@@ -177,6 +177,9 @@ void waiting_until(struct daemon *d, uint64_t until_ns, const sigset_t *waiting)
 /* links.c */
 bool links_open(struct daemon *d, char *problem, size_t size);
 void links_read(struct daemon *d);
+
+/* neighbours.c */
+void neighbours_turn(struct daemon *d);
 
 /* control.c */
 bool control_open(struct daemon *d);

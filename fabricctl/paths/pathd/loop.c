@@ -203,6 +203,7 @@ static void turn(struct daemon *d)
 	if (d->phase != PHASE_OFF) {
 		for (unsigned i = 0; i < d->conf.nodes; i++)
 			moving_look(d, &d->peer[i]);
+		neighbours_turn(d);
 		probing_turn(d);
 		moving_rules(d);
 		cause_find(d);

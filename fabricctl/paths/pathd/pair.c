@@ -281,6 +281,20 @@ static bool evaluate_stall(struct pair *pair, uint64_t now_ns, struct change_of 
 	return false;
 }
 
+/* Whoever comes back brings along what waited for it elsewhere: until it is seen here, late is not
+ * silent. */
+static void expect_queue(struct pair *pair, unsigned rail)
+{
+	struct path *path = &pair->path[rail];
+
+	for (unsigned other = 0; other < pair->rails; other++) {
+		uint64_t jitter = path_jitter_ns(&pair->path[other]);
+
+		if (pair_level(pair, other) == LEVEL_GOOD && jitter > path->lag_ns[0])
+			path->lag_ns[0] = jitter;
+	}
+}
+
 /* The end that sees first that both find the rail good sets the instant, and tells it in each of its
  * probes until then; where both did, the earlier one holds. */
 static void agree_on_failback(struct pair *pair, unsigned rail, uint64_t now_ns)
@@ -306,6 +320,7 @@ static void agree_on_failback(struct pair *pair, unsigned rail, uint64_t now_ns)
 		return;
 	path->apart = false;
 	path->back_ns = path->peer_back_ns = 0;
+	expect_queue(pair, rail);
 }
 
 uint64_t pair_back_ns(const struct pair *pair)

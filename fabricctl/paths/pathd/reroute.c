@@ -13,7 +13,8 @@ static void watch(struct reroute *reroute, const struct reroute_view *view, uint
 {
 	for (unsigned i = 0; i < view->rails; i++) {
 		bool busy = view->queue_ns[i] >= view->congested_ns;
-		bool calm = view->queue_ns[i] <= view->congested_ns / ROOM;
+		/* Where nothing is sent nothing waits, which says nothing of its room. */
+		bool calm = view->good >> i & 1 && view->queue_ns[i] <= view->congested_ns / ROOM;
 
 		if (!busy)
 			reroute->busy_ns[i] = 0;

@@ -140,13 +140,18 @@ static int await(struct rtnl *rtnl, rtnl_each *each, void *arg)
 	}
 }
 
-int rtnl_call(struct rtnl *rtnl, struct rtnl_msg *msg)
+int rtnl_ask(struct rtnl *rtnl, struct rtnl_msg *msg, rtnl_each *each, void *arg)
 {
 	int error;
 
 	header(msg)->nlmsg_flags |= NLM_F_ACK;
 	error = transmit(rtnl, msg);
-	return error ? error : await(rtnl, NULL, NULL);
+	return error ? error : await(rtnl, each, arg);
+}
+
+int rtnl_call(struct rtnl *rtnl, struct rtnl_msg *msg)
+{
+	return rtnl_ask(rtnl, msg, NULL, NULL);
 }
 
 int rtnl_dump(struct rtnl *rtnl, struct rtnl_msg *msg, rtnl_each *each, void *arg)

@@ -34,6 +34,9 @@ int rtnl_call(struct rtnl *rtnl, struct rtnl_msg *msg);
 
 typedef void rtnl_each(const struct nlmsghdr *head, void *arg);
 
+/* The same of a request with an answer: it is given to `each` before the verdict comes. */
+int rtnl_ask(struct rtnl *rtnl, struct rtnl_msg *msg, rtnl_each *each, void *arg);
+
 /* Calls `each` for every message of a dump. -EINTR when the kernel says that it was
  * inconsistent: ask again. */
 int rtnl_dump(struct rtnl *rtnl, struct rtnl_msg *msg, rtnl_each *each, void *arg);

@@ -128,6 +128,35 @@ static void it_comes_back_after_a_second_of_health(void)
 	CHECK(sim.last_ns - healed < 1050 * MS);
 }
 
+/* All that comes back waits as it did elsewhere, probes too: not silence. */
+static void what_comes_back_brings_its_queue_along(void)
+{
+	struct sim sim = start();
+	uint64_t back;
+
+	run(&sim, 3 * S);
+	sim.loss_percent[0] = 100;
+	run(&sim, 5 * S);
+	sim.loss_percent[0] = 0;
+	for (unsigned i = 0; i < 400 && !(pair_members(&sim.pair, 0) & 1); i++) {
+		sim.delay[1] = DELAY + (i % 2) * 7 * MS;
+		run(&sim, 5 * MS);
+	}
+	back = sim.now;
+	sim.count[CHANGE_GONE] = 0;
+	sim.loss_percent[0] = 100;
+	run(&sim, 8 * MS);
+	sim.loss_percent[0] = 0;
+	run(&sim, 20 * MS);
+	CHECK(sim.count[CHANGE_GONE] == 0 && pair_members(&sim.pair, 0) == 1);
+	/* For two seconds: by then what waits here has been seen. */
+	sim.delay[1] = DELAY;
+	run(&sim, back + 4 * S - sim.now);
+	sim.loss_percent[0] = 100;
+	run(&sim, 6 * MS);
+	CHECK(sim.count[CHANGE_GONE] == 1);
+}
+
 static void a_flapping_rail_is_held_out_longer_each_time(void)
 {
 	struct sim sim = start();
@@ -499,6 +528,7 @@ int main(void)
 	a_silent_rail_is_left_within_5_ms();
 	three_quick_answers_elsewhere_are_no_proof_yet();
 	it_comes_back_after_a_second_of_health();
+	what_comes_back_brings_its_queue_along();
 	a_flapping_rail_is_held_out_longer_each_time();
 	flapping_at_20_hz_moves_once();
 	a_frozen_peer_is_stalled_not_dead();

@@ -57,6 +57,21 @@ static void test_nothing_moves_when_no_rail_has_room(void)
 	CHECK(sim.changes == 0);
 }
 
+/* It carried nothing until now: that nothing waited there says nothing. */
+static void test_a_rail_that_is_just_back_takes_no_others(void)
+{
+	struct sim sim = start();
+
+	sim.view.good = 1;
+	sim.view.queue_ns[0] = 8 * MS;
+	run(&sim, S);
+	sim.view.good = 3;
+	run(&sim, 200 * MS);
+	CHECK(sim.changes == 0);
+	run(&sim, 200 * MS);
+	CHECK(sim.reroute.away == 1);
+}
+
 static void test_a_queue_of_our_own_making_is_left_alone(void)
 {
 	struct sim sim = start();
@@ -98,6 +113,7 @@ int main(void)
 {
 	test_streams_go_round_a_queue_that_stays();
 	test_nothing_moves_when_no_rail_has_room();
+	test_a_rail_that_is_just_back_takes_no_others();
 	test_a_queue_of_our_own_making_is_left_alone();
 	test_a_move_that_took_the_queue_along_is_taken_back_and_seldom_tried_again();
 	test_a_pair_keeps_off_a_rail_only_while_another_is_as_good();
