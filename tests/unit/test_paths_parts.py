@@ -51,7 +51,7 @@ def test_the_configuration_names_everything_that_pathd_needs() -> None:
     assert "node n1 10.77.0.11" in text and "node n2 10.77.0.12" in text
     assert "rail r0 fab0 10.78.0.12/16 fe80::1" in text
     assert "rail r1 fab1 10.79.0.12/16 -" in text
-    assert "hold_ms 800" in text and "hold_max_ms 60000" in text
+    assert "hold_ms 700" in text and "hold_max_ms 60000" in text
 
 
 def test_own_addresses_need_the_users_number_and_no_pool() -> None:
