@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fabricctl import sharing
-from fabricctl.config import PathsConfig, ShareConfig
 from fabricctl.errors import ConfigError
 from fabricctl.paths.addresses import Rail
 from fabricctl.records import JobStart
+from fabricctl.sections import PathsConfig, ShareConfig
 
 PORTS = 4  # candidates, tried in this order by every node
 _PERSON = b"fabric-paths-1"  # keeps this key apart from all others made of the job's

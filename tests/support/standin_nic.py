@@ -23,9 +23,10 @@ from fabricctl.agent.log import NodeLog
 from fabricctl.agent.record import Assignment
 from fabricctl.clock import nics
 from fabricctl.clock.probing import HARDWARE, Flow, Prober, Rail
-from fabricctl.config import Config, RailsConfig
+from fabricctl.config import Config
 from fabricctl.node.spawn import _nic_clocks
 from fabricctl.records import Envelope, JobStart
+from fabricctl.sections import RailsConfig
 
 ROOT = Path(__file__).parents[2]
 KEY = bytes(range(16))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fabricctl.config import Config, NodeConfig, PathsConfig, RailsConfig, ShareConfig
+from fabricctl.config import Config
 from fabricctl.errors import ConfigError, DataError, NotFoundError, UsageError
 from fabricctl.paths import addresses, configure, control, groups, launch, steering, verbs
 from fabricctl.paths.addresses import Address, Rail
@@ -17,6 +17,7 @@ from fabricctl.paths.events import Follower, row
 from fabricctl.paths.files import PathsFiles, read_state, write_off
 from fabricctl.paths.keeper import PathsKeeper
 from fabricctl.records import Envelope, JobStart
+from fabricctl.sections import NodeConfig, PathsConfig, RailsConfig, ShareConfig
 from fabricctl.store import schema
 from fabricctl.store.journal import JournalWriter
 from fabricctl.store.schema import Severity

@@ -9,7 +9,8 @@ import pytest
 
 from fabricctl.cli import site_checks, site_machine
 from fabricctl.cli.site_checks import Check, Place
-from fabricctl.config import AgentConfig, Config, NodeConfig, TraceConfig
+from fabricctl.config import Config
+from fabricctl.sections import AgentConfig, NodeConfig, TraceConfig
 from fabricctl.slurm.model import Version
 
 
