@@ -11,8 +11,9 @@ help: ## this list
 demo: build-lab ## bring a lab up, run a protected job, pull a cable, show the report
 	$(PY) tools/demo.py
 
-test: build-dev ## everything CI runs: lint, types, unit tests, lab tests on a real Slurm
+test: build-dev ## everything CI runs: lint, types, C under valgrind, unit tests, lab tests on a real Slurm
 	tools/check
+	tools/valgrind
 	$(PY) -m pytest -n 2 --dist loadfile
 
 coverage: build-dev ## the whole test run with its lines counted: build/coverage/coverage.txt
@@ -68,14 +69,10 @@ fuzz-c: ## the parsers in C under libFuzzer, each FUZZ_S seconds (60); clang
 	tools/setup fuzz-c
 	$(MAKE) -s -C tests/fuzz/c run FUZZ_S=$(or $(FUZZ_S),60)
 
-valgrind: build-dev ## the C parts under valgrind: parsers on all that is kept, C tests, the clock's library
-	tools/setup valgrind
-	tools/valgrind
-
 uninstall: ## take away what install put there
 	DESTDIR=$(DESTDIR) tools/install --remove
 
 clean: ## what was built, not the venv
 	rm -rf build dist demo *.egg-info
 
-.PHONY: fuzz-c valgrind coverage soak docs try-package fuzz help demo test check unit lab bench build install uninstall build-lab build-dev clean
+.PHONY: fuzz-c coverage soak docs try-package fuzz help demo test check unit lab bench build install uninstall build-lab build-dev clean
