@@ -11,6 +11,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fabricctl import wire
@@ -44,6 +45,17 @@ def letter_of(pid: int, start_ticks: int) -> str:
     return stat.state if stat is not None and stat.start_ticks == start_ticks else ""
 
 
+@dataclass(frozen=True)
+class _Heard:
+    """What a node said. It looked between ``asked_s`` and ``heard_s``: an answer may lie for long,
+    on its way or in a busy agent's socket."""
+
+    heard_s: float
+    asked_s: float
+    positions: Sequence[Position]
+    links: str
+
+
 class Whereabouts:
     """One agent's part. It sends by ``send``, which knows the other agents' addresses."""
 
@@ -74,7 +86,8 @@ class Whereabouts:
         self._first = self._nodes[:GROUP]
         self._hinted_s = float("-inf")
         self._asked_s: dict[str, float] = {}
-        self._heard: dict[str, tuple[float, list[Position], str]] = {}
+        self._missing: set[str] = set()  # answers, where all were asked at the last look
+        self._heard: dict[str, _Heard] = {}
         self._sure = Sure()
         self._told: tuple[StallKind, int | None, str] | None = None
         self._holds: Verdict | None = None  # what was told last, while it is hard
@@ -101,7 +114,7 @@ class Whereabouts:
         """``where`` is answered, ``there`` and ``waits`` are taken in; raises DataError."""
         kind, node = message.get("kind"), message.get("node", "")
         if kind == "where":
-            return self._answer()
+            return self._answer(message.get("at", ""))
         if kind == "journal":
             return tail.answer(self._journal, message)
         if kind == "alive":
@@ -113,11 +126,27 @@ class Whereabouts:
         if node not in self._nodes:
             raise DataError(f"message: {node[:60]!r} is not a node of the job")
         if kind == "waits":
-            self._hinted_s = time.monotonic()
+            self._take_hint()
         elif kind == "there":
             found = position.decode(message.get("ranks", ""), node)
-            self._heard[node] = (time.monotonic(), found, message.get("links", "")[:120])
+            now_s = time.monotonic()
+            # An agent that does not say it back is of an older version.
+            asked_s = wire.number(message, "at") / 1000 if message.get("at") else now_s
+            links = message.get("links", "")[:120]
+            self._heard[node] = _Heard(now_s, min(asked_s, now_s), found, links)
+            if node in self._missing:
+                self._missing.remove(node)
+                if not self._missing:
+                    self._judge(now_s)  # the next look would find no more
         return None
+
+    def _take_hint(self) -> None:
+        """Somebody waits. The first word of it is acted upon at once."""
+        now_s = time.monotonic()
+        first = now_s - self._hinted_s > self._hint_s
+        self._hinted_s = now_s
+        if first and self._own in self._first:
+            self._ask(now_s)
 
     def _take_halt(self, how: str) -> dict[str, str]:
         """What the job's user ordered; `fabricctl run` reads it from here. "" takes it back."""
@@ -140,9 +169,10 @@ class Whereabouts:
             self._record.put(schema.LAUNCH, [(mono_ns(), time.time_ns(), event, launch, *said)])
         return {"kind": "noted"}
 
-    def _answer(self) -> dict[str, str]:
+    def _answer(self, at: str) -> dict[str, str]:
+        """``at``: when it was asked, by the clock of who asks."""
         ranks = position.encode(self._positions())
-        return {"kind": "there", "ranks": ranks, "links": self._links()}
+        return {"kind": "there", "ranks": ranks, "links": self._links(), "at": at[:20]}
 
     def _stalled(self) -> dict[str, str]:
         """The verdict that holds, for `fabricctl run`: it acts when it holds for long."""
@@ -197,9 +227,14 @@ class Whereabouts:
             self._asked_s.clear()
             return
         self._judge(now_s)
+        self._ask(now_s)
+
+    def _ask(self, now_s: float) -> None:
         # Of the same moment as what the others will answer.
-        self._heard[self._own] = (now_s, self._positions(), self._links())
-        for node in self._due():
+        self._heard[self._own] = _Heard(now_s, now_s, self._positions(), self._links())
+        due = self._due()
+        self._missing = set(due) if len(due) == len(self._others) else set()
+        for node in due:
             if self._put(node, "where"):
                 self._asked_s.setdefault(node, now_s)
 
@@ -211,10 +246,11 @@ class Whereabouts:
 
     def _put(self, node: str, kind: str) -> bool:
         """To where it was heard from, else to one after the other of its ports."""
-        if self._send(Send(node, None, {"kind": kind})):
+        message = {"kind": kind, "at": str(int(time.monotonic() * 1000))}
+        if self._send(Send(node, None, message)):
             return True
         tries = self._tries[node] = self._tries.get(node, -1) + 1
-        return self._send(Send(node, tries % PORTS, {"kind": kind}))
+        return self._send(Send(node, tries % PORTS, message))
 
     def _judge(self, now_s: float) -> None:
         asked = [node for node, at_s in self._asked_s.items() if now_s - at_s >= self._silent_s]
@@ -223,16 +259,18 @@ class Whereabouts:
             self._told = self._holds = None  # another one tells; should it go, this one begins anew
             return
         old_s = now_s - 2 * self._silent_s
-        fresh = {node: told for node, told in self._heard.items() if told[0] > old_s}
-        all_of = [at for _, found, _ in fresh.values() for at in found]
+        fresh = {node: told for node, told in self._heard.items() if told.heard_s > old_s}
+        all_of = [at for told in fresh.values() for at in told.positions]
         launch = self._launch = max((at.launch for at in all_of), default=0)
-        links = {node: text for node, (_, _, text) in fresh.items() if text}
+        links = {node: told.links for node, told in fresh.items() if told.links}
         newest = [at for at in all_of if at.launch == launch]
         if len(newest) < max((at.ranks for at in newest), default=0) and not silent:
             return  # not everybody has answered yet
         found = verdict.judge(newest, silent, links, self._usual_s)
-        heard = [fresh[node][0] for node in {at.node for at in newest}]
-        if not self._sure.holds(found, min(heard, default=now_s), max(heard, default=now_s)):
+        behind = [fresh[node] for node in {at.node for at in newest}]
+        oldest_s = min((told.asked_s for told in behind), default=now_s)
+        newest_s = max((told.heard_s for told in behind), default=now_s)
+        if not self._sure.holds(found, oldest_s, newest_s):
             return
         late = [at.age_ms / 1000 for at in newest if not verdict.waits(at)]
         if not found.hard:
@@ -243,7 +281,7 @@ class Whereabouts:
         return self._first[: self._first.index(self._own)]
 
     def _heard_s(self, node: str) -> float:
-        return self._heard[node][0] if node in self._heard else float("-inf")
+        return self._heard[node].heard_s if node in self._heard else float("-inf")
 
     def _tell(self, found: Verdict) -> None:
         """A row when it differs from what was said last."""

@@ -78,8 +78,10 @@ def test_collectives_are_numbered_per_communicator(
     (rank,) = block.read_all(tmp_path)
     comms = {comm.id: comm for comm in rank.comms}
     assert comms[WORLD].colls == 10 + 201  # splits are collectives of the parent
+    recent = comms[WORLD].recent.to_bytes(8, "big")
+    assert [block.op_name(op) for op in recent] == ["MPI_Comm_split"] * 8
     (made,) = (comm for comm in rank.comms if comm.id > 2)
-    assert (made.colls, block.op_name(made.last_op)) == (1, "MPI_Barrier")
+    assert (made.colls, block.op_name(made.recent)) == (1, "MPI_Barrier")
     assert made.size == 1
 
 

@@ -68,33 +68,65 @@ def test_another_collective_of_the_same_number_is_a_mismatch() -> None:
     assert "MPI_Barrier" in found.text and "MPI_Allreduce" in found.text
 
 
+def after(rank: int, *ops: str) -> Position:
+    """A rank that called these as the 7th and following collectives, and is in the last."""
+    recent = 0
+    for op in ops:
+        recent = recent << 8 | OPS[op]
+    coll = 6 + len(ops)
+    return at(rank, ops[-1], coll, comms={1: CommSeen(rank, 4, coll, recent)})
+
+
 @pytest.mark.parametrize("odd_passed", [True, False])
 def test_a_mismatch_that_one_side_passed_names_the_few(odd_passed: bool) -> None:
     """A broadcast's root need not wait for the others, who are in a barrier, or the reverse."""
+    most, odd = ["MPI_Bcast", "MPI_Allreduce"], ["MPI_Barrier"]
     if odd_passed:
-        ranks = [at(0, "MPI_Barrier"), at(1, "MPI_Barrier"), at(2, "MPI_Barrier"), at(3, coll=8)]
-    else:
-        ranks = [at(0, coll=8), at(1, coll=8), at(2, coll=8), at(3, "MPI_Barrier")]
-    found = judge(ranks)
+        most, odd = odd, most
+    found = judge([*(after(rank, *most) for rank in range(3)), after(3, *odd)])
     assert (found.kind, found.rank, found.hard) == (StallKind.APPLICATION, 3, True)
+    assert "MPI_Bcast" in found.text and "MPI_Barrier (collective 7 of" in found.text
 
 
-def test_a_rank_that_was_told_before_it_went_on_is_no_mismatch() -> None:
-    """n3's word is two seconds old: all were in the 7th then; the others are in the 9th now."""
+@pytest.mark.parametrize("on", [1, 3, 12])
+def test_a_rank_whose_last_message_is_under_way_is_no_mismatch(on: int) -> None:
+    """A dead rail holds up what rank 2 waits for in the 7th; the others have all that they need of
+    it, and went on as far as they can without rank 2."""
+    onward = ["MPI_Allreduce", *["MPI_Bcast"] * (on - 1), "MPI_Allreduce"]
+    ranks = [after(0, *onward), after(1, *onward), at(2), after(3, *onward)]
+    assert not judge(ranks).hard
+    links = {"n0": "no rail reaches n2", "n1": "no rail reaches n2", "n2": "no rail reaches n0, n1"}
+    found = judge(ranks, links=links)
+    assert (found.kind, found.node) == (StallKind.LINK, "n2")
+
+
+CIRCLE = [*ALL[:2], at(2, "MPI_Recv", coll=0, peer=0), ALL[3]]
+
+
+def test_a_rank_that_was_told_before_it_went_on_is_no_deadlock() -> None:
+    """n2's word is two seconds old: it waited for rank 0 then, and rank 0 waits for it now."""
     sure = Sure()
-    found = judge([at(0, coll=9, age_s=0.1), at(1, coll=9, age_s=0.1), at(2, coll=9), at(3)])
+    found = judge(CIRCLE)
     assert found.hard and found.kind == StallKind.APPLICATION
     assert not sure.holds(found, 8.0, 10.0)
-    assert not sure.holds(found, 8.0, 10.4), "n3 has said nothing new"
-    assert sure.holds(judge([at(rank, coll=9, age_s=0.1) for rank in range(4)]), 10.8, 10.8)
+    assert not sure.holds(found, 8.0, 10.4), "n2 has said nothing new"
+    assert sure.holds(judge(ALL), 10.8, 10.8)
     assert not sure.holds(found, 11.2, 11.2), "it began anew"
 
 
-def test_a_mismatch_that_stays_is_told_at_the_second_look() -> None:
+def test_a_deadlock_that_stays_is_told_at_the_second_look() -> None:
     sure = Sure()
-    found = judge([at(0, coll=9), at(1, coll=9), at(2, coll=9), at(3)])
-    assert not sure.holds(found, 10.0, 10.005)
-    assert sure.holds(found, 10.4, 10.405)
+    assert not sure.holds(judge(CIRCLE), 10.0, 10.005)
+    assert sure.holds(judge(CIRCLE), 10.4, 10.405)
+
+
+def test_a_mismatch_is_told_at_once() -> None:
+    """The number of a collective says it, whenever each rank was looked at."""
+    assert Sure().holds(judge([*ALL[:3], at(3, "MPI_Barrier")]), 8.0, 10.0)
+    passed = [after(rank, "MPI_Bcast", "MPI_Allreduce") for rank in range(3)]
+    found = judge([*passed, at(3)])
+    assert found.kind == StallKind.APPLICATION
+    assert Sure().holds(found, 8.0, 10.0)
 
 
 def test_what_is_no_comparison_is_told_at_once() -> None:

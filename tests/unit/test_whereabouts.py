@@ -15,10 +15,11 @@ from fabricctl.agent.peers import PORTS, Send
 from fabricctl.agent.record import Assignment
 from fabricctl.agent.whereabouts import MESSAGES_PER_S, WATCH_S, Whereabouts
 from fabricctl.records import Envelope, JobStart
-from fabricctl.state.track import position
-from fabricctl.state.track.position import Position
+from fabricctl.state.track import block, position
+from fabricctl.state.track.position import CommSeen, Position
 from fabricctl.store.schema import RankState, StallKind
 
+OPS = {name: number for number, name in enumerate(block.op_names())}
 STUCK = Position(
     rank=0, ranks=2, launch=0, node="n2", pid=100, state=RankState.RUNNING, letter="R", calls=3,
     op=1, peer=-1, comm=0, coll=4, age_ms=60_000, step=0, step_age_ms=0,
@@ -108,3 +109,51 @@ def test_a_node_that_is_silent_in_a_long_round_is_not_called_so_too_early(
     kinds = {row[2] for row in box.rows}
     assert len(box.it._asked_s) == 2499
     assert not kinds & {int(StallKind.HOST), int(StallKind.LINK)}
+
+
+def test_an_answer_that_lay_for_long_is_not_taken_for_a_new_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ranks receive from each other, it seems: n3 said so again, but long ago."""
+    box = Box(tmp_path, 3, "n1", monkeypatch)
+    receive = OPS["MPI_Recv"]
+    told = {
+        node: replace(
+            STUCK, rank=rank, node=node, op=receive, peer=1 - rank, comm=1, coll=0,
+            comms={1: CommSeen(rank, 2, 3, 0)},
+        )
+        for rank, node in enumerate(("n2", "n3"))
+    }  # fmt: skip
+
+    def answers(n3_lies: bool) -> None:
+        box.it.receive({"kind": "waits", "node": "n3"})
+        box.sends.clear()
+        box.watch(WATCH_S)
+        for send in box.sends:
+            if send.fields["kind"] == "where":
+                node, at = send.node, send.fields["at"]
+                at = "1000" if n3_lies and node == "n3" else at
+                ranks = position.encode([told[node]])
+                box.it.receive({"kind": "there", "node": node, "ranks": ranks, "at": at})
+
+    for _ in range(6):
+        answers(n3_lies=True)
+    assert not box.rows
+    for _ in range(4):
+        answers(n3_lies=False)
+    (row,) = box.rows
+    assert row[2] == StallKind.APPLICATION and "deadlock" in str(row[-1])
+
+
+def test_what_a_first_word_is_about_is_told_as_soon_as_all_have_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = Box(tmp_path, 3, "n1", monkeypatch)
+    box.it.receive({"kind": "waits", "node": "n3"})
+    for send in list(box.sends):
+        rank = replace(STUCK, rank=int(send.node[1:]) - 2, node=send.node)
+        given = {"ranks": position.encode([rank]), "links": "rail r0, r1 without carrier"}
+        assert not box.rows
+        box.it.receive({"kind": "there", "node": send.node, "at": send.fields["at"], **given})
+    (row,) = box.rows
+    assert (row[2], row[4]) == (StallKind.LINK, "n2")

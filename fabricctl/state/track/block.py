@@ -41,7 +41,7 @@ _HEAD = struct.Struct("=8s9I2i3I24s40s6Q")
 _NOW = struct.Struct("=4QIiII5Q")
 _PHASE = struct.Struct("=32s2Q")
 PHASES = 8
-_COMM = struct.Struct("=QIi4I32x")
+_COMM = struct.Struct("=QIiI4x2IQ24x")
 _OP = struct.Struct("=4Q")
 _RECORD = struct.Struct("=4QIiII16x")
 NOW_AT, PHASES_AT, COMMS_AT = 512, 640, 1024
@@ -101,7 +101,7 @@ class Comm:
     size: int
     rank: int
     colls: int
-    last_op: int
+    recent: int  # ops of the last eight collectives, a byte each, the last one lowest
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +217,9 @@ def _phases(data: bytes, ticks: Ticks) -> Iterator[Phase]:
 
 def _comms(data: bytes) -> Iterator[Comm]:
     for found in _COMM.iter_unpack(data[COMMS_AT:OPS_AT]):
-        name, size, rank, colls, last_op, _, freed = found
+        name, size, rank, colls, _, freed, recent = found
         if name and not freed:
-            yield Comm(name, size, rank, colls, last_op)
+            yield Comm(name, size, rank, colls, recent)
 
 
 def _sums(data: bytes, ticks: Ticks) -> Iterator[OpSum]:

@@ -15,12 +15,18 @@ _RANK = re.compile(r"(-?[0-9]{1,20}(?:\.-?[0-9]{1,20}){12})\.([A-Z]?)((?:~[0-9.-
 
 @dataclass(frozen=True)
 class CommSeen:
-    """One communicator of a rank: its own rank there, and the last collective it began."""
+    """One communicator of a rank: its own rank there, and the collectives that it began."""
 
     rank: int
     size: int
     colls: int
-    last_op: int
+    recent: int  # ops of the last eight, a byte each, the last one lowest
+
+    def op_of(self, coll: int) -> int | None:
+        """What it called as that collective; None when that is not known (any more)."""
+        back = self.colls - coll
+        op = self.recent >> 8 * back & 0xFF if 0 <= back < 8 else 0
+        return op or None
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ def of(seen: Seen, node: str, now_mono_ns: int) -> Position:
         step=rank.steps,
         step_age_ms=max(0, step_ns // 1_000_000),
         comms={
-            comm.id: CommSeen(comm.rank, comm.size, comm.colls, comm.last_op)
+            comm.id: CommSeen(comm.rank, comm.size, comm.colls, comm.recent)
             for comm in rank.comms[:_COMMS]
         },
     )
@@ -92,7 +98,7 @@ def _encode_one(at: Position) -> str:
     who = (at.rank, at.ranks, at.launch, at.pid, int(at.state))
     call = (at.calls, at.op, at.peer, at.comm, at.coll, at.age_ms, at.step, at.step_age_ms)
     numbers = (*who, *call)
-    comms = "".join(f"~{k}.{c.rank}.{c.size}.{c.colls}.{c.last_op}" for k, c in at.comms.items())
+    comms = "".join(f"~{k}.{c.rank}.{c.size}.{c.colls}.{c.recent}" for k, c in at.comms.items())
     return ".".join(map(str, numbers)) + f".{at.letter}{comms}"
 
 
@@ -110,8 +116,8 @@ def _decode_one(text: str, node: str) -> Position:
     comms = {}
     try:
         for part in match.group(3).split("~")[1:]:
-            name, own, size, colls, last_op = map(int, part.split("."))
-            comms[name] = CommSeen(own, size, colls, last_op)
+            name, own, size, colls, recent = map(int, part.split("."))
+            comms[name] = CommSeen(own, size, colls, recent)
         return Position(
             rank, ranks, launch, node, pid, RankState(state), match.group(2), calls, op, peer,
             comm, coll, age, step, step_age, comms,

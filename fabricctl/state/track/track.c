@@ -343,7 +343,7 @@ static inline ALWAYS void stamp_enter_at(uint64_t ticks, uint32_t op, uint32_t c
 	if (collective) {
 		struct track_comm *to = &block->comms[comm];
 
-		to->last_op = op;
+		to->recent = to->recent << 8 | (op & (TRACK_OPS - 1));
 		coll = ++to->colls;
 	}
 	put_what(&now->what, op, peer, comm, coll);

@@ -60,9 +60,10 @@ struct track_comm { /* 64 bytes */
 	uint64_t id; /* the same on all its ranks; 1: MPI_COMM_WORLD, 2: SELF, 0: not known */
 	uint32_t size;
 	int32_t rank;
-	uint32_t colls, last_op; /* collectives begun on it so far, and the last one's op */
-	uint32_t made, freed;	 /* communicators made from it; 1: it was freed */
-	char reserved[32];
+	uint32_t colls, unused; /* collectives begun on it so far */
+	uint32_t made, freed;	/* communicators made from it; 1: it was freed */
+	uint64_t recent;	/* ops of the last eight collectives, a byte each, the last one lowest */
+	char reserved[24];
 };
 
 struct track_op { /* 32 bytes */

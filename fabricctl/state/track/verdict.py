@@ -18,12 +18,6 @@ SOFT_S = 30.0  # outside of MPI while others wait; or five times what was usual,
 AGAIN_S = 0.3  # a rank that all others have left behind gets this time to notice
 _NAMES = 6
 UNREACHED = "no rail reaches "  # and names, with ", " between them: what an agent says of its links
-SYNCHRONIZING = frozenset(
-    (
-        *("Barrier", "Allreduce", "Allgather", "Allgatherv", "Alltoall", "Alltoallv", "Alltoallw"),
-        *("Reduce_scatter", "Reduce_scatter_block"),
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -38,21 +32,22 @@ class Verdict:
     waiting: int = 0
     since_ms: int = 0  # how long they have waited
     computing: bool = False  # who is waited for computes: it may come yet
+    timeless: bool = False  # true whenever each of its positions was taken
 
 
 @dataclass
 class Sure:
-    """Nodes tell of different moments: a rank may have gone on since it was told to wait, and then
-    seems to be in another collective than those who were told later. So what is laid to the
-    application must be found again, in positions that are all later than those of the first time.
+    """Nodes tell of different moments: a rank may have gone on since it was told to wait, for one
+    that waits for it now. So what is laid to the application must be found again, in positions that
+    are all later than those of the first time. Which collective had which number never changes.
     """
 
     _text: str = ""
     _newest_s: float = 0.0
 
     def holds(self, found: Verdict, oldest_s: float, newest_s: float) -> bool:
-        """``oldest_s``, ``newest_s``: when the positions behind it were heard."""
-        if not found.hard or found.kind != StallKind.APPLICATION:
+        """All positions behind it are of between ``oldest_s`` and ``newest_s``."""
+        if not found.hard or found.kind != StallKind.APPLICATION or found.timeless:
             self._text = ""
             return True
         if found.text != self._text:
@@ -146,25 +141,37 @@ def _mismatch(positions: Sequence[Position]) -> Verdict | None:
         call = block.op_name(usual_op) + (f" of root {usual_root}" if usual_root >= 0 else "")
         theirs = odd[0].op_name + (f" of root {odd[0].peer}" if odd[0].peer >= 0 else "")
         what = f"is in {theirs}, the others in {call} (collective {coll} of {comm_name(comm)})"
-        return _ranks(StallKind.APPLICATION, odd, what)
+        return replace(_ranks(StallKind.APPLICATION, odd, what), timeless=True)
     return _passed(positions)
 
 
 def _passed(positions: Sequence[Position]) -> Verdict | None:
-    """Ranks in a collective that nobody leaves before all have come, while others of the
-    communicator are past it: those did something else under its number."""
+    """Ranks in a collective, while others of the communicator are past it, who did something else
+    under its number. Without that they are no proof, even where nobody leaves before all have come:
+    who has all that it needs goes on, while what it sent last is still under way to another."""
     for at in positions:
-        if not (at.coll and waits(at) and at.op_name.removeprefix("MPI_") in SYNCHRONIZING):
+        if not (at.coll and waits(at)):
             continue
         members = [other for other in positions if at.comm in other.comms]
-        past = [other for other in members if other.comms[at.comm].colls > at.coll]
         here = [other for other in members if other.comms[at.comm].colls == at.coll]
+        past = [
+            other
+            for other in members
+            if other.inside  # else it may be about to enter one, with half of that in its block
+            and other.comms[at.comm].colls > at.coll
+            and other.comms[at.comm].op_of(at.coll) not in (at.op, None)
+        ]
         if not past:
             continue
         where = f"{at.op_name} (collective {at.coll} of {comm_name(at.comm)})"
+        theirs = block.op_name(past[0].comms[at.comm].op_of(at.coll) or 0)
         if len(here) <= len(past):
-            return _ranks(StallKind.APPLICATION, here, f"is in {where}, the others called another")
-        return _ranks(StallKind.APPLICATION, past, f"called another instead of {where}")
+            found = _ranks(
+                StallKind.APPLICATION, here, f"is in {where}, the others called {theirs}"
+            )
+        else:
+            found = _ranks(StallKind.APPLICATION, past, f"called {theirs} instead of {where}")
+        return replace(found, timeless=True)
     return None
 
 
