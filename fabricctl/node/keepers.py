@@ -11,14 +11,15 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fabricctl import layout
 from fabricctl.agent.log import NodeLog
 from fabricctl.config import Config
 from fabricctl.errors import DataError
+from fabricctl.membership import Member
 from fabricctl.node import rootfiles, spawn
 from fabricctl.records import JobStart
 from fabricctl.state import groups
@@ -233,6 +234,13 @@ def _become_keeper(start: JobStart, config: Config, files: layout.NodeFiles, log
     entry = pwd.getpwuid(start.uid)
     disk = _make_disk(config, start, entry.pw_gid, log)
     falls_with = _groups(config, start, log)
+
+    def nodes_now() -> Sequence[str]:
+        return Member.here(files, start.job).nodes
+
+    def groups_of(nodes: Sequence[str]) -> Mapping[str, Mapping[str, str]]:
+        return _groups(config, replace(start, nodes=tuple(nodes)), log)
+
     spawn.drop_to(spawn.Identity(start.uid, entry.pw_gid))
     quota = int(config.state.memory_share * memory_total())
     keeper = Keeper(
@@ -249,6 +257,8 @@ def _become_keeper(start: JobStart, config: Config, files: layout.NodeFiles, log
             resolve=interfaces.lookup,
             disk=disk,
             groups=falls_with,
+            nodes_now=nodes_now,
+            groups_of=groups_of,
         )
     )
     threading.Thread(target=keeper.serve, daemon=True).start()
@@ -261,10 +271,14 @@ def _hold_on(keeper: Keeper, hold_s: float, job_dir: Path) -> None:
 
     The service says when; should it die before it does, the job's directory is gone."""
     end_s: float | None = None
+    now_s = time.monotonic()
     while True:
-        found = signal.sigtimedwait(SIGNALS, LOOK_S)
+        wait_s = LOOK_S if end_s is None else min(LOOK_S, max(0.0, end_s - now_s))
+        found = signal.sigtimedwait(SIGNALS, wait_s)
         now_s = time.monotonic()
-        if found is not None and found.si_signo == signal.SIGUSR2:
+        # That it is back may be heard before that it ended: of two the lower number comes first.
+        late = end_s is not None and now_s >= end_s and job_dir.exists()
+        if late or (found is not None and found.si_signo == signal.SIGUSR2):
             end_s = None  # the job was requeued and is back
         elif end_s is None and (found is not None or not job_dir.exists()):
             end_s = now_s + hold_s

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -9,15 +11,28 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from fabricctl import fields
+
+KEY = b"k" * 32
 PROGRAM = """
-import json, sys, os
+import json, signal, sys, os, threading
 from pathlib import Path
+from fabricctl.membership import Member
 from fabricctl.state.ckpt.assignment import Assignment
 from fabricctl.state.ckpt.keeper import Keeper
-where, node, nodes, job, quota, disk, groups = sys.argv[1:8]
-Keeper(Assignment(int(job), os.getuid(), b"k" * 32, node, tuple(nodes.split(",")),
+where, node, nodes, job, quota, disk, groups, hold_s = sys.argv[1:9]
+if hold_s:  # as the node service starts it
+    from fabricctl.node import keepers
+    signal.pthread_sigmask(signal.SIG_BLOCK, keepers.SIGNALS)
+keeper = Keeper(Assignment(int(job), os.getuid(), b"k" * 32, node, tuple(nodes.split(",")),
     Path(where) / node, int(quota), 24000, 6000, lambda name: ["127.0.0.1"],
-    Path(disk) / node if disk else None, json.loads(groups))).serve()
+    Path(disk) / node if disk else None, json.loads(groups),
+    lambda: Member.read(Path(where) / "job" / "envelope", 1).nodes))
+if not hold_s:
+    keeper.serve()
+threading.Thread(target=keeper.serve, daemon=True).start()
+keepers._hold_on(keeper, float(hold_s), Path(where) / "job")
+keeper.end()
 """
 
 
@@ -31,8 +46,9 @@ class KeeperSet:
         quota_bytes: int = 1 << 30,
         disk: Path | None = None,
         groups: Mapping[str, Mapping[str, str]] | None = None,
+        hold_s: float | None = None,
     ) -> None:
-        self.where = where
+        self.where, self._hold_s = where, hold_s
         self._disk, self._groups = disk, groups or {}
         self.nodes = [f"n{number}" for number in range(nodes)]
         self._quota = quota_bytes
@@ -46,7 +62,7 @@ class KeeperSet:
         if self._disk is not None:
             (self._disk / node).mkdir(parents=True, exist_ok=True)
         argv += [str(self._job), str(self._quota)]
-        argv += [str(self._disk or ""), json.dumps(self._groups)]
+        argv += [str(self._disk or ""), json.dumps(self._groups), str(self._hold_s or "")]
         self.processes[node] = subprocess.Popen(argv)
         if wait:
             self._wait(node)
@@ -62,7 +78,31 @@ class KeeperSet:
         self.processes[node].kill()
         self.processes.pop(node).wait()
 
+    def end_job(self) -> None:
+        """As the node services of all that live do it; with ``hold_s``."""
+        shutil.rmtree(self.where / "job")
+        for process in self.processes.values():
+            process.send_signal(signal.SIGTERM)
+
+    def requeue(self, nodes: list[str]) -> None:
+        """The job is back, on these nodes."""
+        self.nodes = nodes
+        self._make_job()
+        for node in nodes:
+            if node in self.processes:
+                self.processes[node].send_signal(signal.SIGUSR2)
+            else:
+                self.start(node)
+
+    def _make_job(self) -> None:
+        new = self.where / "new"
+        new.mkdir()
+        given = {"key": KEY.hex(), "nodes": ",".join(self.nodes), "node": self.nodes[0]}
+        (new / "envelope").write_text(fields.encode(given))
+        new.rename(self.where / "job")
+
     def __enter__(self) -> "KeeperSet":
+        self._make_job()
         for node in self.nodes:
             self.start(node, wait=False)
         for node in self.nodes:

@@ -468,15 +468,14 @@ class Checkpoint:
         """All ranks must. ``done``: the keeper forgets everything; else it holds it for the next
         start, and what is on its way to the shared file system is waited for."""
         if self._keeper is not None:
+            self._commit()  # a copy that comes after its keeper was told to forget would stay
             if done:
                 self._gather(True)
                 self.forget()
-            else:
-                self._commit()
-                if self._sharing is not None:
-                    good, why = self._keeper.safe(self._sharing, shared=True)
-                    if not good:
-                        client.warn(f"step {self._sharing} is not on the shared level: {why}")
+            elif self._sharing is not None:
+                good, why = self._keeper.safe(self._sharing, shared=True)
+                if not good:
+                    client.warn(f"step {self._sharing} is not on the shared level: {why}")
         self.leave()
 
     def forget(self) -> None:

@@ -21,3 +21,6 @@ class Assignment:
     resolve: Callable[[str], Sequence[str]]
     disk: Path | None = None
     groups: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # node -> level -> group
+    # A requeue may change them. May raise FabricError.
+    nodes_now: Callable[[], Sequence[str]] | None = None
+    groups_of: Callable[[Sequence[str]], Mapping[str, Mapping[str, str]]] = lambda _: {}

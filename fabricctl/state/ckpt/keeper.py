@@ -12,8 +12,9 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,8 @@ class Keeper:
 
     def _do_local(self, link: Link, message: dict[str, str]) -> None:
         kind = message.get("kind")
+        if kind in ("who", "find"):
+            self._look_again()
         if kind == "room":
             self._room(link, message)
         elif kind == "filled":
@@ -139,6 +142,17 @@ class Keeper:
             link.send({"kind": "cleared"})
         else:
             raise DataError(f"keeper: {str(kind)[:24]!r} is not known")
+
+    def _look_again(self) -> None:
+        """A program begins: its job may have been requeued onto other nodes."""
+        given = self._given
+        nodes: Sequence[str] = ()
+        if given.nodes_now is not None:
+            with contextlib.suppress(FabricError):
+                nodes = given.nodes_now()
+        if given.node in nodes and tuple(nodes) != given.nodes:
+            self._given = replace(given, nodes=tuple(nodes), groups=given.groups_of(nodes))
+            self._others.move(self._given)
 
     def _clear(self, node: str, name: str) -> None:
         with (

@@ -20,6 +20,11 @@ class Others:
         self._addresses: dict[str, str] = {}
         self._avoid_until_s: dict[str, float] = {}
 
+    def move(self, given: Assignment) -> None:
+        """The job has other nodes now."""
+        self._given = given
+        self._avoid_until_s = {}
+
     def partners(self) -> list[str]:
         """The other nodes: first those that share neither switch nor power with this one, each in
         the job's order from this node on; those that were not reached come last, for a while."""
