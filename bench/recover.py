@@ -31,6 +31,7 @@ from fabricctl.lab.spec import LabSpec
 ROOT = Path(__file__).parents[1]
 RANKS = 4
 STEPS_A_KILL = 80
+LAUNCH_S = 240.0  # at most: many processes import torch on two cores
 # Beyond a clean launch, or from the death on.
 GOALS_S = {"place": 2.0, "live": 1.0}
 GOAL_ETTR = 0.95
@@ -42,17 +43,6 @@ PROGRAMS = {
 HEAD = "#!/bin/bash\nexport OMPI_MCA_mpi_yield_when_idle=1 OMP_NUM_THREADS=1\n"
 
 
-def wait_services(lab: Lab) -> None:
-    """On a busy machine node services come later than Slurm; without them no job is protected."""
-    end_s = time.monotonic() + 60
-    asked = ["test", "-d", "/run/fabricctl/requests"]
-    for node in lab.spec.compute_nodes:
-        while lab.exec(node, asked, check=False).returncode:
-            if time.monotonic() > end_s:
-                raise SystemExit(f"{node}: no node service")
-            time.sleep(0.1)
-
-
 class Round:
     """One job."""
 
@@ -62,7 +52,6 @@ class Round:
             f"--steps {steps} --pause {pause_s} --say 1 --shared saved.$SLURM_JOB_ID\n"
             "echo exit status $?\n"
         )
-        wait_services(lab)
         argv = ["sbatch", "--parsable", "--fabric-resilience", "--no-kill", "-p", "all"]
         argv += [f"-N{RANKS + spares}", f"-n{RANKS + spares}", "-o", "recover-%j.out"]
         done = lab.exec("ctl", argv, user="alice", input=script)
@@ -137,7 +126,7 @@ def one_job(
     """One that loses so many nodes at random steps; 0: the unbroken run."""
     lab.up()
     run = Round(lab, options.road, options.spares, options.spares * STEPS_A_KILL + 40, 0.02)
-    text = run.wait("^first step done")
+    text = run.wait("^first step done", timeout_s=LAUNCH_S)
     began = re.search(r"began at ([\d.]+)", text)
     assert began is not None
     launch_s = stamps(text)[0] - float(began.group(1))
@@ -177,7 +166,7 @@ def told(jobs: list[dict], road: str) -> bool:
 def by_time(lab: Lab, options: argparse.Namespace) -> dict[str, object]:
     """A death every --gap seconds in one job, and how much of its time counted."""
     run = Round(lab, options.road, options.spares, 1_000_000, 0.1)
-    run.wait("^first step done")
+    run.wait("^first step done", timeout_s=LAUNCH_S)
     begin_s = time.monotonic()
     took = []
     for nth in range(1, options.kills + 1):

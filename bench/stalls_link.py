@@ -17,7 +17,6 @@ import sys
 import time
 from pathlib import Path
 
-from bench.recover import wait_services
 from fabricctl.lab.cluster import Lab
 from fabricctl.lab.spec import LabSpec
 from fabricctl.store import schema
@@ -107,7 +106,6 @@ def main() -> int:
     lab = Lab(LabSpec(name=options.name, nodes=4))
     lab.up()
     try:
-        wait_services(lab)
         argv = ["sbatch", "--parsable", "--fabric-resilience", "-p", "all", "-N4", "-n4"]
         job = int(lab.exec("ctl", argv, user="alice", input=SCRIPT).stdout)
         while len(found["cuts"]) < options.cuts and time.monotonic() < end_s:
