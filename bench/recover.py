@@ -184,8 +184,9 @@ def by_time(lab: Lab, options: argparse.Namespace) -> dict[str, object]:
         if time.monotonic() > end_s:
             raise SystemExit("no trace")
         time.sleep(0.2)
-    said = lab.exec("ctl", ["fabricctl", "report", str(run.job)], user="alice").stdout
-    found = re.search(r"ETTR ([\d.]+).*", said)
+    argv = ["fabricctl", "report", str(run.job), "--json"]  # people are told the first findings
+    said = lab.exec("ctl", argv, user="alice").stdout
+    found = re.search(r"ETTR ([\d.]+)[^\"]*", said)
     if found is None:
         raise SystemExit(said)
     print(f"the report: {found[0]}")

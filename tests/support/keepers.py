@@ -68,7 +68,7 @@ class KeeperSet:
             self._wait(node)
 
     def _wait(self, node: str) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not _answers(self.where / node):
             assert time.monotonic() < deadline, f"keeper of {node} did not start"
             time.sleep(0.01)

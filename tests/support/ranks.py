@@ -18,7 +18,7 @@ class Comm:
 
     def __init__(self, ranks: int = RANKS) -> None:
         self.ranks = ranks
-        self._barrier = threading.Barrier(ranks, timeout=30)
+        self._barrier = threading.Barrier(ranks, timeout=120)
         self._values: list[Any] = [None] * ranks
 
     def of(self, rank: int) -> "Member":
@@ -75,7 +75,7 @@ def run(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(180)
     os.environ.pop("FABRIC_KEEPER")
     assert None not in results, "a rank failed; see above"
     return results

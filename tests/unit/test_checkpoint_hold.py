@@ -26,7 +26,7 @@ def test_what_nobody_came_back_for_is_held_no_longer_than_it_may(tmp_path: Path)
         run(keepers, program(10), every_steps=1)
         keepers.end_job()
         for process in keepers.processes.values():
-            assert process.wait(60) == 0
+            assert process.wait(180) == 0
 
 
 def test_keepers_of_a_program_that_ended_well_go_with_the_job(tmp_path: Path) -> None:
@@ -34,4 +34,4 @@ def test_keepers_of_a_program_that_ended_well_go_with_the_job(tmp_path: Path) ->
         run(keepers, program(10, done=True), every_steps=1)
         keepers.end_job()
         for process in keepers.processes.values():
-            assert process.wait(60) == 0
+            assert process.wait(180) == 0
