@@ -100,7 +100,8 @@ def _spent(rows: NodeRows, at: _Places, ops: Sequence[_Places]) -> Increments | 
     None where the samples and the sums are not of the same calls.
     """
     table, times = rows.tables["mpi_time"], rows.real_ns["mpi_time"]
-    stands, sampled = rows.tables["rank_position"][at], rows.real_ns["rank_position"][at]
+    stands, sampled = rows.tables["rank_position"], rows.real_ns["rank_position"][at]
+    calls = stands["calls"][at]
     returned, spent = np.zeros(len(at)), np.zeros(len(at))
     for op in ops:
         last = np.searchsorted(times[op], sampled, side="right")
@@ -108,13 +109,14 @@ def _spent(rows: NodeRows, at: _Places, ops: Sequence[_Places]) -> Increments | 
         if table["op"][op[0]] not in NOT_WAITING:
             spent += np.concatenate([[0], table["time_ns"][op]])[last]
     # Read while the rank went on, or in part: such a sample tells nothing.
-    whole = (returned == stands["calls"] // 2) & np.concatenate([[True], np.diff(sampled) > 0])
+    whole = (returned == calls // 2) & np.concatenate([[True], np.diff(sampled) > 0])
     if whole.sum() < 2 or whole.sum() < len(at) / 2:
         return None
-    stands, sampled, spent = stands[whole], sampled[whole], spent[whole]
-    ago = stands["time_mono_ns"].astype(np.float64) - stands["since_mono_ns"]
+    at, calls, sampled, spent = at[whole], calls[whole], sampled[whole], spent[whole]
+    ago = stands["time_mono_ns"][at].astype(np.float64) - stands["since_mono_ns"][at]
     ago = np.clip(ago, 0, MAX_TIME_NS)
-    inside = (stands["calls"] % 2 == 1) & ~np.isin(stands["op"], NOT_WAITING)
+    op_now = stands["op"][at]
+    inside = (calls % 2 == 1) & np.all([op_now != name for name in NOT_WAITING], axis=0)
     since = np.maximum(sampled[1:] - ago[1:].astype(np.int64), sampled[:-1])
     by_now = spent + np.where(inside, ago, 0.0)
     by_since = np.where(ago[1:] < np.diff(sampled), spent[1:], by_now[:-1])
