@@ -27,6 +27,8 @@
 #define LOSS_DOUBT 3.0
 #define DOUBT_NS (300 * MS)
 #define PROVEN_PROBES 200
+/* Where no rail is good one that has lost none of so many is the better one: 5 % would in one of 26. */
+#define CLEAN_PROBES 64
 
 #define SLOW_FOR_NS (60 * MS)
 
@@ -131,9 +133,34 @@ static const struct path *best_other(const struct pair *pair, unsigned rail)
 	return best;
 }
 
+/* It has not proven itself for as long as it must beside one in order. */
+static bool clean_so_far(const struct path *path)
+{
+	return path->listening == PROVING && path->carrier && !path->drained &&
+	       path->peer_level < LEVEL_DEAD && !path->loss.lost && !path->slow_since_ns &&
+	       path->loss.seen >= CLEAN_PROBES;
+}
+
+static const struct path *clean_other(const struct pair *pair, unsigned rail)
+{
+	for (unsigned other = 0; other < pair->rails; other++)
+		if (other != rail && clean_so_far(&pair->path[other]))
+			return &pair->path[other];
+	return NULL;
+}
+
+static bool another_is_good(const struct pair *pair, unsigned rail)
+{
+	for (unsigned other = 0; other < pair->rails; other++)
+		if (other != rail && pair_level(pair, other) == LEVEL_GOOD)
+			return true;
+	return false;
+}
+
 static enum reason judge_quality(const struct pair *pair, unsigned rail, uint64_t now_ns)
 {
-	const struct path *path = &pair->path[rail], *other = best_other(pair, rail);
+	const struct path *path = &pair->path[rail], *good = best_other(pair, rail);
+	const struct path *other = good ? good : clean_other(pair, rail);
 
 	if (!other)
 		return REASON_NONE; /* nowhere better to go */
@@ -141,8 +168,9 @@ static enum reason judge_quality(const struct pair *pair, unsigned rail, uint64_
 		return REASON_LOSS;
 	if (path->loss.large > LOSS_VERDICT && other->loss.large < LOSS_VERDICT / 2)
 		return path->loss.small > LOSS_DOUBT ? REASON_LOSS : REASON_SIZE;
-	if (path->slow_since_ns && now_ns - path->slow_since_ns > SLOW_FOR_NS &&
-	    path_jitter_ns(other) < SLOW_NS / 2)
+	/* One that carries nothing has no queue: that is no merit. */
+	if (good && path->slow_since_ns && now_ns - path->slow_since_ns > SLOW_FOR_NS &&
+	    path_jitter_ns(good) < SLOW_NS / 2)
 		return REASON_SLOW;
 	return REASON_NONE;
 }
@@ -220,7 +248,8 @@ static bool evaluate_proving(struct pair *pair, unsigned rail, uint64_t now_ns,
 
 	if (path->loss.lost || path->slow_since_ns) {
 		begin_proving(path, now_ns);
-	} else if (now_ns - path->proving_ns >= hold_ns(pair, path) && seen_enough(path)) {
+	} else if ((now_ns - path->proving_ns >= hold_ns(pair, path) && seen_enough(path)) ||
+		   (clean_so_far(path) && !another_is_good(pair, rail))) {
 		mark(change, CHANGE_GOOD, rail, path->reason, path->proving_ns);
 		path->listening = HEARD;
 		path->reason = REASON_NONE;

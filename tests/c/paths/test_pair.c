@@ -1,73 +1,5 @@
-/* Verdicts on a simulated peer: probes every 2 ms on two rails, a clock that we turn by hand. */
-#include "check.h"
-#include "pair.h"
-
-#include <stdlib.h>
-#include <string.h>
-
-#define STEP (MS / 4)
-#define INTERVAL (2 * MS)
-#define DELAY (MS / 20)
-#define PEERS_CLOCK (1000 * S) /* ahead of ours */
-
-struct sim {
-	struct pair pair;
-	uint64_t now, next, sequence[MAX_RAILS];
-	unsigned loss_percent[MAX_RAILS]; /* of what the peer sends there */
-	unsigned large_loss_percent[MAX_RAILS];
-	uint64_t delay[MAX_RAILS];
-	bool frozen; /* the peer */
-	unsigned count[CHANGE_BACK + 1];
-	struct change_of last;
-	uint64_t last_ns;
-};
-
-static struct sim start(void)
-{
-	struct sim sim = {.now = 100 * S, .next = 100 * S, .delay = {DELAY, DELAY, DELAY}};
-
-	srand(1);
-	pair_init(&sim.pair, 2, sim.now);
-	pair_new_session(&sim.pair, 42, sim.now);
-	return sim;
-}
-
-static void deliver(struct sim *sim, unsigned rail)
-{
-	uint64_t sequence = ++sim->sequence[rail];
-	unsigned loss = sequence % LARGE_EVERY ? sim->loss_percent[rail]
-					       : sim->loss_percent[rail] + sim->large_loss_percent[rail];
-	struct arrival arrival = {rail, sequence, sim->now + PEERS_CLOCK, sim->now + sim->delay[rail],
-				  INTERVAL};
-
-	if ((unsigned)(rand() % 100) >= loss)
-		pair_arrived(&sim->pair, &arrival);
-}
-
-static void turn(struct sim *sim, bool late)
-{
-	struct change_of changes[MAX_RAILS + 1];
-	unsigned count;
-	uint64_t gap = pair_in_doubt(&sim->pair, sim->now) ? MS / 2 : INTERVAL;
-
-	if (!sim->frozen && (sim->now >= sim->next || sim->next > sim->now + gap)) {
-		for (unsigned rail = 0; rail < sim->pair.rails; rail++)
-			deliver(sim, rail);
-		sim->next = sim->now + gap;
-	}
-	count = pair_evaluate(&sim->pair, sim->now, late, changes);
-	for (unsigned i = 0; i < count; i++) {
-		sim->count[changes[i].change]++;
-		sim->last = changes[i];
-		sim->last_ns = sim->now;
-	}
-}
-
-static void run(struct sim *sim, uint64_t duration)
-{
-	for (uint64_t end = sim->now + duration; sim->now < end; sim->now += STEP)
-		turn(sim, false);
-}
+/* Verdicts on a simulated peer: what is left, and what is not. Coming back: test_failback.c. */
+#include "sim.h"
 
 static void a_healthy_pair_is_left_alone(void)
 {
@@ -111,85 +43,6 @@ static void three_quick_answers_elsewhere_are_no_proof_yet(void)
 	CHECK(sim.count[CHANGE_GONE] == 1 && sim.last_ns - begin >= 3 * MS / 2);
 }
 
-static void it_comes_back_after_a_second_of_health(void)
-{
-	struct sim sim = start();
-	uint64_t healed;
-
-	run(&sim, 3 * S);
-	sim.loss_percent[0] = 100;
-	run(&sim, 5 * S);
-	sim.loss_percent[0] = 0;
-	healed = sim.now;
-	run(&sim, 990 * MS);
-	CHECK(sim.count[CHANGE_GOOD] == 0 && pair_members(&sim.pair, 0) == 2);
-	run(&sim, 100 * MS);
-	CHECK(sim.count[CHANGE_GOOD] == 1 && pair_members(&sim.pair, 0) == 1);
-	CHECK(sim.last_ns - healed < 1050 * MS);
-}
-
-/* All that comes back waits as it did elsewhere, probes too: not silence. */
-static void what_comes_back_brings_its_queue_along(void)
-{
-	struct sim sim = start();
-	uint64_t back;
-
-	run(&sim, 3 * S);
-	sim.loss_percent[0] = 100;
-	run(&sim, 5 * S);
-	sim.loss_percent[0] = 0;
-	for (unsigned i = 0; i < 400 && !(pair_members(&sim.pair, 0) & 1); i++) {
-		sim.delay[1] = DELAY + (i % 2) * 7 * MS;
-		run(&sim, 5 * MS);
-	}
-	back = sim.now;
-	sim.count[CHANGE_GONE] = 0;
-	sim.loss_percent[0] = 100;
-	run(&sim, 8 * MS);
-	sim.loss_percent[0] = 0;
-	run(&sim, 20 * MS);
-	CHECK(sim.count[CHANGE_GONE] == 0 && pair_members(&sim.pair, 0) == 1);
-	/* For two seconds: by then what waits here has been seen. */
-	sim.delay[1] = DELAY;
-	run(&sim, back + 4 * S - sim.now);
-	sim.loss_percent[0] = 100;
-	run(&sim, 6 * MS);
-	CHECK(sim.count[CHANGE_GONE] == 1);
-}
-
-static void a_flapping_rail_is_held_out_longer_each_time(void)
-{
-	struct sim sim = start();
-	uint64_t held[4];
-
-	run(&sim, 3 * S);
-	for (int i = 0; i < 4; i++) {
-		uint64_t healed;
-
-		sim.loss_percent[0] = 100;
-		run(&sim, 200 * MS);
-		sim.loss_percent[0] = 0;
-		healed = sim.now;
-		run(&sim, 15 * S);
-		CHECK(sim.count[CHANGE_GOOD] == (unsigned)i + 1);
-		held[i] = sim.last_ns - healed;
-	}
-	CHECK(held[0] < 1100 * MS && held[1] > 3 * held[0] / 2 && held[2] > 3 * held[1] / 2);
-	CHECK(held[3] > 3 * held[2] / 2);
-}
-
-static void flapping_at_20_hz_moves_once(void)
-{
-	struct sim sim = start();
-
-	run(&sim, 3 * S);
-	for (int i = 0; i < 200; i++) {
-		sim.loss_percent[0] = i % 2 ? 0 : 100;
-		run(&sim, 25 * MS);
-	}
-	CHECK(sim.count[CHANGE_GONE] == 1 && sim.count[CHANGE_GOOD] == 0);
-}
-
 static void a_frozen_peer_is_stalled_not_dead(void)
 {
 	struct sim sim = start();
@@ -214,22 +67,6 @@ static void a_peer_run_for_moments_only_is_not_dead(void)
 		run(&sim, (uint64_t)(rand() % 40 + 1) * MS);
 	}
 	CHECK(sim.count[CHANGE_GONE] == 0);
-}
-
-static void a_rail_heals_although_its_peer_is_often_late(void)
-{
-	struct sim sim = start();
-
-	run(&sim, 1 * S);
-	sim.loss_percent[0] = 100;
-	run(&sim, 100 * MS);
-	sim.loss_percent[0] = 0;
-	for (int i = 0; i < 150; i++) {
-		sim.frozen = i % 2;
-		run(&sim, (uint64_t)(rand() % 12 + 4) * MS);
-	}
-	CHECK(sim.count[CHANGE_GONE] == 1 && sim.count[CHANGE_GOOD] == 1);
-	CHECK(pair_members(&sim.pair, 0) == 1);
 }
 
 /* We were not run: what arrived meanwhile is taken in first on one rail, then on the other. */
@@ -341,15 +178,6 @@ static void loss_of_5_percent_is_left_within_250_ms(void)
 	CHECK(slow <= 10);
 }
 
-static void a_lossy_rail_does_not_come_back(void)
-{
-	struct sim sim = start();
-
-	sim.loss_percent[0] = 5;
-	run(&sim, 60 * S);
-	CHECK(sim.count[CHANGE_GOOD] == 0 && pair_members(&sim.pair, 0) == 2);
-}
-
 static void loss_of_one_in_a_thousand_is_lived_with(void)
 {
 	struct sim sim = start();
@@ -430,52 +258,6 @@ static void what_the_peer_says_counts_as_ours(void)
 	CHECK(pair_members(&sim.pair, 0) == 1 && !pair_back_ns(&sim.pair));
 }
 
-static void the_earlier_instant_that_either_end_sets_holds(void)
-{
-	struct sim sim = start();
-
-	run(&sim, 1 * S);
-	sim.pair.path[0].peer_level = LEVEL_POOR;
-	run(&sim, 10 * MS);
-	sim.pair.path[0].peer_level = LEVEL_GOOD;
-	run(&sim, 2 * MS);
-	sim.pair.path[0].peer_back_ns = sim.now + 5 * MS;
-	run(&sim, 4 * MS);
-	CHECK(pair_members(&sim.pair, 0) == 2 && pair_back_ns(&sim.pair) == sim.now + MS);
-	run(&sim, 2 * MS);
-	CHECK(pair_members(&sim.pair, 0) == 1);
-}
-
-static void what_fails_again_before_the_instant_stays_left(void)
-{
-	struct sim sim = start();
-
-	run(&sim, 1 * S);
-	sim.pair.path[0].peer_level = LEVEL_POOR;
-	run(&sim, 10 * MS);
-	sim.pair.path[0].peer_level = LEVEL_GOOD;
-	run(&sim, 10 * MS);
-	sim.pair.path[0].peer_level = LEVEL_DEAD;
-	run(&sim, 100 * MS);
-	CHECK(pair_members(&sim.pair, 0) == 2 && !pair_back_ns(&sim.pair));
-}
-
-static void carrier_decides_at_once_and_heals_by_proof(void)
-{
-	struct sim sim = start();
-
-	run(&sim, 1 * S);
-	sim.loss_percent[0] = 100;
-	pair_carrier(&sim.pair, 0, false, sim.now);
-	CHECK(pair_members(&sim.pair, 0) == 2 && pair_reason(&sim.pair, 0) == REASON_CARRIER);
-	run(&sim, 100 * MS);
-	sim.loss_percent[0] = 0;
-	pair_carrier(&sim.pair, 0, true, sim.now);
-	CHECK(pair_members(&sim.pair, 0) == 2);
-	run(&sim, 1100 * MS);
-	CHECK(pair_members(&sim.pair, 0) == 1 && sim.count[CHANGE_GOOD] == 1);
-}
-
 static void a_drained_rail_is_used_only_when_no_other_is(void)
 {
 	struct sim sim = start();
@@ -527,29 +309,20 @@ int main(void)
 	a_healthy_pair_is_left_alone();
 	a_silent_rail_is_left_within_5_ms();
 	three_quick_answers_elsewhere_are_no_proof_yet();
-	it_comes_back_after_a_second_of_health();
-	what_comes_back_brings_its_queue_along();
-	a_flapping_rail_is_held_out_longer_each_time();
-	flapping_at_20_hz_moves_once();
 	a_frozen_peer_is_stalled_not_dead();
 	a_peer_run_for_moments_only_is_not_dead();
-	a_rail_heals_although_its_peer_is_often_late();
 	our_own_absence_blames_nobody();
 	queueing_widens_what_is_waited_for();
 	a_busy_host_does_not_put_off_the_verdict();
 	one_rail_that_is_late_at_times_is_given_the_time();
 	a_queue_longer_than_a_turn_is_learned();
 	loss_of_5_percent_is_left_within_250_ms();
-	a_lossy_rail_does_not_come_back();
 	loss_of_one_in_a_thousand_is_lived_with();
 	loss_of_large_packets_alone_is_named();
 	loss_on_both_rails_moves_nothing();
 	a_queue_far_above_the_other_rails_is_left();
 	a_replay_is_refused();
 	what_the_peer_says_counts_as_ours();
-	the_earlier_instant_that_either_end_sets_holds();
-	what_fails_again_before_the_instant_stays_left();
-	carrier_decides_at_once_and_heals_by_proof();
 	a_drained_rail_is_used_only_when_no_other_is();
 	a_pin_holds_until_its_rail_dies();
 	ends_come_to_be_half_a_turn_apart();
