@@ -1,16 +1,23 @@
 /* How a rail that was left is used again, by a simulated peer. */
 #include "sim.h"
 
-static void it_comes_back_after_a_second_of_health(void)
+/* Rail 0 was dead for five seconds. */
+static struct sim just_healed(void)
 {
 	struct sim sim = start();
-	uint64_t healed;
 
 	run(&sim, 3 * S);
 	sim.loss_percent[0] = 100;
 	run(&sim, 5 * S);
 	sim.loss_percent[0] = 0;
-	healed = sim.now;
+	return sim;
+}
+
+static void it_comes_back_after_a_second_of_health(void)
+{
+	struct sim sim = just_healed();
+	uint64_t healed = sim.now;
+
 	run(&sim, 990 * MS);
 	CHECK(sim.count[CHANGE_GOOD] == 0 && pair_members(&sim.pair, 0) == 2);
 	run(&sim, 100 * MS);
@@ -21,13 +28,9 @@ static void it_comes_back_after_a_second_of_health(void)
 /* All that comes back waits as it did elsewhere, probes too: not silence. */
 static void what_comes_back_brings_its_queue_along(void)
 {
-	struct sim sim = start();
+	struct sim sim = just_healed();
 	uint64_t back;
 
-	run(&sim, 3 * S);
-	sim.loss_percent[0] = 100;
-	run(&sim, 5 * S);
-	sim.loss_percent[0] = 0;
 	for (unsigned i = 0; i < 400 && !(pair_members(&sim.pair, 0) & 1); i++) {
 		sim.delay[1] = DELAY + (i % 2) * 7 * MS;
 		run(&sim, 5 * MS);
