@@ -6,8 +6,8 @@ step, again and again. By the road `place` all ranks start again, by `live` the 
 are the time until the first step after it, which steps were done twice, what was read of the files
 on the shared file system meanwhile, and whether the result is the unbroken run's.
 
-With --gap a node dies every so many seconds instead, in one job, and the report's ETTR is told;
-with --json of all such jobs together.
+With --gap a node dies every so many seconds instead, in one job with a checkpoint a second, and the
+report's ETTR is told; with --json of all such jobs together.
 What --json holds is kept: a run of --limit seconds adds to it.
 
     python -m bench.recover [--road live] [--kills 8] [--json FILE] [--limit 200]     (root)
@@ -31,13 +31,14 @@ from fabricctl.lab.spec import LabSpec
 ROOT = Path(__file__).parents[1]
 RANKS = 4
 STEPS_A_KILL = 80
+BY_TIME = "--steps 1000000 --pause 0.1 --every 10"
 LAUNCH_S = 240.0  # at most: many processes import torch on two cores
 # Beyond a clean launch, or from the death on.
 GOALS_S = {"place": 2.0, "live": 1.0}
 GOAL_ETTR = 0.95
 PYTHON = f"{ROOT}/.venv/bin/python {ROOT}/examples"
 PROGRAMS = {
-    "place": f"{PYTHON}/stencil.py --cells 4096 --every 1",
+    "place": f"{PYTHON}/stencil.py --cells 4096",
     "live": f"--live {PYTHON}/train_torch.py --width 32",
 }
 HEAD = "#!/bin/bash\nexport OMPI_MCA_mpi_yield_when_idle=1 OMP_NUM_THREADS=1\n"
@@ -46,11 +47,10 @@ HEAD = "#!/bin/bash\nexport OMPI_MCA_mpi_yield_when_idle=1 OMP_NUM_THREADS=1\n"
 class Round:
     """One job."""
 
-    def __init__(self, lab: Lab, road: str, spares: int, steps: int, pause_s: float) -> None:
+    def __init__(self, lab: Lab, road: str, spares: int, size: str) -> None:
         script = (
             f"{HEAD}date +began\\ at\\ %s.%N\nfabricctl run --spares {spares} {PROGRAMS[road]} "
-            f"--steps {steps} --pause {pause_s} --say 1 --shared saved.$SLURM_JOB_ID\n"
-            "echo exit status $?\n"
+            f"{size} --say 1 --shared saved.$SLURM_JOB_ID\necho exit status $?\n"
         )
         argv = ["sbatch", "--parsable", "--fabric-resilience", "--no-kill", "-p", "all"]
         argv += [f"-N{RANKS + spares}", f"-n{RANKS + spares}", "-o", "recover-%j.out"]
@@ -125,7 +125,8 @@ def one_job(
 ) -> dict[str, object]:
     """One that loses so many nodes at random steps; 0: the unbroken run."""
     lab.up()
-    run = Round(lab, options.road, options.spares, options.spares * STEPS_A_KILL + 40, 0.02)
+    steps = options.spares * STEPS_A_KILL + 40
+    run = Round(lab, options.road, options.spares, f"--steps {steps} --pause 0.02 --every 1")
     text = run.wait("^first step done", timeout_s=LAUNCH_S)
     began = re.search(r"began at ([\d.]+)", text)
     assert began is not None
@@ -165,7 +166,7 @@ def told(jobs: list[dict], road: str) -> bool:
 
 def by_time(lab: Lab, options: argparse.Namespace) -> dict[str, object]:
     """A death every --gap seconds in one job, and how much of its time counted."""
-    run = Round(lab, options.road, options.spares, 1_000_000, 0.1)
+    run = Round(lab, options.road, options.spares, BY_TIME)
     run.wait("^first step done", timeout_s=LAUNCH_S)
     begin_s = time.monotonic()
     took = []

@@ -57,6 +57,7 @@ class Told:
     step: int
     ranks: int
     stall_ns: int
+    launch: int
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ def _told(rows: NodeRows) -> Iterator[Told]:
         event = events.get(int(row["event"]))
         if event is not None:
             stall_ns = min(int(row["stall_ns"]), _LONGEST_NS)
-            yield Told(event, at_ns, int(row["step"]), int(row["ranks"]), stall_ns)
+            step, ranks, launch = (int(row[name]) for name in ("step", "ranks", "launch"))
+            yield Told(event, at_ns, step, ranks, stall_ns, launch)
 
 
 def _checkpoints(rows: NodeRows) -> Checkpoints | None:

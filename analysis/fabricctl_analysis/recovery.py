@@ -119,7 +119,7 @@ def _recovery(events: Sequence[Launched], told: Sequence[Told], until_ns: int) -
         if event.event in _DEATHS and seen_ns is None:
             seen_ns = event.at_ns
         elif event.event == LaunchEvent.START and seen_ns is not None:
-            losses.append(_loss(seen_ns, event.at_ns, begin_ns, told))
+            losses.append(_loss(seen_ns, event, begin_ns, told))
             seen_ns = None
     lost = [(loss.from_ns, loss.back_ns or end_ns) for loss in losses]
     stall_ns = sum(
@@ -132,15 +132,17 @@ def _recovery(events: Sequence[Launched], told: Sequence[Told], until_ns: int) -
     return Recovery(begin_ns, end_ns, tuple(losses), stall_ns, steps)
 
 
-def _loss(seen_ns: int, start_ns: int, begin_ns: int, told: Sequence[Told]) -> Loss:
-    back = next((one for one in told if one.at_ns >= start_ns and one.event in _BACK), None)
+def _loss(seen_ns: int, start: Launched, begin_ns: int, told: Sequence[Told]) -> Loss:
+    """By the start's number: what `fabricctl run` tells of ranks that ran on comes after them."""
+    back = next((one for one in told if one.launch == start.launch and one.event in _BACK), None)
     ranks = max((one.ranks for one in told), default=0)
     if back is None:
         return Loss(seen_ns, begin_ns, None, ranks, None, 0)
     saves = [
         one.at_ns
         for one in told
-        if one.event == CheckpointEvent.SAVED and one.step == back.step and one.at_ns < start_ns
+        if one.event == CheckpointEvent.SAVED and one.step == back.step and one.at_ns < back.at_ns
     ]
     from_ns = max(saves, default=begin_ns)
+    seen_ns = min(seen_ns, back.at_ns)
     return Loss(seen_ns, from_ns, back.at_ns, back.ranks, back.event, back.step)

@@ -294,9 +294,11 @@ def _checkpoints(life: _Life) -> np.ndarray:
     """Of 1 MiB; each held the ranks up for 10 ms."""
     mine = [one for one in life.plan.checkpoints if one[0] == life.node and life.within(one[1])]
     rows = _blank("checkpoint", life, np.array([at for _, at, _, _ in mine], float))
-    for row, (_, at, event, step) in zip(rows, mine, strict=True):
+    launch = 0  # the next one begins with a restore, or anew
+    for nth, (row, (_, at, event, step)) in enumerate(zip(rows, mine, strict=True)):
+        launch += nth > 0 and event != CheckpointEvent.SAVED
         row["time_real_ns"] = life.real(at)
-        row["event"], row["step"], row["ranks"], row["launch"] = event, step, 4, 0
+        row["event"], row["step"], row["ranks"], row["launch"] = event, step, 4, launch
         row["bytes"], row["stall_ns"] = 1 << 20, 10_000_000
     return rows
 
@@ -304,8 +306,10 @@ def _checkpoints(life: _Life) -> np.ndarray:
 def _launches(life: _Life) -> np.ndarray:
     mine = [one for one in life.plan.launches if one[0] == life.node and life.within(one[1])]
     rows = _blank("launch", life, np.array([at for _, at, _, _ in mine], float))
+    launch = -1
     for row, (_, at, event, nodes) in zip(rows, mine, strict=True):
-        row["time_real_ns"] = life.real(at)
+        launch += event == LaunchEvent.START
+        row["time_real_ns"], row["launch"] = life.real(at), launch
         row["event"], row["node"] = event, nodes.encode()
     return rows
 

@@ -96,7 +96,7 @@ def test_a_step_that_is_being_written_is_not_thinned_out(tmp_path: Path) -> None
         (tmp_path / f"ckpt.{step}").mkdir()
         for rank in range(2 if step < 13 else 0):
             (tmp_path / f"ckpt.{step}" / f"{rank}-of-2.part").touch()
-    Checkpoint(name="ckpt", shared=tmp_path, shared_keep=2)._thin_shared()
+    partfile.thin(tmp_path, "ckpt", 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ckpt.13", "ckpt.5", "ckpt.9"]
 
 

@@ -91,6 +91,21 @@ def test_ettr_is_told_with_what_each_failure_cost(tmp_path: Path) -> None:
     )
 
 
+def test_ranks_that_ran_on_are_back_before_their_start_is_told(tmp_path: Path) -> None:
+    """Twice: n3 dies at 30 s, the save of 29 s is there again at 31 s, which is told at 31.5 s."""
+    saved = [("n1", float(at), CheckpointEvent.SAVED, at) for at in range(2, 54)]
+    restored = [("n1", at + 2.0, CheckpointEvent.RESTORED, int(at)) for at in (29.0, 39.0)]
+    deaths = [("n1", at, LaunchEvent.NODE_DEAD, "n3") for at in (30.0, 40.0)]
+    starts = [("n1", at + 1.5, LaunchEvent.START, "n[1-2,4]") for at in (30.0, 40.0)]
+    launches = (LAUNCHES[0], *deaths, *starts, ("n1", 54.0, LaunchEvent.END, ""))
+    plan = Plan(
+        checkpoints=sorted((*saved, *restored), key=lambda one: one[1]),
+        launches=sorted(launches, key=lambda one: one[1]),
+    )
+    (one,) = told(tmp_path, plan)["ettr"]
+    assert "2 failures 4.00 s (16.0 rank-seconds)" in one.text
+
+
 def test_without_a_restore_after_a_failure_ettr_is_not_known(tmp_path: Path) -> None:
     saved = [("n1", float(at), CheckpointEvent.SAVED, at) for at in range(2, 30)]
     (one,) = told(tmp_path, Plan(checkpoints=saved, launches=LAUNCHES[:3]))["ettr"]

@@ -1,166 +1,21 @@
 """What `fabricctl run` does when ranks or nodes die, with Slurm and the agents played."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 import pytest
 
 from fabricctl.cli.job_halt import at_time
-from fabricctl.config import Config
 from fabricctl.errors import UsageError
-from fabricctl.launch import heartbeat, supervise
-from fabricctl.launch.placement import Placement, first
-from fabricctl.launch.policy import DO_NOT_RESTART, HangWatch, Policy
+from fabricctl.launch.placement import first
+from fabricctl.launch.policy import DO_NOT_RESTART
 from fabricctl.launch.supervise import Supervisor
-from fabricctl.membership import Member
-from fabricctl.store.schema import LaunchEvent, StallKind
-
-NODES = ("n1", "n2", "n3", "n4", "n5")
-
-
-@dataclass
-class World:
-    """``plays`` is called at each look of a step, with the step's number and the looks so far;
-    what it returns is srun's status."""
-
-    plays: Callable[[int, int], int | None]
-    silent: set[str] = field(default_factory=set)
-    mute: set[str] = field(default_factory=set)  # alive, without an agent
-    order: str = ""
-    stall: dict[str, str] = field(default_factory=dict)
-    now_s: float = 1000.0
-    placed: list[tuple[str, ...]] = field(default_factory=list)
-    environments: list[Mapping[str, str]] = field(default_factory=list)
-    signals: list[str] = field(default_factory=list)
-    events: list[tuple[LaunchEvent, str]] = field(default_factory=list)
-
-
-class FakeStep:
-    """One srun."""
-
-    world: World
-    carries = False
-
-    def __init__(
-        self,
-        job: int,
-        launch: int,
-        placement: Placement,
-        argv: Sequence[str],
-        *,
-        environment: Mapping[str, str],
-        options: Sequence[str] = (),
-    ) -> None:
-        self._launch, self._looks = launch, 0
-        self.placement, self.launch = placement, launch
-        self.world.placed.append(placement.hosts)
-        self.world.environments.append(environment)
-
-    def poll(self) -> int | None:
-        self._looks += 1
-        return self.world.plays(self._launch, self._looks)
-
-    def cancel(self, number: str = "KILL") -> None:
-        self.world.signals.append(number)
-
-    def lost(self, nodes: Collection[str]) -> None:
-        pass
-
-    def leave(self, node: str, to: str) -> bool:
-        return False
-
-    def abandon(self) -> None:
-        pass
-
-
-class FakeLive(FakeStep):
-    """Its others run on as long as there is a spare."""
-
-    def __init__(self, *what: Any, environment: Mapping[str, str], options: Sequence[str],
-                 **_: object) -> None:  # fmt: skip
-        super().__init__(*what, environment=environment, options=options)
-        self.carries = True
-
-    def lost(self, nodes: Collection[str]) -> None:
-        for _ in set(nodes) & set(self.placement.hosts):
-            placed = self.placement.without(self.world.silent)
-            self.carries = placed is not None
-            self.placement = placed or self.placement
-            self.launch += 1
-
-
-class FakeAsker:
-    """All agents; those of silent nodes do not answer."""
-
-    world: World
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def ask(
-        self,
-        nodes: Collection[str],
-        wait_s: float,
-        kind: str = "where",
-        more: Mapping[str, str] | None = None,
-    ) -> Iterator[tuple[str, Mapping[str, str]]]:
-        if kind == "event" and more:
-            event = LaunchEvent(int(more["event"]))
-            if (event, more["at"]) not in self.world.events[-1:]:
-                self.world.events.append((event, more["at"]))
-        if kind == "halt" and more:
-            self.world.order = more["how"]
-        for node in set(nodes) - self.world.silent - self.world.mute:
-            mine = self.world.stall if node == "n1" and kind == "alive" else {}
-            yield node, {"ranks": "", "halt": self.world.order, **mine}
-
-    def close(self) -> None:
-        pass
-
-
-@dataclass
-class Machine:
-    """A node itself, which is silent when its agent is."""
-
-    world: World
-    node: str
-
-    def answered(self) -> bool:
-        return self.node not in self.world.silent
-
-    def close(self) -> None: ...
+from fabricctl.store.schema import LaunchEvent
+from tests.support.launches import NODES, FakeLive, Play, World, played
 
 
 @pytest.fixture
-def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, World]]:
-    def of(world: World, spares: int = 1, **policy: float | None) -> tuple[int, World]:
-        FakeStep.world = FakeAsker.world = world
-
-        def sleep(seconds: float) -> None:
-            world.now_s += seconds
-
-        monkeypatch.setattr(supervise, "Step", FakeStep)
-        monkeypatch.setattr(supervise, "LiveStep", FakeLive)
-        monkeypatch.setattr(supervise, "Asker", FakeAsker)
-        monkeypatch.setattr(supervise.time, "monotonic", lambda: world.now_s)
-        monkeypatch.setattr(supervise.time, "sleep", sleep)
-        monkeypatch.setattr(supervise.signal, "signal", lambda *_: None)
-        monkeypatch.setattr(
-            Supervisor, "_witness", lambda _self, node, _ports: Machine(world, node)
-        )
-        monkeypatch.setattr(heartbeat.time, "monotonic", lambda: world.now_s)
-        member = Member(7, b"k" * 32, NODES, "n1", spares)
-        placed = first(NODES, "n1", spares, None)
-        given = Policy(track=False, **policy)  # type: ignore[arg-type]
-        one = Supervisor(member, Config(), placed, ["app"], given)
-        return one.run(), world
-
-    return of
-
-
-Play = Callable[..., tuple[int, World]]
+def play(monkeypatch: pytest.MonkeyPatch) -> Play:
+    return played(monkeypatch)
 
 
 def test_a_program_that_ends_well_is_started_once(play: Play) -> None:
@@ -397,89 +252,6 @@ def test_migrate_without_a_spare_changes_nothing(
     assert play(world, spares=0)[0] == 0
     assert (len(world.placed), world.signals) == (1, [])
     assert "no spare to take the place of n2" in capsys.readouterr().err
-
-
-def stalled(kind: StallKind, node: str, usual_ms: int = 0) -> dict[str, str]:
-    said = {"stall": str(int(kind)), "stall_node": node, "stall_text": "rank 2 is stopped"}
-    return {**said, "stall_launch": "0", "stall_ms": "1000", "usual_ms": str(usual_ms)}
-
-
-def hangs(kind: StallKind, node: str, looks_at: int = 5, usual_ms: int = 0) -> World:
-    """The first start hangs from its fifth look on."""
-    world = World(lambda _launch, _looks: None)
-
-    def plays(launch: int, looks: int) -> int | None:
-        world.stall = stalled(kind, node, usual_ms) if launch == 0 and looks >= looks_at else {}
-        return 0 if launch else None
-
-    world.plays = plays
-    return world
-
-
-def test_ranks_that_hang_are_ended_and_started_again(play: Play) -> None:
-    world = hangs(StallKind.RANK, "n3")
-    status, _ = play(world)
-    assert (status, world.placed) == (0, [("n1", "n2", "n3", "n4")] * 2)
-    assert (LaunchEvent.HANG, "n3") in world.events
-    assert world.signals == ["KILL"]
-
-
-@pytest.mark.parametrize("kind", [StallKind.HOST, StallKind.LINK])
-def test_a_node_that_holds_the_ranks_up_is_left_for_a_spare(play: Play, kind: StallKind) -> None:
-    world = hangs(kind, "n3")
-    status, _ = play(world)
-    assert (status, world.placed[1]) == (0, ("n1", "n2", "n5", "n4"))
-    assert world.environments[1]["FABRIC_DEAD_NODES"] == "n3"
-
-
-def test_a_host_or_link_without_a_spare_is_waited_for(play: Play) -> None:
-    world = World(lambda _launch, _looks: None)
-
-    def plays(_launch: int, looks: int) -> int | None:
-        world.stall = stalled(StallKind.LINK, "n3") if looks < 200 else {}
-        return 0 if looks > 220 else None
-
-    world.plays = plays
-    assert (play(world, spares=0)[0], len(world.placed)) == (0, 1)
-
-
-def test_who_computes_has_a_quarter_of_an_hour() -> None:
-    """Rank 0 reads its input while all others wait for it."""
-    now = 100.0
-    watch = HangWatch(Policy(), clock=lambda: now)
-    for at_s in range(100, 1100):
-        now = float(at_s)
-        watch.hear({**stalled(StallKind.RANK, "n3"), "computing": "1"}, 0)
-        assert (watch.expired() is not None) == (at_s >= 999), at_s
-
-
-def test_a_hang_waits_for_five_times_what_is_usual() -> None:
-    now = 100.0
-    watch = HangWatch(Policy(), clock=lambda: now)
-    for at_s in range(100, 160):
-        now = float(at_s)
-        watch.hear(stalled(StallKind.RANK, "n3", usual_ms=9000), 0)
-        assert (watch.expired() is not None) == (at_s >= 144), at_s
-    now += 3
-    assert watch.expired() is None, "the ranks go on"
-
-
-def test_a_hang_timeout_of_zero_never_acts() -> None:
-    now = 100.0
-    watch = HangWatch(Policy(hang_s=0), clock=lambda: now)
-    for at_s in range(100, 400, 10):
-        now = float(at_s)
-        watch.hear(stalled(StallKind.RANK, "n3"), 0)
-        assert watch.expired() is None
-
-
-@pytest.mark.parametrize(
-    "damage", [{"stall": "99"}, {"stall": "x"}, {"stall_ms": "-1"}, {"stall_launch": "1"}]
-)
-def test_what_is_no_verdict_is_none(damage: dict[str, str]) -> None:
-    watch = HangWatch(Policy(hang_s=1e-9), clock=lambda: 1e6)
-    watch.hear({**stalled(StallKind.RANK, "n3"), **damage}, 0)
-    assert watch.expired() is None
 
 
 def test_with_fewer_nodes_allowed_it_goes_on_without_a_spare(play: Play) -> None:

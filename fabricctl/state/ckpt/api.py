@@ -70,7 +70,6 @@ class Checkpoint:
         self._interval = Interval(every_steps, every_s, mtbf_s)
         self._scheme = sets.scheme(scheme, copies, losses, set_size, apart)
         self._members: list[tuple[int, str]] | None = None  # of this rank's set, with their nodes
-        self._met = False
         self._disk_every = disk_every
         self._shared = Path(shared).absolute() if shared else None
         self._shared_every, self._shared_keep = shared_every, max(1, shared_keep)
@@ -79,16 +78,15 @@ class Checkpoint:
         link = None if place is None else client.connect(place)
         self._keeper = None if link is None else Client(link, name, self._rank, self._ranks)
         self._events = place.with_name("events") if place and link else None
-        self._size = 0
         self._committed: list[int] = []  # steps that all ranks have safe, oldest first
         self._pending: int | None = None
         self._sharing: int | None = None  # the last step on its way to the shared file system
         self._dropped: set[Step] = set()  # steps that could not be restored as a whole
-        self._saves = 0
+        self._size = self._saves = 0
+        self._talk_s = 0.0  # the last save's word to the others; the last to come waits for nobody
         self._serial = ""  # tells apart what this start saves
-        self._begin_s = time.monotonic()
-        self._begin_step = 0
-        self._signalled = self._regroup = False
+        self._begin_s, self._begin_step = time.monotonic(), 0
+        self._met = self._signalled = self._regroup = False
         self._regroup_at: int | None = None  # the step that all ranks have agreed upon
         self._before: dict[int, Any] = {}
         self.stall_s = 0.0  # what saving cost this rank so far
@@ -197,7 +195,7 @@ class Checkpoint:
         """
         begin_s = time.monotonic()
         self._meet()
-        self._commit()
+        before, (safe, why) = self._pending, self._before_safe()
         share = self._shared is not None and self._saves % self._shared_every == 0
         if self._keeper is not None:
             self._size = self._keeper.fill(n, self._items, self._wanted(n, share))
@@ -206,12 +204,16 @@ class Checkpoint:
         elif share:
             self._save_shared(n)
         self._saves += 1
-        if share:
-            self._thin_shared()
+        if share and self._shared is not None and self._rank == 0:
+            partfile.thin(self._shared, self._name, self._shared_keep)
         took_s = time.monotonic() - begin_s
-        self.stall_s += took_s
-        told = self._gather((took_s, self._step_s(n)))
-        cost_s, step_s = (max(values) for values in zip(*told, strict=True))
+        told = self._gather((took_s, self._talk_s, self._step_s(n), safe))
+        took, talk, steps, safe_on = zip(*told, strict=True)
+        self._talk_s = time.monotonic() - begin_s - took_s
+        if before is not None:
+            self._settle(before, all(safe_on), why)
+        self.stall_s += took_s + min(talk)
+        cost_s, step_s = max(took) + min(talk), max(steps)
         self._tell(CheckpointEvent.SAVED, n, cost_s)
         self._interval.saved(n, cost_s, step_s)
 
@@ -220,7 +222,7 @@ class Checkpoint:
 
     def _wanted(self, n: int, share: bool) -> dict[str, Any]:
         """How safe step ``n`` is to be."""
-        of = None
+        of, pending = None, [] if self._pending is None else [self._pending]
         if self._members is not None:
             of = {
                 "name": self._name,
@@ -233,7 +235,7 @@ class Checkpoint:
         return {
             "copies": self._scheme.copies,
             "set": of,
-            "keep": self._committed,
+            "keep": [*self._committed, *pending][-2:],  # others may not have that safe yet
             "disk": bool(self._disk_every) and self._saves % self._disk_every == 0,
             "shared": str(self._shared) if share else "",
         }
@@ -249,16 +251,24 @@ class Checkpoint:
         self._interval.agreed(n, max(each for *_, each in told))
 
     def _commit(self) -> None:
-        """The second phase of the save before: every rank's part is safe, so older ones may go."""
+        """Where no other save follows that would."""
+        safe, why = self._before_safe()
+        if self._pending is not None:
+            self._settle(self._pending, all(self._gather(safe)), why)
+            self._pending = None
+
+    def _before_safe(self) -> tuple[bool, str]:
+        """Whether this rank's part of the save before is, and why not."""
         if self._pending is None or self._keeper is None:
-            return
-        told = self._gather(self._keeper.safe(self._pending))
-        if all(good for good, _ in told):
-            self._committed = [*self._committed[-1:], self._pending]
-        elif self._rank == 0:
-            why = next(why for good, why in told if not good)
-            client.warn(f"step {self._pending} is not safe: {why}")
-        self._pending = None
+            return True, ""
+        return self._keeper.safe(self._pending)
+
+    def _settle(self, step: int, safe: bool, why: str) -> None:
+        """The second phase of a save: where every rank's part is safe, older ones may go."""
+        if safe:
+            self._committed = [*self._committed[-1:], step]
+        elif (told := next(filter(None, self._gather(why)), "")) and self._rank == 0:
+            client.warn(f"step {step} is not safe: {told}")
 
     # Restoring
 
@@ -386,14 +396,6 @@ class Checkpoint:
             crc = raw.crc(view, crc)
         head = partfile.Head(self._name, self._rank, self._ranks, n, at, crc, manifest)
         partfile.write(self._shared, head, views)
-
-    def _thin_shared(self) -> None:
-        """Rank 0 removes steps that are older than those to be kept; unfinished newer ones stay."""
-        if self._rank != 0 or self._shared is None:
-            return
-        whole = sorted(partfile.whole_steps(self._shared, self._name))[-self._shared_keep :]
-        if len(whole) == self._shared_keep:
-            partfile.drop_older(self._shared, self._name, whole[0])
 
     def _restore_shared(self) -> int:
         whole: list[Step] = []

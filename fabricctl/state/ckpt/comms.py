@@ -8,21 +8,32 @@ from fabricctl.state import torch_hooks
 
 
 def adapt(comm: Any) -> tuple[int, int, Callable[[Any], list[Any]]]:
-    """Rank, number of ranks, and how all of them learn what each has to say."""
+    """Rank, number of ranks, and how all of them learn what each has to say; all say the same kind
+    of thing. A tuple of floats and bools may come back as floats."""
     if comm is None:
         return 0, 1, lambda value: [value]
     if comm == "torch":
+        import torch
         import torch.distributed as dist
 
         torch_hooks.install()
 
         def gather(value: Any) -> list[Any]:
             told: list[Any] = [None] * dist.get_world_size()
+            if _are_numbers(value) and dist.get_backend() == "gloo":  # one collective, not two
+                mine = torch.tensor(value, dtype=torch.float64)
+                parts = [torch.empty_like(mine) for _ in told]
+                dist.all_gather(parts, mine)
+                return [tuple(part.tolist()) for part in parts]
             dist.all_gather_object(told, value)
             return told
 
         return dist.get_rank(), dist.get_world_size(), gather
     return comm.Get_rank(), comm.Get_size(), comm.allgather
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(each, bool | float) for each in value)
 
 
 def track_step(n: int) -> None:

@@ -130,9 +130,11 @@ def keep_only(root: Path, name: str, steps: Iterable[int]) -> None:
     _remove(root, name, lambda step: step not in kept)
 
 
-def drop_older(root: Path, name: str, than: int) -> None:
-    """Removes older steps; one that is being written, of which no part may be there yet, stays."""
-    _remove(root, name, lambda step: step < than)
+def thin(root: Path, name: str, keep: int) -> None:
+    """Removes steps before the newest ``keep`` whole ones; those after them may be being written."""
+    whole = sorted(whole_steps(root, name))[-keep:]
+    if len(whole) == keep:
+        _remove(root, name, lambda step: step < whole[0])
 
 
 def _remove(root: Path, name: str, gone: Callable[[int], bool]) -> None:

@@ -3,6 +3,7 @@
  * It is built without any mpi.h: handles are integers (MPICH and its kin) or pointers (Open MPI)
  * and travel in whole registers either way, so one library serves every MPI. MPI is found among
  * the loaded objects at the first call. docs/decisions/0030 tells why that holds. */
+#include "clocks.h"
 #include "find.h"
 #include "home.h"
 #include "track.h"
@@ -12,7 +13,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #define EXPORT __attribute__((visibility("default")))
@@ -20,7 +20,6 @@
 #define ALWAYS __attribute__((always_inline))
 #define SLOW __attribute__((noinline, cold))
 #define TLS __thread __attribute__((tls_model("initial-exec")))
-#define NS_PER_S 1000000000ULL
 #define PAIR_TICKS (1ULL << 29) /* some tenths of a second: how stale the second pair may be */
 #define SLOTS 256		/* of the table of handles; a power of two, above TRACK_COMMS */
 #define TYPES 64
@@ -45,29 +44,6 @@ static struct {
 	uint64_t handle;
 	uint64_t size;
 } types[TYPES];
-
-static inline uint64_t ticks_now(void)
-{
-#if defined __x86_64__
-	return __builtin_ia32_rdtsc();
-#elif defined __aarch64__
-	uint64_t value;
-	__asm__ volatile("mrs %0, cntvct_el0" : "=r"(value));
-	return value;
-#else
-	struct timespec now;
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
-#endif
-}
-
-static uint64_t mono_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec;
-}
 
 /* --- communicators --------------------------------------------------------------------------- */
 
@@ -205,29 +181,6 @@ static inline uint64_t size_of(uint64_t handle)
 }
 
 /* --- the block ------------------------------------------------------------------------------- */
-
-static void pair_clocks(struct track_header *head)
-{
-	uint64_t ticks = ticks_now(), ns = mono_ns();
-
-	ticks = ticks / 2 + ticks_now() / 2;
-	__atomic_store_n(&head->pair, head->pair + 1, __ATOMIC_RELEASE);
-	__atomic_thread_fence(__ATOMIC_RELEASE);
-	head->last_ticks = ticks;
-	head->last_mono_ns = ns;
-	__atomic_store_n(&head->pair, head->pair + 1, __ATOMIC_RELEASE);
-}
-
-static void begin_clocks(struct track_header *head)
-{
-	struct timespec wait = {.tv_nsec = 2000000};
-
-	pair_clocks(head);
-	head->first_ticks = head->last_ticks;
-	head->first_mono_ns = head->last_mono_ns;
-	nanosleep(&wait, NULL);
-	pair_clocks(head);
-}
 
 static void find_handles(void)
 {

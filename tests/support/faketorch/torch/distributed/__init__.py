@@ -80,6 +80,10 @@ def all_gather_object(into: list[Any], value: Any) -> None:
     into[:] = _take(_state["group"].link)
 
 
+def get_backend() -> str:
+    return "played"
+
+
 def new_group(*_: Any, **__: Any) -> None:
     return None
 

@@ -1,0 +1,31 @@
+/* The clock of the stamps, and what it was beside CLOCK_MONOTONIC. */
+#ifndef FABRIC_CLOCKS_H
+#define FABRIC_CLOCKS_H
+
+#include "track.h"
+
+#include <time.h>
+
+/* The counter that costs least: the CPU's own where user programs may read it, else ns. */
+static inline uint64_t ticks_now(void)
+{
+#if defined __x86_64__
+	return __builtin_ia32_rdtsc();
+#elif defined __aarch64__
+	uint64_t value;
+	__asm__ volatile("mrs %0, cntvct_el0" : "=r"(value));
+	return value;
+#else
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000ULL + (uint64_t)now.tv_nsec;
+#endif
+}
+
+/* Stamps both clocks into the block's second pair; readers see by its number that it is whole. */
+void pair_clocks(struct track_header *head);
+
+/* The first pair, and 2 ms later the second: from then on ticks can be told in ns. */
+void begin_clocks(struct track_header *head);
+
+#endif
