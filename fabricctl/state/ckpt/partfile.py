@@ -131,7 +131,7 @@ def keep_only(root: Path, name: str, steps: Iterable[int]) -> None:
 
 
 def thin(root: Path, name: str, keep: int) -> None:
-    """Removes steps before the newest ``keep`` whole ones; those after them may be being written."""
+    """Removes steps before the newest ``keep`` whole ones; later ones may be half written."""
     whole = sorted(whole_steps(root, name))[-keep:]
     if len(whole) == keep:
         _remove(root, name, lambda step: step < whole[0])
