@@ -30,6 +30,7 @@ from fabricctl.membership import Member
               help="Others run on while a spare takes a dead one's place.")  # fmt: skip
 @click.option("--mpi", help="How srun starts MPI; default: pmix, with --live none.")
 @click.option("--no-track", is_flag=True, help="Leave MPI calls alone.")
+@click.option("--nccl", is_flag=True, help="Track NCCL's operations on GPUs, too (untried there).")
 @click.option("--srun", "srun", multiple=True, metavar="OPTION", help="Handed on to srun.")
 @click.argument("program", nargs=-1, required=True, type=click.UNPROCESSED)
 def command(  # noqa: PLR0917 - click hands them by name
@@ -43,6 +44,7 @@ def command(  # noqa: PLR0917 - click hands them by name
     live: bool,
     mpi: str | None,
     no_track: bool,
+    nccl: bool,
     srun: tuple[str, ...],
     program: tuple[str, ...],
 ) -> None:
@@ -70,6 +72,7 @@ def command(  # noqa: PLR0917 - click hands them by name
         max_restarts=max_restarts,
         mpi=mpi or ("none" if live else "pmix"),
         track=not no_track,
+        nccl=nccl,
         options=srun,
         hang_s=hang_timeout,
         min_nodes=min_nodes,

@@ -27,6 +27,7 @@ class Policy:
     max_restarts: int = 20
     mpi: str = "pmix"
     track: bool = True
+    nccl: bool = False
     options: tuple[str, ...] = ()
     hang_s: float | None = None
     min_nodes: int = 0

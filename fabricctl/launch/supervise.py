@@ -307,6 +307,8 @@ class Supervisor:
                 library = str(built.find("state", "libfabrictrack.so"))
                 before = given.get("LD_PRELOAD", "")
                 given["LD_PRELOAD"] = f"{library} {before}".strip()
+                if self.policy.nccl:
+                    given.setdefault("NCCL_PROFILER_PLUGIN", str(library))
             except FabricError as error:
                 sys.stderr.write(f"fabric: run: ranks are not tracked: {error}\n")
         return given

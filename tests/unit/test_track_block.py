@@ -24,7 +24,8 @@ WORLD = 1
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tracker, the stub and a program that calls it."""
     where = tmp_path_factory.mktemp("track")
-    subprocess.run(["make", "-s", "-C", str(ROOT / "fabricctl/state"), f"OUT={where}"], check=True)
+    make = ["make", "-s", "-C", str(ROOT / "fabricctl/state"), f"OUT={where}"]
+    subprocess.run([*make, str(where / "libfabrictrack.so")], check=True)
     stub, program = where / "libstubmpi.so", where / "program"
     flags = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror"]
     subprocess.run([*flags, "-shared", "-fPIC", "-o", stub, SOURCES / "stub_mpi.c"], check=True)

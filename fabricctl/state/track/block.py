@@ -7,8 +7,8 @@ never mapped, because its owner can cut it short at any moment.
 import os
 import stat
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
@@ -35,7 +35,16 @@ HOOK_OPS = {
     141: "torch.send",
     142: "torch.recv",
     143: "torch.backward",
+    144: "ncclAllReduce",
+    145: "ncclAllGather",
+    146: "ncclReduceScatter",
+    147: "ncclBroadcast",
+    148: "ncclReduce",
+    149: "ncclSend",
+    150: "ncclRecv",
 }
+
+NCCL = "NCCL"  # library of the second block of a process
 
 _HEAD = struct.Struct("=8s9I2i3I24s40s6Q")
 _NOW = struct.Struct("=4QIiII5Q")
@@ -156,6 +165,33 @@ class Rank:
         """Whether it is in a call."""
         return self.calls % 2 == 1
 
+    def with_gpu(self, gpu: "Rank") -> "Rank":
+        """With what the same process's block of NCCL says. Its GPU's place counts while that is in
+        an operation, by which the program itself is not held up."""
+        inside = gpu if gpu.inside else self
+        return replace(
+            self,
+            calls=(self.calls // 2 + gpu.calls // 2) * 2 + inside.calls % 2,
+            op=inside.op,
+            peer=inside.peer,
+            comm=inside.comm,
+            coll=inside.coll,
+            bytes=inside.bytes,
+            since_mono_ns=inside.since_mono_ns,
+            comms=self.comms + gpu.comms,
+            sums=self.sums + gpu.sums,
+        )
+
+
+def _with_gpus(ranks: Iterable[Rank]) -> list[Rank]:
+    """One for each process: blocks of NCCL (``nccl.c``) joined to the program's own."""
+    found: dict[tuple[int, int, int], Rank] = {}
+    for rank in sorted(ranks, key=lambda rank: rank.library == NCCL):
+        process = (rank.launch, rank.pid, rank.start_ticks)
+        host = found.get(process)
+        found[process] = rank if host is None else host.with_gpu(rank)
+    return list(found.values())
+
 
 def parse(data: bytes) -> Rank:
     """Raises :class:`DataError` for what is no block of this version, or not whole yet."""
@@ -262,7 +298,7 @@ def calls_of(path: Path) -> tuple[int, int] | None:
 
 
 def read_all(directory: Path, most: int = 4096) -> list[Rank]:
-    """Every rank's block below a directory, by rank; what cannot be read is left out.
+    """Every rank below a directory, by rank; a block that cannot be read is left out.
 
     ``most``: a directory that belongs to a user may hold any number of files.
     """
@@ -278,4 +314,4 @@ def read_all(directory: Path, most: int = 4096) -> list[Rank]:
                 found.append(parse(read(directory / name)))
             except (OSError, DataError):
                 continue
-    return sorted(found, key=lambda rank: (rank.launch, rank.rank))
+    return sorted(_with_gpus(found), key=lambda rank: (rank.launch, rank.rank))

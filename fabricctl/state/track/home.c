@@ -1,8 +1,11 @@
 #include "home.h"
 
+#include "clocks.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +13,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-uint64_t own_start_ticks(void)
+/* When this process was started, in clock ticks since boot (proc(5), starttime); 0: not known. */
+static uint64_t own_start_ticks(void)
 {
 	char text[1024], *at;
 	int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
@@ -38,7 +42,8 @@ static int directory(char to[PATH_MAX])
 				jobs + 6) < PATH_MAX - 64;
 }
 
-const char *step_name(void)
+/* As Slurm says it; "0" outside a step. */
+static const char *step_name(void)
 {
 	const char *step = getenv("SLURM_STEP_ID");
 
@@ -65,14 +70,14 @@ uint32_t launch_number(void)
 	return *given && !given[strspn(given, "0123456789")] ? (uint32_t)strtoul(given, NULL, 10) : 0;
 }
 
-struct track_block *new_block(void)
+struct track_block *new_block(const char *more)
 {
 	char dir[PATH_MAX], path[PATH_MAX + 64];
 	void *made = MAP_FAILED;
 	int fd, error;
 
 	if (directory(dir)) {
-		snprintf(path, sizeof path, "%s/%s-%d.track", dir, step_name(), getpid());
+		snprintf(path, sizeof path, "%s/%s-%d%s.track", dir, step_name(), getpid(), more);
 		unlink(path); /* of an earlier process with this number */
 		fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
 		if (fd >= 0 && fchmod(fd, 0644)) /* the directory says who comes that far */
@@ -87,4 +92,26 @@ struct track_block *new_block(void)
 			close(fd);
 	}
 	return made == MAP_FAILED ? NULL : made;
+}
+
+struct track_header *fill_head(struct track_block *made, const char *library)
+{
+	struct track_header *head = &made->head;
+
+	memset(head->magic, 0, sizeof head->magic);
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	memset(made, 0, sizeof *made);
+	head->version = TRACK_VERSION;
+	head->size = sizeof *made;
+	head->comms_at = offsetof(struct track_block, comms), head->comms = TRACK_COMMS;
+	head->ops_at = offsetof(struct track_block, ops), head->ops = TRACK_OPS;
+	head->ring_at = offsetof(struct track_block, ring), head->ring = TRACK_RING;
+	head->pid = (uint32_t)getpid();
+	head->start_ticks = own_start_ticks();
+	head->launch = launch_number();
+	head->ticks_source = TICKS_SOURCE;
+	snprintf(head->step, sizeof head->step, "%s", step_name());
+	snprintf(head->library, sizeof head->library, "%s", library);
+	begin_clocks(head);
+	return head;
 }

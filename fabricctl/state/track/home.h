@@ -5,16 +5,14 @@
 #include "track.h"
 
 /* A block of this process in shared memory, NULL where no directory is given or it is refused, which
- * is told on stderr. */
-struct track_block *new_block(void);
+ * is told on stderr. `more`: in its name, for a second one. */
+struct track_block *new_block(const char *more);
 
-/* When this process was started, in clock ticks since boot (proc(5), starttime); 0: not known. */
-uint64_t own_start_ticks(void);
+/* Empties a block and writes its header: all but who the rank is, and the magic, without which
+ * nobody reads it. */
+struct track_header *fill_head(struct track_block *made, const char *library);
 
 /* Which start of the program in its job this is: of `fabricctl run`, else Slurm's step, else 0. */
 uint32_t launch_number(void);
-
-/* As Slurm says it; "0" outside a step. */
-const char *step_name(void);
 
 #endif

@@ -20,7 +20,6 @@
 #define ALWAYS __attribute__((always_inline))
 #define SLOW __attribute__((noinline, cold))
 #define TLS __thread __attribute__((tls_model("initial-exec")))
-#define PAIR_TICKS (1ULL << 29) /* some tenths of a second: how stale the second pair may be */
 #define SLOTS 256		/* of the table of handles; a power of two, above TRACK_COMMS */
 #define TYPES 64
 #define ERR_COUNT 2 /* MPI_ERR_COUNT of Open MPI and of MPICH's ABI */
@@ -197,33 +196,12 @@ static void find_handles(void)
 	null_handle = 0x04000000;
 }
 
-/* All but who the rank is. */
 static struct track_header *begin_head(const char *library)
 {
-	struct track_block *given = new_block(), *made = given ? given : &fallback;
-	struct track_header *head = &made->head;
+	struct track_block *given = new_block("");
 
-	memset(made, 0, sizeof *made);
-	block = made;
-	head->version = TRACK_VERSION;
-	head->size = sizeof *made;
-	head->comms_at = offsetof(struct track_block, comms), head->comms = TRACK_COMMS;
-	head->ops_at = offsetof(struct track_block, ops), head->ops = TRACK_OPS;
-	head->ring_at = offsetof(struct track_block, ring), head->ring = TRACK_RING;
-	head->pid = (uint32_t)getpid();
-	head->start_ticks = own_start_ticks();
-	head->launch = launch_number();
-#if defined __x86_64__
-	head->ticks_source = 1;
-#elif defined __aarch64__
-	head->ticks_source = 2;
-#else
-	head->ticks_source = 3;
-#endif
-	snprintf(head->step, sizeof head->step, "%s", step_name());
-	snprintf(head->library, sizeof head->library, "%s", library);
-	begin_clocks(head);
-	return head;
+	block = given ? given : &fallback;
+	return fill_head(block, library);
 }
 
 static void opened(struct track_header *head)
