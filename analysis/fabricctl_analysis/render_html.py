@@ -21,6 +21,7 @@ from fabricctl_analysis.plot_hosts import CHARTS, colours, host_chart
 from fabricctl_analysis.plot_overview import overview
 from fabricctl_analysis.plot_rails import traffic
 from fabricctl_analysis.plots import DOWN, GAP, RECEIVED, SENT, STEP, UNSEEN, Axis, time_axis
+from fabricctl_analysis.repeated import first, readable
 from fabricctl_analysis.when import When
 
 # All rails are drawn when there are at most so many, few when there are more: a page of plots
@@ -47,7 +48,7 @@ def render_html(report: Report, found: Sequence[Finding], when: When) -> str:
     body = "\n".join(
         [
             *_head(report, when),
-            *_findings(report, found, axis),
+            *_findings(report, readable(found, when), axis),
             *accounts_section(report, axis, places),
             *_time_line(report, places),
             *strips_section(report.strips, places),
@@ -167,7 +168,7 @@ def _findings(report: Report, found: Sequence[Finding], axis: Axis) -> Iterator[
         yield f"<p>{escape(phrases.nothing(report))}</p>"
         return
     yield '<ol class="findings">'
-    for one in found[:MAX_FINDINGS]:
+    for one in first(found, MAX_FINDINGS):
         show = ""
         if one.begin_ns is not None and one.end_ns is not None:
             begin, end = axis.ms(one.begin_ns), axis.ms(one.end_ns)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from fabricctl_analysis import phrases, verdicts
 from fabricctl_analysis.choose import most_telling, most_telling_nodes
 from fabricctl_analysis.model import Finding, Report
+from fabricctl_analysis.repeated import first, readable
 from fabricctl_analysis.when import When
 
 MAX_ROWS = 32
@@ -20,7 +21,10 @@ def render_markdown(report: Report, found: Sequence[Finding], when: When) -> str
         f"{_safe(phrases.span(report, when))}, {phrases.took(report)}. "
         f"{_safe(phrases.protection(report))}",
         "",
-        *(f"- **{one.severity}** {_safe(one.text)}" for one in found[:MAX_FINDINGS]),
+        *(
+            f"- **{one.severity}** {_safe(one.text)}"
+            for one in first(readable(found, when), MAX_FINDINGS)
+        ),
         *([] if found else [_safe(phrases.nothing(report))]),
         *_accounts(report, when),
         *_tables(report),

@@ -10,6 +10,7 @@ from fabricctl.units import format_rate
 from fabricctl_analysis import clock_words, phrases, render_moves, spark, verdicts
 from fabricctl_analysis.choose import most_telling, most_telling_nodes
 from fabricctl_analysis.model import Finding, NodeSummary, RailSummary, Report
+from fabricctl_analysis.repeated import first, readable
 from fabricctl_analysis.when import When
 
 WIDTH = 80
@@ -46,7 +47,7 @@ def render_text(
     screen = screen or Screen()
     lines = [
         *_head(report, when, screen),
-        *_findings(report, found, screen),
+        *_findings(report, readable(found, when), screen),
         *_accounts(report, when, screen),
         *_rails(report, screen),
         *_moves(report, when, screen),
@@ -76,7 +77,7 @@ def _head(report: Report, when: When, screen: Screen) -> Iterator[str]:
 
 
 def _findings(report: Report, found: Sequence[Finding], screen: Screen) -> Iterator[str]:
-    for one in found[:MAX_FINDINGS]:
+    for one in first(found, MAX_FINDINGS):
         for line in _wrap(f"{_MARKS[one.severity]} {one.text}", "   "):
             yield screen.paint(line, one.severity)
     if len(found) > MAX_FINDINGS:
