@@ -178,6 +178,9 @@ class Agent:
         return self._mesh is not None and self._mesh.send(send)
 
     def _loop(self) -> None:
+        # Samples come just before the work of their second, which then hands them on at once and
+        # needs no wake-up of its own: who follows the job would else wait a second for each.
+        self._samplers.wait(self._poll, self._period_ns, 0)
         begin_mono_ns = mono_ns()
         self._scan_pace = Pace.every(FIRST_SCANS_S, begin_mono_ns)
         work = [

@@ -3,11 +3,12 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fabricctl import fields, hostlist
-from fabricctl.agent import mesh, status
+from fabricctl.agent import main, mesh, status
 from fabricctl.agent.log import MAX_LINES_PER_MINUTE, NodeLog
 from fabricctl.agent.pace import Pace
 from fabricctl.agent.steps import MARK_WAIT_S, StepTracker
@@ -24,6 +25,70 @@ def test_pace_does_not_drift_and_counts_what_it_missed() -> None:
     assert pace.due_mono_ns == 1000 + 20_000_000
     assert pace.take(1000 + 75_000_000) == 5
     assert pace.due_mono_ns == 1000 + 80_000_000
+
+
+class Simulated:
+    """An agent's loop on a clock of its own: every call of it takes a tenth of a millisecond, a
+    sample four; ``ages_ns``: of the newest sample when it was handed on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: int, period_ns: int) -> None:
+        self.now_ns, self._due_ns, self._sampled_ns = 5_000_000_000, 0, 0
+        self.wakes, self.ages_ns = 0, list[int]()
+        self._seconds = seconds
+        agent = self._agent = main.Agent.__new__(main.Agent)
+        agent._period_ns = period_ns
+        agent._poll = None  # type: ignore[assignment]
+        agent._ending = SimpleNamespace(reason="")  # type: ignore[assignment]
+        agent._samplers = self  # type: ignore[assignment]
+        agent._clock = SimpleNamespace(next_due_s=lambda: float("inf"))  # type: ignore[assignment]
+        agent._ranks = SimpleNamespace(watch=self._work)  # type: ignore[assignment]
+        agent._mesh = None
+        agent._missed_samples = 0
+        for name in ("_scan_steps", "_take_clocks", "_show", "_run_clock"):
+            monkeypatch.setattr(agent, name, self._work)
+        monkeypatch.setattr(agent, "_each_second", self._each_second)
+        monkeypatch.setattr(main, "WATCH_S", 1.0)
+        monkeypatch.setattr(main, "FIRST_SCANS_S", 1.0)
+        monkeypatch.setattr(main, "mono_ns", self._read)
+
+    def run(self) -> None:
+        self._agent._loop()
+
+    def wait(self, _poll: object, period_ns: int, timeout_s: float) -> tuple[list[int], int]:
+        """As csrc/batch.c does."""
+        end_ns = self._read() + int(timeout_s * 1e9)
+        while True:
+            if self.now_ns >= self._due_ns:
+                self._due_ns = (self._due_ns or self.now_ns) + period_ns
+                self._sampled_ns, self.now_ns = self.now_ns, self.now_ns + 4_000_000
+            if self.now_ns >= end_ns - main.EARLY_NS:
+                return [], 0
+            self.now_ns = max(self.now_ns, min(self._due_ns, end_ns))
+            self.wakes += 1
+            if self.now_ns >= end_ns and self.now_ns < self._due_ns:
+                return [], 0
+
+    def _read(self) -> int:
+        self.now_ns += 100_000
+        return self.now_ns
+
+    def _work(self) -> None:
+        self._read()
+
+    def _each_second(self) -> None:
+        self.ages_ns.append(self._read() - self._sampled_ns)
+        if len(self.ages_ns) == self._seconds:
+            self._agent._ending.reason = "over"
+
+
+@pytest.mark.parametrize("period_ns", [1_000_000_000, 100_000_000])
+def test_what_was_sampled_is_handed_on_at_once(
+    monkeypatch: pytest.MonkeyPatch, period_ns: int
+) -> None:
+    simulated = Simulated(monkeypatch, 10, period_ns)
+    simulated.run()
+    assert max(simulated.ages_ns) < 20_000_000
+    assert simulated.wakes <= 10 * 1_000_000_000 // period_ns, "no wake-up but the samples'"
 
 
 def test_a_step_begins_and_ends_once() -> None:

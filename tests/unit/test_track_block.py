@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -105,6 +106,21 @@ def test_phases_are_timed_and_what_finds_no_place_is_other(
     process.wait()
     ranks.take(last=True)
     assert ranks.rows()[3] == [], "nobody is in a phase who is gone"
+
+
+def test_once_a_second_is_each_time_when_seconds_are_not_exact(
+    process: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A timer that is early by a millisecond must not cost the sample of that second."""
+    clock = SimpleNamespace(
+        clock_gettime_ns=time.clock_gettime_ns, CLOCK_MONOTONIC=time.CLOCK_MONOTONIC
+    )
+    monkeypatch.setattr("fabricctl.state.track.ranks.time", clock)
+    ranks = Ranks(tmp_path, alive)
+    for at_s in (100.0, 100.999, 102.003, 102.998, 103.5, 104.0):
+        clock.monotonic = lambda at_s=at_s: at_s
+        ranks.take()
+    assert len(ranks.rows()[2]) == 5, "each but the one half a second after another"
 
 
 def test_the_block_outlives_a_killed_rank(process: subprocess.Popen[str], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ Alive = Callable[[int, int], str]  # pid, start ticks: the process's state lette
 
 RANKS_PER_S = 8  # sampled a second; a node with more is sampled more seldom
 PERIOD_MAX_S = 16.0
+EARLY_S = 0.25  # who asks once a second comes a little early as often as late
 NAMES_S = 2.0  # between looks for new ranks
 MOST = 4096  # files of a user's directory
 NO_PEER = 0xFFFF_FFFF
@@ -90,7 +91,7 @@ class Ranks:
     def take(self, *, last: bool = False) -> None:
         """A sample, where one is due; ``last``: whatever is due, and of every launch."""
         now_s = time.monotonic()
-        if now_s < self._next_s and not last:
+        if now_s < self._next_s - EARLY_S and not last:
             return
         seen = self.look()
         self._next_s = now_s + min(max(1.0, len(seen) / RANKS_PER_S), PERIOD_MAX_S)
