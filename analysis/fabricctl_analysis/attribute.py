@@ -25,7 +25,7 @@ from fabricctl_analysis.model import (
     StepSummary,
     Verdict,
 )
-from fabricctl_analysis.pace import Bools, Pace, lost, pace
+from fabricctl_analysis.pace import Bools, Pace, luck, pace
 from fabricctl_analysis.pieces import AFTER, SURE, Piece, pieces, telling
 from fabricctl_analysis.windows import Grid
 
@@ -89,9 +89,6 @@ def account(
     slow = [_verdict(piece, job) for piece in cut]
     # What may as well be chance is among the small ups and downs.
     verdicts = [*(one for one in slow if one.low_ns > 0), *felt]
-    inside = np.zeros(grid.count, dtype=bool)
-    for one in verdicts:
-        inside[list(one.windows)] = True
     lost_ns, known = job.lost_ns, found.known
     return Accounts(
         signal=found.signal,
@@ -105,7 +102,7 @@ def account(
         no_step_ns=int(widths[~running].sum()) * nodes,
         unknown_pace_ns=int(widths[running & ~known].sum()) * nodes,
         ideal_ns=int(widths[known].sum()) * nodes - int(lost_ns[known].sum()),
-        variation_ns=int(lost_ns[known & ~inside].sum()),
+        variation_ns=int(lost_ns[known].sum()) - sum(one.loss_ns for one in verdicts),
         verdicts=tuple(sorted(verdicts, key=lambda one: -one.loss_ns)),
         harmless=tuple(one for one in quiet if one.low_ns <= 0 and one.cause != "host_stopped"),
         pace=tuple(float(value) for value in _drawn(found.progress)),
@@ -212,9 +209,10 @@ def _quiet(evidence: Sequence[Evidence], taken: set[int], job: _Job) -> Iterator
 
 def _verdict(piece: Piece, job: _Job) -> Verdict:
     windows, grid = np.array(piece.windows), job.grid
-    loss_ns = int(job.lost_ns[windows].sum())
-    _, error = lost(job.pace, windows)
-    error_ns = _Z95 * error * grid.width_ns * job.nodes
+    added, error = luck(job.pace, windows)
+    node_ns = grid.width_ns * job.nodes
+    loss_ns = int(job.lost_ns[windows].sum()) + round(added * node_ns)
+    error_ns = _Z95 * error * node_ns
     span = grid.span(int(windows[0]), int(windows[-1]))
     mine, names = telling(piece.evidence, span)
     rails = {one.rail for one in mine}

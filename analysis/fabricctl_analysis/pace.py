@@ -35,6 +35,9 @@ SCALES = (1, 5, 15)
 STANDSTILL = 0.3
 # Repeats are looked for among lags up to this share of the job; this much of the power must repeat.
 MAX_PERIOD, MIN_REPEAT = 1 / 2, 0.4
+# Of neighbouring windows: more alike than that none are taken to be; what is left of it further away
+# than this does not count any more.
+MOST_ALIKE, LEAST_LEFT = 0.95, 1e-3
 _MAD = 1.4826  # of a normal distribution: deviation over median absolute deviation
 _MEDIAN_ERROR = 1.2533  # of a normal distribution: error of the median over that of the mean
 
@@ -55,8 +58,9 @@ class Pace:
     period: float | None
     weights: Floats  # share of each node in the job's usual work
     usual: float  # work of a window at the usual pace, all nodes together
-    alike: float = 1.0  # how much larger errors of sums are because neighbours are alike
+    alike: float = 0.0  # how much of a window's deviation the next one has as well (AR(1))
     clean: Bools | None = None  # windows that show the usual pace; None: all that are known
+    usual_at: Bools | None = None  # those of them that are not slow: the usual pace is theirs
     pattern: float | None = None  # iterations that the MPI calls show where the work does not
 
     @property
@@ -118,15 +122,27 @@ def _pace_by(
         return None
     period = period_of(np.where(usual_at, progress, np.nan))
     smooth = _smoothed(progress, period)
-    before = progress
-    progress, smooth, deviation, error, alike = _at_usual_pace(progress, smooth, usual_at)
-    scales = before[progress > 0] / progress[progress > 0]
-    scale = float(scales[0]) if len(scales) else 1.0
+    scale, usual_there = _usual_pace(progress, smooth, usual_at)
+    progress, smooth = progress / scale, smooth / scale
+    values = progress[usual_there]
+    deviation = float(np.std(values)) if len(values) > 1 else np.nan
+    alike = _alike(progress, usual_there)
+    spread = _sum_variance(usual_there.astype(np.float64), alike) ** 0.5
     weights = np.zeros(len(work))
     weights[taking_part] = usual / usual.sum()
-    whole = float(usual.sum()) * scale
-    clean = usual_at & ~np.isnan(progress)
-    return Pace(signal, progress, smooth, deviation, error, period, weights, whole, alike, clean)
+    return Pace(
+        signal=signal,
+        progress=progress,
+        smooth=smooth,
+        deviation=deviation,
+        error=_MEDIAN_ERROR * deviation * spread / max(1, len(values)),
+        period=period,
+        weights=weights,
+        usual=float(usual.sum()) * scale,
+        alike=alike,
+        clean=usual_at & ~np.isnan(progress),
+        usual_at=usual_there,
+    )
 
 
 def _usual(work: Floats) -> float:
@@ -140,10 +156,8 @@ def _usual(work: Floats) -> float:
     return max(middle, float(busy.mean())) if middle < busy.mean() / 2 else middle
 
 
-def _at_usual_pace(
-    progress: Floats, smooth: Floats, usual_at: Bools
-) -> tuple[Floats, Floats, float, float, float]:
-    """Scaled so that the usual windows, those that are not slow, have the median 1."""
+def _usual_pace(progress: Floats, smooth: Floats, usual_at: Bools) -> tuple[float, Bools]:
+    """That of the usual windows, and which they are: those that are not slow."""
     there = ~np.isnan(smooth) & usual_at
     there = there if there.sum() >= MIN_WINDOWS / 2 else ~np.isnan(smooth)
     scale, usual = float(np.median(smooth[there])), there
@@ -157,22 +171,30 @@ def _at_usual_pace(
         usual = again
     # The median tells the slow windows apart; the usual pace itself is the mean of the others, so
     # that what they are above and below it adds up to nothing.
-    scale *= float(np.mean(progress[usual] / scale)) or 1.0
-    values = progress[usual] / scale
-    deviation = float(np.std(values)) if len(values) > 1 else np.nan
-    alike = _inflation(values)
-    error = _MEDIAN_ERROR * deviation * alike / max(1.0, len(values) ** 0.5)
-    return progress / scale, smooth / scale, deviation, error, alike
+    return scale * (float(np.mean(progress[usual] / scale)) or 1.0), usual
 
 
-def _inflation(values: Floats) -> float:
-    """How much larger the error of a mean is because neighbours are alike (AR(1))."""
-    if len(values) < MIN_WINDOWS or values.std() == 0:
-        return 1.0
-    centred = values - values.mean()
-    alike = float(np.dot(centred[1:], centred[:-1]) / np.dot(centred, centred))
-    alike = min(max(alike, 0.0), 0.95)
-    return float(((1 + alike) / (1 - alike)) ** 0.5)
+def _alike(progress: Floats, usual: Bools) -> float:
+    """How much of a usual window's deviation its neighbour has as well."""
+    if usual.sum() < MIN_WINDOWS:
+        return 0.0
+    centred = np.where(usual, progress - progress[usual].mean(), 0.0)
+    pairs = int((usual[1:] & usual[:-1]).sum())
+    power = float(np.dot(centred, centred)) / usual.sum()
+    if not pairs or not power:
+        return 0.0
+    return min(max(float(np.dot(centred[1:], centred[:-1])) / pairs / power, 0.0), MOST_ALIKE)
+
+
+def _sum_variance(weights: Floats, alike: float) -> float:
+    """Of a weighted sum over windows, in those of one window: what they have in common adds up
+    (AR(1)), and the less the farther they are apart."""
+    total = float(np.dot(weights, weights))
+    lag, left = 1, alike
+    while lag < len(weights) and left > LEAST_LEFT:
+        total += 2 * left * float(np.dot(weights[lag:], weights[:-lag]))
+        lag, left = lag + 1, left * alike
+    return total
 
 
 def _smoothed(progress: Floats, period: float | None) -> Floats:
@@ -318,17 +340,38 @@ def _spread(values: Floats) -> float:
     return _MAD * float(np.median(np.abs(values - np.median(values))))
 
 
-def lost(found: Pace, windows: Sequence[int] | NDArray[np.intp]) -> tuple[float, float]:
-    """Windows' worth of work that was not done in ``windows``, and its standard error."""
+def luck(found: Pace, windows: Sequence[int] | NDArray[np.intp]) -> tuple[float, float]:
+    """Windows' worth of work that the usual ups and downs of the pace added to what was done in
+    ``windows`` (one or more), as far as the usual windows before and after them tell, and the
+    standard error of the loss there.
+
+    Where neighbours are alike, those on both sides say how fast it would have gone between them
+    (the best linear prediction of an AR(1) process from two of its values).
+    """
     at = np.asarray(windows, dtype=np.intp)
     progress = found.progress[at]
     known = ~np.isnan(progress)
-    loss = float((1 - progress[known]).sum())
     done = float(progress[known].sum())
     # Noise is a share of what was done: a standstill has none.
-    noise = (found.deviation * found.alike) ** 2 * float(
-        (np.clip(progress[known], 0, 1) ** 2).sum()
-    )
+    weights = np.zeros(int(np.ptp(at)) + 1)
+    weights[at[known] - at.min()] = np.clip(progress[known], 0, 1)
+    added, variance = 0.0, _sum_variance(weights, found.alike)
+    near = _beside(found, int(at.min()), int(at.max()))
+    if len(near) and found.alike:
+        shared = found.alike ** np.abs(near[:, None] - np.arange(at.min(), at.max() + 1)) @ weights
+        of_each = np.linalg.solve(found.alike ** np.abs(near[:, None] - near), shared)
+        added = float(of_each @ (found.progress[near] - 1))
+        variance = max(0.0, variance - float(of_each @ shared))
+    noise = found.deviation**2 * variance
     # Where within an iteration the loss began and ended is not seen: anywhere, at both ends.
     edges = 2 * found.period**2 / 3 if found.period is not None else 0.0
-    return loss, (noise + (done * found.error) ** 2 + edges) ** 0.5
+    return added, (noise + (done * found.error) ** 2 + edges) ** 0.5
+
+
+def _beside(found: Pace, first: int, last: int) -> NDArray[np.intp]:
+    """The nearest usual windows before and after some; none where work comes in bursts."""
+    if found.usual_at is None or found.period is not None:
+        return np.empty(0, np.intp)
+    before, after = (np.flatnonzero(part) for part in
+                     (found.usual_at[:first], found.usual_at[last + 1 :]))  # fmt: skip
+    return np.concatenate([before[-1:], after[:1] + last + 1])

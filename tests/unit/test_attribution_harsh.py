@@ -10,7 +10,7 @@ from fabricctl.store.schema import CheckpointEvent
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.evidence import Evidence
 from fabricctl_analysis.model import Accounts, Verdict
-from fabricctl_analysis.pace import pace, period_of, slow_windows
+from fabricctl_analysis.pace import luck, pace, period_of, slow_windows
 from fabricctl_analysis.pieces import _settled, telling
 from fabricctl_analysis.probes import Edge, troubles
 from fabricctl_analysis.program import checkpoints, phases
@@ -57,6 +57,37 @@ def test_less_proof_is_asked_where_something_was_wrong() -> None:
     assert slow_windows(pace(*args)) == []
     ((first, last),) = slow_windows(pace(*args, suspect=suspect))
     assert (first, last) == (59, 62)
+
+
+def drifting(seed: int, alike: float) -> np.ndarray:
+    """A pace whose ups and downs of 15 % last, as on a machine that others use too."""
+    random = np.random.default_rng(seed)
+    found = [random.normal(0, 0.15)]
+    for step in random.normal(0, 0.15 * (1 - alike**2) ** 0.5, 119):
+        found.append(alike * found[-1] + step)
+    return np.clip(1 + np.array(found), 0.1, None)
+
+
+@pytest.mark.parametrize(("alike", "error"), [(0.0, 0.35), (0.9, 0.35)])
+def test_what_neighbours_tell_of_the_pace_is_no_doubt_about_a_loss(
+    alike: float, error: float
+) -> None:
+    """Four windows at half of their pace, which itself is 30 % above or below the usual for ten."""
+    suspect = np.zeros(120, bool)
+    suspect[59:66] = True
+    at = np.arange(59, 66)
+    errors, sure, held = [], 0, 0
+    for seed in range(60):
+        work = np.tile(1e8 * drifting(seed, alike), (4, 1))
+        work[:, 60:64] *= 0.5
+        found = pace(work, np.zeros_like(work), np.ones(120, bool), 1.0, suspect=suspect)
+        added, deviation = luck(found, at)
+        loss = float((1 - found.progress[at]).sum()) + added
+        errors.append(loss - 2.0)
+        sure += loss - 1.96 * deviation > 0
+        held += abs(loss - 2.0) <= 1.96 * deviation
+    assert np.std(errors) < error
+    assert sure >= 54 and held >= 51
 
 
 def test_what_was_wrong_without_loss_is_no_verdict() -> None:
