@@ -25,7 +25,8 @@ from fabricctl_analysis.model import (
     StepSummary,
     Verdict,
 )
-from fabricctl_analysis.pace import Bools, Pace, luck, pace
+from fabricctl_analysis.noise import Bools
+from fabricctl_analysis.pace import Pace, luck, pace
 from fabricctl_analysis.pieces import AFTER, SURE, Piece, pieces, telling
 from fabricctl_analysis.windows import Grid
 

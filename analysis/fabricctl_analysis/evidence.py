@@ -13,7 +13,7 @@ from fabricctl.units import format_duration
 from fabricctl_analysis.activity import Activity
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.model import Cause, PathMark, RailSummary, Remark
-from fabricctl_analysis.pace import Bools
+from fabricctl_analysis.noise import Bools
 from fabricctl_analysis.series import Floats
 from fabricctl_analysis.windows import Grid
 

@@ -12,10 +12,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fabricctl_analysis.noise import Bools, alike_of, between, sum_variance
 from fabricctl_analysis.series import Floats
 
 Signal = Literal["iterations", "traffic", "mpi", "cpu", "none"]
-Bools = NDArray[np.bool_]
 
 # Fewer windows than this have no usual pace.
 MIN_WINDOWS = 8
@@ -35,9 +35,6 @@ SCALES = (1, 5, 15)
 STANDSTILL = 0.3
 # Repeats are looked for among lags up to this share of the job; this much of the power must repeat.
 MAX_PERIOD, MIN_REPEAT = 1 / 2, 0.4
-# Of neighbouring windows: more alike than that none are taken to be; what is left of it further away
-# than this does not count any more.
-MOST_ALIKE, LEAST_LEFT = 0.95, 1e-3
 _MAD = 1.4826  # of a normal distribution: deviation over median absolute deviation
 _MEDIAN_ERROR = 1.2533  # of a normal distribution: error of the median over that of the mean
 
@@ -126,8 +123,8 @@ def _pace_by(
     progress, smooth = progress / scale, smooth / scale
     values = progress[usual_there]
     deviation = float(np.std(values)) if len(values) > 1 else np.nan
-    alike = _alike(progress, usual_there)
-    spread = _sum_variance(usual_there.astype(np.float64), alike) ** 0.5
+    alike = alike_of(progress, usual_there)
+    spread = sum_variance(usual_there.astype(np.float64), alike) ** 0.5
     weights = np.zeros(len(work))
     weights[taking_part] = usual / usual.sum()
     return Pace(
@@ -172,29 +169,6 @@ def _usual_pace(progress: Floats, smooth: Floats, usual_at: Bools) -> tuple[floa
     # The median tells the slow windows apart; the usual pace itself is the mean of the others, so
     # that what they are above and below it adds up to nothing.
     return scale * (float(np.mean(progress[usual] / scale)) or 1.0), usual
-
-
-def _alike(progress: Floats, usual: Bools) -> float:
-    """How much of a usual window's deviation its neighbour has as well."""
-    if usual.sum() < MIN_WINDOWS:
-        return 0.0
-    centred = np.where(usual, progress - progress[usual].mean(), 0.0)
-    pairs = int((usual[1:] & usual[:-1]).sum())
-    power = float(np.dot(centred, centred)) / usual.sum()
-    if not pairs or not power:
-        return 0.0
-    return min(max(float(np.dot(centred[1:], centred[:-1])) / pairs / power, 0.0), MOST_ALIKE)
-
-
-def _sum_variance(weights: Floats, alike: float) -> float:
-    """Of a weighted sum over windows, in those of one window: what they have in common adds up
-    (AR(1)), and the less the farther they are apart."""
-    total = float(np.dot(weights, weights))
-    lag, left = 1, alike
-    while lag < len(weights) and left > LEAST_LEFT:
-        total += 2 * left * float(np.dot(weights[lag:], weights[:-lag]))
-        lag, left = lag + 1, left * alike
-    return total
 
 
 def _smoothed(progress: Floats, period: float | None) -> Floats:
@@ -343,35 +317,20 @@ def _spread(values: Floats) -> float:
 def luck(found: Pace, windows: Sequence[int] | NDArray[np.intp]) -> tuple[float, float]:
     """Windows' worth of work that the usual ups and downs of the pace added to what was done in
     ``windows`` (one or more), as far as the usual windows before and after them tell, and the
-    standard error of the loss there.
-
-    Where neighbours are alike, those on both sides say how fast it would have gone between them
-    (the best linear prediction of an AR(1) process from two of its values).
-    """
+    standard error of the loss there."""
     at = np.asarray(windows, dtype=np.intp)
     progress = found.progress[at]
     known = ~np.isnan(progress)
-    done = float(progress[known].sum())
+    first = int(at.min())
     # Noise is a share of what was done: a standstill has none.
     weights = np.zeros(int(np.ptp(at)) + 1)
-    weights[at[known] - at.min()] = np.clip(progress[known], 0, 1)
-    added, variance = 0.0, _sum_variance(weights, found.alike)
-    near = _beside(found, int(at.min()), int(at.max()))
-    if len(near) and found.alike:
-        shared = found.alike ** np.abs(near[:, None] - np.arange(at.min(), at.max() + 1)) @ weights
-        of_each = np.linalg.solve(found.alike ** np.abs(near[:, None] - near), shared)
-        added = float(of_each @ (found.progress[near] - 1))
-        variance = max(0.0, variance - float(of_each @ shared))
-    noise = found.deviation**2 * variance
+    weights[at[known] - first] = np.clip(progress[known], 0, 1)
+    usual = found.usual_at
+    if usual is None or found.period is not None:  # work in bursts tells nothing of what is near
+        usual = np.zeros(len(found.progress), dtype=bool)
+    added, variance = between(found.progress - 1, usual, found.alike, first, weights)
+    done = float(progress[known].sum())
     # Where within an iteration the loss began and ended is not seen: anywhere, at both ends.
     edges = 2 * found.period**2 / 3 if found.period is not None else 0.0
+    noise = found.deviation**2 * variance
     return added, (noise + (done * found.error) ** 2 + edges) ** 0.5
-
-
-def _beside(found: Pace, first: int, last: int) -> NDArray[np.intp]:
-    """The nearest usual windows before and after some; none where work comes in bursts."""
-    if found.usual_at is None or found.period is not None:
-        return np.empty(0, np.intp)
-    before, after = (np.flatnonzero(part) for part in
-                     (found.usual_at[:first], found.usual_at[last + 1 :]))  # fmt: skip
-    return np.concatenate([before[-1:], after[:1] + last + 1])

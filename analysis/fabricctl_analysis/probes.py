@@ -16,7 +16,7 @@ from fabricctl_analysis.align import Ns
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.evidence import Evidence
 from fabricctl_analysis.groups import groups
-from fabricctl_analysis.pace import Bools
+from fabricctl_analysis.noise import Bools
 from fabricctl_analysis.rows import NodeRows
 from fabricctl_analysis.windows import Grid
 

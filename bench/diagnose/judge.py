@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bench.diagnose.kinds import Harm
 from fabricctl.store.trace import open_trace
+from fabricctl_analysis.live import judged
 from fabricctl_analysis.load import job_facts, node_rows
 from fabricctl_analysis.model import JobFacts, Report, Verdict
 from fabricctl_analysis.rows import NodeRows
@@ -27,6 +28,7 @@ from fabricctl_analysis.summarise import summarise
 GOAL = {"precision": 0.982, "recall": 0.993, "place": 0.957}
 S = 10**9
 BEFORE_NS, AFTER_NS = 2 * S, 4 * S  # windows of a second, and what is caught up afterwards
+LIVE_AFTER_NS = 10 * S  # until when what a fault left behind may be told
 WORTH_S = 1.0
 NO_CAUSE = ("unknown", "start_end")
 LATEST_S = 12
@@ -65,11 +67,14 @@ class Job:
                 tuple(truth.get("live", ())),
             )
 
-    def report(self, until_ns: int | None = None) -> Report:
-        """As it was, or would have been when the job had lasted to some instant."""
-        end_ns = self.end_ns if until_ns is None else until_ns
-        rows = self.rows if until_ns is None else [_until(one, until_ns) for one in self.rows]
-        return summarise(self.facts, rows, self.begin_ns, end_ns)
+    def report(self) -> Report:
+        return summarise(self.facts, self.rows, self.begin_ns, self.end_ns)
+
+    def report_at(self, until_ns: int) -> Report | None:
+        """What `--follow` would have made of the rows that there were at an instant."""
+        rows = [_until(one, until_ns) for one in self.rows]
+        whole = judged(rows)
+        return whole and summarise(self.facts, rows, whole.begin_ns, whole.end_ns)
 
     def lost_s(self, harms: Sequence[Harm]) -> float:
         """Node-seconds, by the program's own clock."""
@@ -165,13 +170,15 @@ def judge_case(  # type: ignore[type-arg]
 
 
 def verdict_s(job: Job, case: list[Harm]) -> float | None:
-    """Seconds from a fault's begin until a report names the cause and the place."""
+    """Seconds from a fault's begin until a report names the cause and the place; None also where
+    it did so before, because of another fault."""
     begin_ns = min(harm.begin_ns for harm in case)
-    for half in range(2, 2 * LATEST_S):
-        accounts = job.report(begin_ns + half * S // 2).accounts
+    for quarter in range(4 * LATEST_S):
+        report = job.report_at(begin_ns + quarter * S // 4)
+        accounts = report.accounts if report else None
         verdicts = near(accounts.verdicts, case) if accounts else []
         if any(names(one, case[0]) == (True, True) for one in verdicts):
-            return half / 2
+            return quarter / 4 or None
     return None
 
 
@@ -180,10 +187,22 @@ def live_s(job: Job, case: list[Harm]) -> float | None:
     begin, end = min(h.begin_ns for h in case), max(h.end_ns for h in case)
     right = [
         one["told_real_ns"] for one in job.live
-        if begin < one["told_real_ns"] < end + 10 * S and one["cause"] in case[0].of.causes
+        if begin < one["told_real_ns"] < end + LIVE_AFTER_NS and one["cause"] in case[0].of.causes
         and (case[0].of.place in ("all", "rail") or case[0].node in one["nodes"])
     ]  # fmt: skip
     return round((min(right) - begin) / S, 2) if right else None
+
+
+def live_wrong(job: Job) -> list[str]:
+    """What `report --follow` told and nothing in the job was."""
+    return [
+        f"{one['cause']} {','.join(one['nodes'])}" for one in job.live
+        if not any(
+            one["cause"] in harm.of.causes
+            and harm.begin_ns < one["told_real_ns"] < harm.end_ns + LIVE_AFTER_NS
+            for harm in job.harms
+        )
+    ]  # fmt: skip
 
 
 def judge(job: Job, quick: bool) -> Iterator[dict]:  # type: ignore[type-arg]
@@ -195,7 +214,8 @@ def judge(job: Job, quick: bool) -> Iterator[dict]:  # type: ignore[type-arg]
         yield judge_case(job, case, there, verdicts, quick)
     left = [one for one in left if one.cause not in NO_CAUSE]
     alarms = [f"{v.cause} {','.join(v.nodes)} {v.loss_ns / S:.1f}" for v in left]
-    yield {"job": job.name, "healthy": not job.harms, "alarms": alarms}
+    said = {"live_told": len(job.live), "live_wrong": live_wrong(job)}
+    yield {"job": job.name, "healthy": not job.harms, "alarms": alarms, **said}
 
 
 def figures(records: Sequence[dict]) -> dict[str, object]:  # type: ignore[type-arg]
@@ -222,7 +242,9 @@ def figures(records: Sequence[dict]) -> dict[str, object]:  # type: ignore[type-
         "place": placed / max(1, named),
         "verdict_s median": statistics.median(times) if times else None,
         "verdict_s p90": sorted(times)[int(0.9 * len(times))] if times else None,
-        "live verdicts": len(live),
+        "told live": sum(one.get("live_told", 0) for one in records),
+        "of that wrong": sum(len(one.get("live_wrong", ())) for one in records),
+        "faults told live": len(live),
         "live_s median": statistics.median(live) if live else None,
         "live_s p90": live[int(0.9 * len(live))] if live else None,
         "loss error median": statistics.median(errors) if errors else None,
@@ -240,7 +262,7 @@ def main() -> int:
     for path in sorted(given.kept.glob("*.h5")):
         for one in judge(Job.read(path), given.quick):
             records.append(one)
-            good = not one.get("wrong") and not one.get("alarms")
+            good = not (one.get("wrong") or one.get("alarms") or one.get("live_wrong"))
             good &= "faults" not in one or not one["cost"] or all([*one["named"], *one["placed"]])
             if given.verbose or not good:
                 print(json.dumps(one))

@@ -8,7 +8,7 @@ import secrets
 import select
 import socket
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from fabricctl import layout, wire
 from fabricctl.agent import mesh
@@ -40,10 +40,14 @@ class Asker:
         nodes: Collection[str],
         wait_s: float,
         kind: str = "where",
-        more: Mapping[str, str] | None = None,
+        more: Mapping[str, str] | Callable[[str], Mapping[str, str]] | None = None,
+        token: str = "",
     ) -> Iterator[tuple[str, Mapping[str, str]]]:
-        """``(node, answer)`` as they come, each node once; ends when all came or time is up."""
-        token = secrets.token_hex(8)
+        """``(node, answer)`` as they come, each node once; ends when all came or time is up.
+
+        ``more``: of the question, the same for all or by node. ``token``: of an earlier question
+        whose late answers are as good."""
+        token = token or secrets.token_hex(8)
         missing = set(nodes)
         end_s = time.monotonic() + wait_s
         again_s = 0.0
@@ -51,7 +55,8 @@ class Asker:
             if now_s >= again_s:
                 again_s = now_s + AGAIN_S
                 for node in missing:
-                    self._put(node, {"kind": kind, "ask": token, **(more or {})})
+                    given = more(node) if callable(more) else more or {}
+                    self._put(node, {"kind": kind, "ask": token, **given})
             for node, message in self._receive(min(again_s, end_s) - time.monotonic(), token):
                 if node in missing:
                     missing.remove(node)

@@ -1,8 +1,9 @@
 """``fabricctl report --follow``: what a running job loses time to, as it happens."""
 
 import json
+import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import click
 
@@ -12,15 +13,19 @@ from fabricctl.agent.ask import Asker, job_here
 from fabricctl.cli.hop import hop
 from fabricctl.errors import DataError, NotFoundError
 from fabricctl.membership import Member
-from fabricctl_analysis import live, verdicts
-from fabricctl_analysis.live import Tail
+from fabricctl_analysis import verdicts
+from fabricctl_analysis.live import Live, S
 from fabricctl_analysis.model import Report, Verdict
 from fabricctl_analysis.when import When
 
-EVERY_S = 1.0
-ANSWER_S = 0.6
+# Agents hand on what they have once a second; who looks more often sees it sooner.
+LOOK_S = 0.2
+ANSWER_S, SILENT_S = 0.5, 0.02  # of nodes that answered the last time, and of others
+TOGETHER = 32  # nodes asked at once: their answers must fit into a socket's buffer
 PIECES = 40  # of one node at one look
-GONE = 5  # looks without any answer: the job is over
+# What the usual pace of a longer job makes of a time that was judged is left to the report on it.
+PAST_NS = 10 * S
+GONE_S = 5.0  # without any answer: the job is over
 
 
 def follow(job: str, as_json: bool) -> None:
@@ -33,52 +38,99 @@ def follow(job: str, as_json: bool) -> None:
         hop(number, ["report", str(number), "--follow", *(["--json"] if as_json else [])])
         return
     asker = Asker(member, settings)
-    tails = {node: Tail() for node in member.nodes}
+    look = _Look(asker, Live(number, member.nodes))
     told: set[tuple[object, ...]] = set()
-    silent = 0
+    heard_s, since_ns = time.monotonic(), 0
     try:
-        while silent < GONE:
+        while time.monotonic() - heard_s < GONE_S:
             begin_s = time.monotonic()
-            silent = 0 if _look(asker, tails) else silent + 1
-            found = live.report(number, member.nodes, tails)
-            for one in _fresh(found, told):
+            if look.take():
+                heard_s = time.monotonic()
+            found = look.live.report()
+            for one in _fresh(found, told, since_ns):
                 assert found is not None
                 click.echo(_as_json(one) if as_json else _as_text(one, found))
-            time.sleep(max(0.1, EVERY_S - (time.monotonic() - begin_s)))
+            if found is not None:
+                since_ns = look.live.until_ns - PAST_NS
+            took_s = time.monotonic() - begin_s
+            time.sleep(max(LOOK_S - took_s, took_s))
     finally:
         asker.close()
     click.echo(f"job {number} has ended: fabricctl report {number}", err=True)
 
 
-def _look(asker: Asker, tails: dict[str, Tail]) -> bool:
-    """Whether any node answered."""
-    heard = False
-    for node, known in tails.items():
+class _Look:
+    """Fetches what the nodes' journals have grown by. A node that is silent holds up one look, and
+    none of the others after that; what it says late is taken at the next."""
+
+    def __init__(self, asker: Asker, live: Live) -> None:
+        self.live = live
+        self._asker = asker
+        self._token = secrets.token_hex(8)
+        self._waited_for = set(live.tails)
+        self._begun = False
+
+    def take(self) -> bool:
+        """Whether any node answered."""
+        heard: set[str] = set()
+        nodes = list(self.live.tails)
+        # At first all have much to tell, one after the other.
+        step = TOGETHER if self._begun else 1
+        for first in range(0, len(nodes), step):
+            some = nodes[first : first + step]
+            more: list[str] = []
+            for node, answer in self._answers(some):
+                heard.add(node)
+                if self._put(node, answer):
+                    more.append(node)
+            for node in more:
+                self._rest(node)
+        self._waited_for, self._begun = heard, True
+        return bool(heard)
+
+    def _answers(self, nodes: Sequence[str]) -> Iterator[tuple[str, Mapping[str, str]]]:
+        """Until all have answered who did the last time."""
+        missing = self._waited_for.intersection(nodes)
+        wait_s = ANSWER_S if missing else SILENT_S
+        for node, answer in self._asker.ask(nodes, wait_s, "journal", self._from, self._token):
+            yield node, answer
+            missing.discard(node)
+            if not missing:
+                return
+
+    def _from(self, node: str) -> dict[str, str]:
+        return {"from": str(self.live.tails[node].offset)}
+
+    def _put(self, node: str, answer: Mapping[str, str]) -> bool:
+        """Whether there is more."""
+        known = self.live.tails[node]
+        try:
+            return known.put(*tail.taken(answer, known.offset))
+        except DataError:
+            return False  # an answer to an earlier question, or none at all
+
+    def _rest(self, node: str) -> None:
         for _ in range(PIECES):
-            asked = {"from": str(known.offset)}
-            answers = list(asker.ask([node], ANSWER_S, "journal", asked))
-            if not answers:
-                break
-            heard = True
-            try:
-                piece, size = tail.taken(answers[0][1], known.offset)
-            except DataError:
-                break
-            if not known.put(piece, size):
-                break
-    return heard
+            answers = list(self._asker.ask([node], ANSWER_S, "journal", self._from, self._token))
+            if not answers or not self._put(*answers[0]):
+                return
 
 
-def _fresh(found: Report | None, told: set[tuple[object, ...]]) -> Iterator[Verdict]:
-    """Verdicts that were not told yet; how a step begins or seems to end is none."""
+def _fresh(
+    found: Report | None, told: set[tuple[object, ...]], since_ns: int = 0
+) -> Iterator[Verdict]:
+    """Verdicts that were not told yet, on what went on after ``since_ns``; how a step begins or
+    seems to end is none."""
     accounts = found.accounts if found is not None else None
     for one in sorted(accounts.verdicts if accounts else (), key=lambda one: one.begin_ns):
         # As it grows, a stretch may be said to have begun a window or two earlier.
-        near = {one.begin_ns // live.S + shift for shift in range(-3, 4)}
+        near = {one.begin_ns // S + shift for shift in range(-3, 4)}
         said = (one.cause, one.nodes, one.rail)
         if one.cause in ("start_end", "unknown") or any((*said, at) in told for at in near):
             continue
-        told.add((*said, one.begin_ns // live.S))
+        if one.end_ns <= since_ns:
+            continue
+        told.add((*said, one.begin_ns // S))
         yield one
 
 
