@@ -1,7 +1,7 @@
-"""Brings a lab up, runs MPI jobs of four ranks in observe mode (nothing repairs what is broken),
-harms them, and keeps traces and truth.
+"""Brings a lab up, runs MPI or PyTorch jobs of four ranks in observe mode (nothing repairs what is
+broken), harms them, and keeps traces and truth.
 
-    python -m bench.diagnose.harm --keep DIR [--seed 1] [--faults 16] [--healthy 0]
+    python -m bench.diagnose.harm --keep DIR [--seed 1] [--faults 16] [--healthy 0] [--torch]
 """
 
 import argparse
@@ -27,8 +27,10 @@ ORDERS = "/shared/home/alice/orders"
 SCRIPT = """\
 #!/bin/bash
 export OMPI_MCA_mpi_yield_when_idle=1 LD_PRELOAD={root}/build/state/libfabrictrack.so
-srun --mpi=pmix {python} {root}/bench/{program} {orders} --seconds {seconds} {more}
+export GLOO_SOCKET_IFNAME=r0 FIRST_NODE=$SLURMD_NODENAME
+srun --mpi={mpi} {python} {root}/bench/{program} {orders} --seconds {seconds} {more}
 """
+BEGIN_S = 120  # until all ranks compute: four that import torch on two cores
 # What a node does beside the job: a daemon that computes, a copy over a rail, services that end.
 HOG = "import time; end = time.monotonic() + {s}\nwhile time.monotonic() < end: sum(range(9999))"
 COPY = """\
@@ -42,19 +44,23 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
 
 
 class Bench:
-    def __init__(self, lab: Lab, chance: random.Random, keep: Path) -> None:
-        self.lab, self.chance, self.keep = lab, chance, keep
+    def __init__(self, lab: Lab, chance: random.Random, keep: Path, torch: bool) -> None:
+        self.lab, self.chance, self.keep, self.torch = lab, chance, keep, torch
         self.orders = lab.host_path("ctl", ORDERS)
 
     def submit(self, seconds: float, nodes: int, told: bool) -> int:
+        more = [*(["--told"] if told else []), *(["--torch"] if self.torch else [])]
         script = SCRIPT.format(root=ROOT, python=sys.executable, program=PROGRAM, orders=ORDERS,
-                               seconds=seconds, more="--told" if told else "")  # fmt: skip
+                               seconds=seconds, more=" ".join(more),
+                               mpi="none" if self.torch else "pmix")  # fmt: skip
         argv = ["sbatch", "--parsable", "--fabric-resilience=observe", f"-N{nodes}",
                 "--ntasks-per-node=1", "-o/shared/home/alice/job-%j.out"]  # fmt: skip
         return int(self.lab.run(argv, input=script).stdout)
 
     def wait_running(self, *jobs: int) -> None:
-        self._until(lambda: all(self._state(job) == "RUNNING" for job in jobs), 30)
+        """Until all ranks of each compute, or it is over."""
+        begun = [self.orders / f"begun-{job}" for job in jobs]
+        self._until(lambda: all(path.exists() for path in begun), BEGIN_S)
 
     def _state(self, job: int) -> str:
         done = self.lab.run(["squeue", "-h", "-j", str(job), "-o", "%T"], check=False)
@@ -73,6 +79,7 @@ class Bench:
             return
         told = (self.lab.paths.shared / f"home/alice/job-{job}.out").read_text()
         truth = {
+            "torch": self.torch,
             "harms": [asdict(harm) for harm in harms],
             "program": told,
             "live": [json.loads(line) for line in live.splitlines()],
@@ -107,6 +114,8 @@ class Bench:
         seconds = BEFORE_S + len(cases) * (LENGTH_S + sum(PAUSE_S) / 2 + 0.5) + AFTER_S
         job = self.submit(seconds, 4, told)
         self.wait_running(job)
+        if not (self.orders / f"begun-{job}").exists():
+            raise LabError(f"{name}: the program of job {job} did not begin")
         follower = self._follow(job)
         time.sleep(BEFORE_S)
         harms: list[Harm] = []
@@ -182,6 +191,7 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=0, help="Cases of one fault, or of two.")
     parser.add_argument("--healthy", type=int, default=0, help="Pairs of healthy jobs.")
     parser.add_argument("--name", default="diagnose", help="Of the lab.")
+    parser.add_argument("--torch", action="store_true", help="PyTorch's jobs, not MPI's.")
     parser.add_argument("--most-s", type=float, default=200, help="No new job after so long.")
     given = parser.parse_args()
     given.keep.mkdir(parents=True, exist_ok=True)
@@ -189,8 +199,9 @@ def main() -> int:
     end_s = time.monotonic() + given.most_s
     try:
         lab.up()
-        bench = Bench(lab, random.Random(given.seed), given.keep)
-        bench.orders.mkdir()
+        bench = Bench(lab, random.Random(given.seed), given.keep, given.torch)
+        bench.orders.mkdir(mode=0o777)
+        bench.orders.chmod(0o777)  # the job's user writes there
         cases = bench.cases()
         for nth, first in enumerate(range(0, given.faults, A_JOB)):
             some = [next(cases) for _ in range(min(A_JOB, given.faults - first))]
