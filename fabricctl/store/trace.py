@@ -18,7 +18,7 @@ import numpy as np
 
 from fabricctl import hostlist
 from fabricctl.errors import DataError, TraceError
-from fabricctl.store import checked, dtypes, hdf5, schema
+from fabricctl.store import checked, chunks, dtypes, hdf5, schema
 from fabricctl.store.checked import (
     DamagedTraceError,
     NewerTraceError,
@@ -114,7 +114,7 @@ class Trace:
             found = self.dataset(node, table)
             if found is None:
                 return dtypes.empty(table)
-            return dtypes.conform(found[()], table)
+            return dtypes.conform(chunks.read(found), table)
 
     def has(self, node: str, table: schema.Table) -> bool:
         """Whether the node has rows of the table, as far as can be seen."""
