@@ -15,6 +15,7 @@ from fabricctl_analysis.links import Cause, Down
 from fabricctl_analysis.model import SEVERITIES, Figure, Finding, RailSummary, Report, Severity
 from fabricctl_analysis.move_findings import findings_of_moves
 from fabricctl_analysis.names import folded
+from fabricctl_analysis.saved import findings_of_savings
 from fabricctl_analysis.shared_rails import findings_of_shares
 from fabricctl_analysis.state_findings import state_findings
 from fabricctl_analysis.when import When
@@ -48,6 +49,7 @@ def findings(report: Report, when: When) -> tuple[Finding, ...]:
         *clock_findings(report, when),
         *state_findings(report, when),
         *findings_of_moves(report, when),
+        *findings_of_savings(report),
         *findings_of_shares(report, when),
         *attempt_findings(report),
     ]

@@ -14,7 +14,7 @@ from fabricctl_analysis.windows import FOREVER_NS
 # Of one kind; more are told by how many they are and by the worst of them.
 MANY = 4
 # Sums of the whole job: told wherever a list is cut.
-SUMS = ("ettr",)
+SUMS = ("ettr", "saved")
 _NAMES = 60  # characters of a list of nodes
 
 _WORDS = {
