@@ -25,7 +25,8 @@ def alike_of(progress: Floats, usual: Bools) -> float:
     power = float(np.dot(centred, centred)) / usual.sum()
     if not pairs or not power:
         return 0.0
-    return min(max(float(np.dot(centred[1:], centred[:-1])) / pairs / power, 0.0), MOST_ALIKE)
+    together = float(np.dot(centred[1:], centred[:-1])) / pairs
+    return float(min(max(together / power, 0.0), MOST_ALIKE))
 
 
 def sum_variance(weights: Floats, alike: float) -> float:
