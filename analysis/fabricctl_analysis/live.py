@@ -1,7 +1,7 @@
 """The report on a job that still runs, from its nodes' journals as far as they are written."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -16,9 +16,9 @@ S = 1_000_000_000
 # Of each journal: the last that is kept; at 1 Hz on two rails ten minutes and more.
 KEPT_BYTES = 2 << 20
 # A node that told nothing for so long is not waited for: it stands still itself. Agents tell once a
-# second, or with each sample where those are rarer; on two cores with a load of 25 they were late
-# by 19 ms at most.
-SILENT_PERIODS = 1.7
+# second, or with each sample where those are rarer; with a load of 25 on two cores samples were
+# late by 19 ms at most. One whose agent answers lives, and tells a little later.
+SILENT_PERIODS, ANSWERING_PERIODS = 1.7, 5.0
 # Nodes sample at instants of their own: not each of them is worth another report.
 WORTH_NS = S // 2
 
@@ -81,10 +81,11 @@ class Live:
         self.until_ns = 0
         self._job = job
 
-    def report(self) -> Report | None:
-        """As it stands now; None when nobody has told anything since the last one."""
+    def report(self, answering: Collection[str] = ()) -> Report | None:
+        """As it stands now; None when nobody has told anything since the last one. ``answering``:
+        nodes whose agents live."""
         known = [rows for name, tail in self.tails.items() if (rows := tail.rows(name)) is not None]
-        whole = judged(known)
+        whole = judged(known, answering)
         if whole is None or whole.end_ns < self.until_ns + WORTH_NS:
             return None
         self.until_ns = whole.end_ns
@@ -93,24 +94,25 @@ class Live:
         return summarise(facts, known, whole.begin_ns, whole.end_ns)
 
 
-def judged(known: Sequence[NodeRows]) -> Span | None:
+def judged(known: Sequence[NodeRows], answering: Collection[str] = ()) -> Span | None:
     """What of a running job can be judged: up to where all nodes that go on are known, in whole
     windows, so that the last one is known no less than the others."""
     begins = [rows.begin_ns for rows in known if rows.begin_ns]
     line = Grids(None, None)
-    last, first = [], []
+    last, first, patience = [], [], []
     for rows in known:
         times = rows.real_ns["host"]
         if len(times):
             shift_ns = line.shift_ns(rows)
             first.append(int(times[0]) + shift_ns)
             last.append(int(times[-1]) + shift_ns)
+            patience.append(ANSWERING_PERIODS if rows.name in answering else SILENT_PERIODS)
     if not begins or not last:
         return None
     rates = [rows.sample_hz for rows in known if rows.sample_hz and rows.sample_hz > 0]
     period_ns = int(S / rates[0]) if rates else S
-    heard = np.array(last)
-    end_ns = int(heard[heard > heard.max() - SILENT_PERIODS * max(period_ns, S)].min())
+    told_ns, late_ns = np.array(last), np.array(patience) * max(period_ns, S)
+    end_ns = int(told_ns[told_ns > told_ns.max() - late_ns].min())
     # Only what is still known: a long job is judged by its last minutes.
     begin_ns = max(min(begins), min(first))
     width_ns = max(period_ns, MIN_WINDOW_NS)

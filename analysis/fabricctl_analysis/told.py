@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from fabricctl import hostlist
 from fabricctl.errors import DataError
-from fabricctl.store.schema import LaunchEvent, StallKind
+from fabricctl.store.schema import LaunchEvent, RankState, StallKind
 from fabricctl_analysis.align import MAX_TIME_NS
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.evidence import Evidence
@@ -19,6 +19,7 @@ from fabricctl_analysis.windows import Grid
 SILENT_NS = 3_000_000_000
 # A verdict, or a dead program, that nothing ends: as long as that at least.
 OPEN_NS = 5_000_000_000
+LOOKED_NS = 1_000_000_000  # ranks are looked at once a second (fabricctl/state/track/ranks.py)
 NO_CARRIER = "without carrier"  # so the tracker's verdict says that a link is down
 _DEAD = {LaunchEvent.RANKS_DEAD: "its ranks died", LaunchEvent.NODE_DEAD: "a node died"}
 _STALLS: dict[int, Cause] = {
@@ -33,6 +34,7 @@ def told(rows: NodeRows, shift_ns: int, grid: Grid) -> tuple[Evidence, ...]:
     return (
         *_restarts(rows, shift_ns),
         *_stalls(rows, shift_ns),
+        *_stopped(rows, shift_ns),
         *checkpoints(rows, shift_ns),
         *phases(rows, shift_ns, grid),
     )
@@ -72,6 +74,27 @@ def _stalls(rows: NodeRows, shift_ns: int) -> Iterator[Evidence]:
             found = cause, int(at) - waited, nodes, clean(row["text"])
     if found is not None:
         yield Evidence(found[0], found[2], None, Span(found[1], found[1] + OPEN_NS), 1.0, found[3])
+
+
+def _stopped(rows: NodeRows, shift_ns: int) -> Iterator[Evidence]:
+    """Ranks that were found stopped by a signal, which the tracker's verdict needs a while to say:
+    from the look before until they were found otherwise."""
+    times, table = rows.real_ns["rank"] + shift_ns, rows.tables["rank"]
+    end_ns = int(rows.real_ns["host"][-1]) + shift_ns if len(rows.real_ns["host"]) else 0
+    since: dict[int, int] = {}
+    for at, row in zip(times.tolist(), table, strict=True):
+        rank = int(row["rank"])
+        if int(row["state"]) == RankState.STOPPED:
+            since.setdefault(rank, at - LOOKED_NS)
+        elif rank in since:
+            yield _stop(rows.name, rank, since.pop(rank), at)
+    for rank, begin_ns in since.items():
+        yield _stop(rows.name, rank, begin_ns, max(end_ns, begin_ns + LOOKED_NS))
+
+
+def _stop(node: str, rank: int, begin_ns: int, end_ns: int) -> Evidence:
+    text = f"rank {rank} on {node} was stopped by a signal"
+    return Evidence("host_stopped", (node,), None, Span(begin_ns, end_ns), 1.0, text)
 
 
 def _hosts(text: str) -> tuple[str, ...]:

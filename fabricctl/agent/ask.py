@@ -41,12 +41,14 @@ class Asker:
         wait_s: float,
         kind: str = "where",
         more: Mapping[str, str] | Callable[[str], Mapping[str, str]] | None = None,
+        *,
         token: str = "",
+        good: Callable[[str, Mapping[str, str]], bool] = lambda *_: True,
     ) -> Iterator[tuple[str, Mapping[str, str]]]:
         """``(node, answer)`` as they come, each node once; ends when all came or time is up.
 
-        ``more``: of the question, the same for all or by node. ``token``: of an earlier question
-        whose late answers are as good."""
+        ``more``: of the question, the same for all or by node. ``token``: of earlier questions
+        too, whose late answers come as well; those that are not ``good`` are passed over."""
         token = token or secrets.token_hex(8)
         missing = set(nodes)
         end_s = time.monotonic() + wait_s
@@ -58,7 +60,7 @@ class Asker:
                     given = more(node) if callable(more) else more or {}
                     self._put(node, {"kind": kind, "ask": token, **given})
             for node, message in self._receive(min(again_s, end_s) - time.monotonic(), token):
-                if node in missing:
+                if node in missing and good(node, message):
                     missing.remove(node)
                     yield node, message
 

@@ -3,7 +3,7 @@
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import click
 
@@ -46,14 +46,14 @@ def follow(job: str, as_json: bool) -> None:
             begin_s = time.monotonic()
             if look.take():
                 heard_s = time.monotonic()
-            found = look.live.report()
+            found = look.live.report(look.answering)
             for one in _fresh(found, told, since_ns):
                 assert found is not None
                 click.echo(_as_json(one) if as_json else _as_text(one, found))
             if found is not None:
                 since_ns = look.live.until_ns - PAST_NS
             took_s = time.monotonic() - begin_s
-            time.sleep(max(LOOK_S - took_s, took_s))
+            time.sleep(max(LOOK_S - took_s, min(took_s, LOOK_S)))
     finally:
         asker.close()
     click.echo(f"job {number} has ended: fabricctl report {number}", err=True)
@@ -68,10 +68,18 @@ class _Look:
         self._asker = asker
         self._token = secrets.token_hex(8)
         self._waited_for = set(live.tails)
+        self._now: set[str] = set()  # who answered at this look, with whatever
+        self._before: set[str] = set()  # and at the one before
         self._begun = False
+
+    @property
+    def answering(self) -> Collection[str]:
+        """Nodes whose agents live."""
+        return self._now | self._before
 
     def take(self) -> bool:
         """Whether any node answered."""
+        self._before, self._now = self._now, set()
         heard: set[str] = set()
         nodes = list(self.live.tails)
         # At first all have much to tell, one after the other.
@@ -91,15 +99,23 @@ class _Look:
     def _answers(self, nodes: Sequence[str]) -> Iterator[tuple[str, Mapping[str, str]]]:
         """Until all have answered who did the last time."""
         missing = self._waited_for.intersection(nodes)
-        wait_s = ANSWER_S if missing else SILENT_S
-        for node, answer in self._asker.ask(nodes, wait_s, "journal", self._from, self._token):
+        for node, answer in self._ask(nodes, ANSWER_S if missing else SILENT_S):
             yield node, answer
             missing.discard(node)
             if not missing:
                 return
 
+    def _ask(self, nodes: Sequence[str], wait_s: float) -> Iterator[tuple[str, Mapping[str, str]]]:
+        more, good = self._from, self._is_next
+        return self._asker.ask(nodes, wait_s, "journal", more, token=self._token, good=good)
+
     def _from(self, node: str) -> dict[str, str]:
         return {"from": str(self.live.tails[node].offset)}
+
+    def _is_next(self, node: str, answer: Mapping[str, str]) -> bool:
+        """Of the place that is asked for, and not one that was."""
+        self._now.add(node)
+        return answer.get("from") == str(self.live.tails[node].offset)
 
     def _put(self, node: str, answer: Mapping[str, str]) -> bool:
         """Whether there is more."""
@@ -107,11 +123,11 @@ class _Look:
         try:
             return known.put(*tail.taken(answer, known.offset))
         except DataError:
-            return False  # an answer to an earlier question, or none at all
+            return False
 
     def _rest(self, node: str) -> None:
         for _ in range(PIECES):
-            answers = list(self._asker.ask([node], ANSWER_S, "journal", self._from, self._token))
+            answers = list(self._ask([node], ANSWER_S))
             if not answers or not self._put(*answers[0]):
                 return
 

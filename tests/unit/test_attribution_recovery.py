@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fabricctl.store import dtypes, schema
+from fabricctl.store.schema import RankState
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.evidence import Evidence
 from fabricctl_analysis.model import Cause
@@ -14,6 +15,7 @@ from fabricctl_analysis.pieces import Piece, pieces
 from fabricctl_analysis.probes import Edge, edges, troubles
 from fabricctl_analysis.rows import Boot, NodeRows, place
 from fabricctl_analysis.streams import streams
+from fabricctl_analysis.told import told
 from fabricctl_analysis.windows import Grid
 
 S = 1_000_000_000
@@ -53,6 +55,21 @@ def rank(sums: tuple[float, ...], calls: tuple[int, ...], since: tuple[float, ..
     stands["since_mono_ns"] = at(*(abs(one) for one in since))
     stands["calls"] = 2 * np.array(calls) + inside
     return node({"mpi_time": seen, "rank_position": stands})
+
+
+def test_a_stopped_rank_is_told_by_the_first_look_at_it() -> None:
+    """The tracker's verdict comes a second later, and until then it looks like a slow one."""
+    rows = dtypes.empty(schema.RANK, 4)
+    rows["time_mono_ns"], rows["rank"] = at(1, 20, 24, 50), (7, 7, 7, 7)
+    states = (RankState.RUNNING, RankState.STOPPED, RankState.RUNNING, RankState.STOPPED)
+    rows["state"] = states
+    host = dtypes.empty(schema.HOST, 60)
+    host["time_mono_ns"] = at(*range(60))
+    first, last = told(node({"rank": rows, "host": host}), 0, GRID)
+    assert (first.cause, first.nodes) == ("host_stopped", ("n1",))
+    assert first.text == "rank 7 on n1 was stopped by a signal"
+    assert first.span == Span(BEGIN_NS + 19 * S, BEGIN_NS + 24 * S)
+    assert last.span == Span(BEGIN_NS + 49 * S, BEGIN_NS + 59 * S)
 
 
 # In a call from 3.5 s to 8.25 s, which the sums hold at 9 s; a fifth of the time else.

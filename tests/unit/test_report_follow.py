@@ -1,7 +1,7 @@
 """A running job's journal is fetched in pieces and judged as it stands."""
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +118,7 @@ def test_a_node_that_tells_nothing_is_waited_for_and_then_not(tmp_path: Path) ->
         grown(live, nodes, 31.0, but="n1")
         assert live.report() is None, "it may be a little late"
         grown(live, nodes, 32.0, but="n1")
+        assert live.report(answering={"n1"}) is None, "its agent lives"
         assert live.report() is not None and live.until_ns - first_ns == 2 * S
         grown(live, nodes, 32.0)
         assert live.report() is None, "what came late is of a time that was judged"
@@ -142,20 +143,22 @@ class Agents:
         self.late: list[tuple[str, Mapping[str, str]]] = []
 
     def ask(
-        self, nodes: Collection[str], wait_s: float, kind: str, more: object, token: str
+        self,
+        nodes: Collection[str],
+        wait_s: float,
+        kind: str,
+        more: object,
+        token: str,
+        good: Callable[[str, Mapping[str, str]], bool],
     ) -> Iterator[tuple[str, Mapping[str, str]]]:
         assert kind == "journal" and token and callable(more)
         self.asked.append((tuple(nodes), wait_s))
-        missing = set(nodes)
-        while self.late:
-            node, answer = self.late.pop()
-            missing.discard(node)
-            yield node, answer
-        for node in sorted(missing):
-            answer = tail.answer(self.paths[node], more(node))
-            if node in self.silent:
-                self.late.append((node, answer))
-            else:
+        late, self.late, missing = self.late, [], set(nodes)
+        answers = [(node, tail.answer(self.paths[node], more(node))) for node in sorted(nodes)]
+        self.late += [(node, answer) for node, answer in answers if node in self.silent]
+        for node, answer in [*late, *(one for one in answers if one[0] not in self.silent)]:
+            if node in missing and good(node, answer):
+                missing.discard(node)
                 yield node, answer
 
 
@@ -174,9 +177,12 @@ def test_a_silent_node_holds_up_one_look_and_is_heard_when_it_speaks(tmp_path: P
         assert look.take()
         assert agents.asked == [(NODES, ANSWER_S)]
         assert live.tails["n2"].offset < nodes["n2"].path.stat().st_size
-        agents.silent.clear()
+        for made in nodes.values():
+            made.write(23.0)
         assert look.take()
-        assert live.tails["n2"].offset == nodes["n2"].path.stat().st_size, "its late answer"
+        assert "n2" in look.answering, "late by a look, and so at each"
+        assert look.take() and look.take()
+        assert live.tails["n2"].offset == nodes["n2"].path.stat().st_size
         agents.silent, agents.late = set(NODES), []
         assert not look.take()
         agents.asked = []
