@@ -246,3 +246,12 @@ def test_only_what_breaks_connections_explains_what_comes_long_after_it() -> Non
     assert [one.cause for one in made] == ["storage", "unknown"]
     (one,) = cut(slice(20, 34), evidence("queueing", "n1", (20, 27)))
     assert one.cause == "queueing"
+
+
+def test_the_newest_trouble_of_a_running_job_is_none_of_the_one_before() -> None:
+    """Three seconds of a silent link right after a lost one: the job goes on, its end is not there
+    yet, and the stretch began long before."""
+    before = evidence("link_down", "n2", (44, 48)), evidence("queueing", "n2", (46, 57))
+    first, second = cut(slice(44, 60), *before, evidence("queueing", "n3", (57, 60)))
+    assert (first.cause, first.windows[-1]) == ("link_down", 56)
+    assert (second.cause, second.windows) == ("queueing", [57, 58, 59])
