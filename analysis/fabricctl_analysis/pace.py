@@ -21,6 +21,9 @@ Signal = Literal["iterations", "traffic", "mpi", "cpu", "none"]
 MIN_WINDOWS = 8
 # The usual pace is taken from windows in which nothing was wrong when so many of them are such.
 LEAST_CLEAN = 0.2
+# A program works from the first to the last window in which it does this share of what it does in
+# its better ones.
+AT_WORK = 0.5
 # Work below this is no sign of progress: heartbeats of a launcher, an idle task.
 LEAST_BYTES_PER_S, LEAST_CORES = 100_000.0, 0.05
 # A window is slow when it lost more than this share, and more than so many deviations of the
@@ -119,6 +122,7 @@ def _pace_by(
         return None
     period = period_of(np.where(usual_at, progress, np.nan))
     smooth = _smoothed(progress, period)
+    usual_at = _at_work(smooth, usual_at)
     scale, usual_there = _usual_pace(progress, smooth, usual_at)
     progress, smooth = progress / scale, smooth / scale
     values = progress[usual_there]
@@ -151,6 +155,19 @@ def _usual(work: Floats) -> float:
     middle = float(np.median(busy))
     # Bursts: most windows are nearly idle and the mean is what a window usually does.
     return max(middle, float(busy.mean())) if middle < busy.mean() / 2 else middle
+
+
+def _at_work(smooth: Floats, usual_at: Bools) -> Bools:
+    """Without what comes before the program works and after it has: a program that loads for a
+    while would else seem to vary by all of its pace."""
+    seen = usual_at & ~np.isnan(smooth)
+    if not seen.any():
+        return usual_at
+    much = AT_WORK * float(np.percentile(smooth[seen], 75))
+    at = np.flatnonzero(seen & (smooth >= much))
+    working = np.zeros(len(smooth), dtype=bool)
+    working[at[0] : at[-1] + 1] = True
+    return usual_at & working
 
 
 def _usual_pace(progress: Floats, smooth: Floats, usual_at: Bools) -> tuple[float, Bools]:

@@ -59,6 +59,17 @@ def test_less_proof_is_asked_where_something_was_wrong() -> None:
     assert (first, last) == (59, 62)
 
 
+def test_a_program_that_loads_for_long_varies_by_what_it_does_afterwards() -> None:
+    """Fourteen seconds of imports before a minute of work, in most of which something was wrong."""
+    work, suspect = rough(5, slice(60, 64), 0.4)
+    work, suspect = work[:, 20:], suspect[20:]
+    work[:, :14] *= 0.01
+    suspect[32:] = True
+    found = pace(work, np.zeros_like(work), np.ones(80, bool), 1.0, suspect=suspect)
+    assert found.deviation < 0.25
+    assert (39, 44) in slow_windows(found)
+
+
 def drifting(seed: int, alike: float) -> np.ndarray:
     """A pace whose ups and downs of 15 % last, as on a machine that others use too."""
     random = np.random.default_rng(seed)
