@@ -141,7 +141,7 @@ bool rundir_is_of(int run, uint32_t job, uid_t uid)
 
 time_t rundir_announced_s(int run, uint32_t job)
 {
-	int requests = open_roots(run, "requests"), job_dir = rundir_open_job(run, job);
+	int requests = open_roots(run, "requests"), job_dir;
 	time_t since = 0;
 	struct stat st;
 	char name[24];
@@ -149,6 +149,8 @@ time_t rundir_announced_s(int run, uint32_t job)
 	snprintf(name, sizeof name, "%u.start", job);
 	if (requests >= 0 && fstatat(requests, name, &st, AT_SYMLINK_NOFOLLOW) == 0)
 		since = st.st_mtime;
+	/* After it: the service makes the directory before it takes the request away. */
+	job_dir = rundir_open_job(run, job);
 	if (job_dir >= 0 && fstat(job_dir, &st) == 0)
 		since = st.st_mtime;
 	close_fd(requests);

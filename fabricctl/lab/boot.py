@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fabricctl.errors import LabError
-from fabricctl.lab.units import Mount, Sandbox
+from fabricctl.lab.units import Directory, Mount, Sandbox
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Boot:
     cgroup_mounts: Mapping[str, str]  # see nodefs.enter
     services: tuple[Service, ...]
     mounts: tuple[Mount, ...] = ()
+    directories: tuple[Directory, ...] = ()
     writable: tuple[Path, ...] = ()  # of this machine, seen under their own names
 
     def to_json(self) -> str:
@@ -57,6 +58,7 @@ class Boot:
                 services=services,
                 writable=tuple(map(Path, given["writable"])),
                 mounts=tuple(Mount(**_tuples(item)) for item in given["mounts"]),
+                directories=tuple(Directory(**item) for item in given.get("directories", ())),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise LabError(f"boot.json cannot be read: {error}") from None

@@ -20,7 +20,7 @@ from fabricctl.lab.kinds import Fault, make_fault
 from fabricctl.lab.lock import locked
 from fabricctl.lab.nodes import Nodes, NodeStatus, search_path
 from fabricctl.lab.registry import InForce
-from fabricctl.lab.site import Site
+from fabricctl.lab.site import NODE_SERVICE, Site
 from fabricctl.lab.spec import BASE, CONTROLLER, LabPaths, LabSpec
 from fabricctl.lab.stamp import Stamp
 from fabricctl.lab.wiring import wire
@@ -34,7 +34,7 @@ _TOOLS: Mapping[str, str] = {  # program: the apt package it comes in
     "setpriv": "util-linux",
 }
 _IDLE_S = 90.0  # 0.2 s after the last node's boot on an idle machine with two cores
-_SERVICE_S = 20.0  # a site whose configuration is broken has none
+_RESTARTS_MOST = 3  # of a node service that never came to take requests
 # sinfo's short states of a node that answers and takes jobs
 _FIT = ("idle", "mix", "alloc", "comp")
 
@@ -105,7 +105,7 @@ class Lab:
                 self.exec(CONTROLLER, ["scontrol", "reconfigure"], check=False)
             self._wait_idle({name for name, pid in before.items() if pid != self.nodes.pid(name)})
             if site is not None and site.has_service:
-                self._wait_services(set(started) - {CONTROLLER}, say)
+                self._wait_services(say)
         for name in self.nodes.outdated(site):
             say(f"node {name} runs with what was built when it was started; lab down renews it")
 
@@ -166,16 +166,22 @@ class Lab:
             time.sleep(0.05)
         raise LabError(f"lab {self.name}: after {_IDLE_S:.0f} s Slurm says {states or 'nothing'}")
 
-    def _wait_services(self, nodes: set[str], say: Callable[[str], None]) -> None:
-        """Until node services take requests: a job's prolog before that leaves it unprotected."""
-        deadline = time.monotonic() + _SERVICE_S
-        seen = "/proc/{}/root/run/fabricctl/requests"  # what init of the node sees
-        requests = {name: Path(seen.format(self.nodes.pid(name))) for name in nodes}
-        while late := sorted(name for name, path in requests.items() if not path.is_dir()):
-            if time.monotonic() > deadline:
+    def _wait_services(self, say: Callable[[str], None]) -> None:
+        """Until node services take requests, also on nodes that a fault's end has booted: a step
+        before that is told that it is not protected."""
+        deadline = time.monotonic() + _IDLE_S
+        seen = "/proc/{}/root/run/fabricctl/boot_id"  # what init of the node sees
+        marks = {name: Path(seen.format(self.nodes.pid(name))) for name in self.spec.compute_nodes}
+        while late := sorted(name for name, path in marks.items() if not path.is_file()):
+            if time.monotonic() > deadline or all(map(self._service_fails, late)):
                 say(f"no node service takes requests yet on {', '.join(late)}")
                 return
             time.sleep(0.05)
+
+    def _service_fails(self, name: str) -> bool:
+        """A site whose configuration is broken has none."""
+        service = self.nodes.status(name).services.get(NODE_SERVICE)
+        return service is not None and int(service["restarts"]) >= _RESTARTS_MOST
 
     def _help(self, name: str, state: str) -> None:
         """Tells slurmctld what it would not find out by itself, or only in a minute."""

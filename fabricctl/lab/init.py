@@ -277,6 +277,8 @@ def _be_init(boot: Boot, ready: int) -> None:
     )
     kernel.never_set_clocks()
     _own_directories()
+    for directory in boot.directories:
+        directory.make()
     for item in boot.mounts:
         item.make()
     _make_room_in_cgroup()

@@ -78,6 +78,7 @@ class Nodes:
             services=_services(self.spec, name, site),
             writable=measured.directories(),
             mounts=site.mounts() if site and name != CONTROLLER else (),
+            directories=site.directories() if site and name != CONTROLLER else (),
         )
         file = node.dir / "boot.json"
         file.write_text(boot.to_json())

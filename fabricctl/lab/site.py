@@ -16,7 +16,8 @@ from fabricctl.lab import measured, units
 from fabricctl.lab.boot import Service
 from fabricctl.lab.spec import SHARED
 
-_NODE_SERVICE = "fabricctl.node.service"
+NODE_SERVICE = "fabricctl-node"
+_SERVICE_MODULE = "fabricctl.node.service"
 _TOML = f"""\
 # Written by `fabricctl lab up`; every key is explained in site-config/fabricctl.toml.
 [rails]
@@ -57,7 +58,7 @@ class Site:
             plugin=present("build/spank/fabric.so", f"/usr/lib/{plugin}", f"/usr/lib64/{plugin}"),
             prolog=present(f"prolog/{prolog}", f"/etc/slurm/prolog.d/{prolog}"),
             epilog=present(f"epilog/{epilog}", f"/etc/slurm/epilog.d/{epilog}"),
-            has_service=find_spec(_NODE_SERVICE) is not None,
+            has_service=find_spec(_SERVICE_MODULE) is not None,
         )
 
     @property
@@ -93,16 +94,21 @@ class Site:
         """What runs on every compute node."""
         if not self.has_service:
             return ()
-        argv = (sys.executable, "-m", _NODE_SERVICE)
-        unit = units.find(code_root(), "fabricctl-node.service")
+        argv = (sys.executable, "-m", _SERVICE_MODULE)
+        unit = units.find(code_root(), f"{NODE_SERVICE}.service")
         rights = units.sandbox(unit) if unit else None
         env = measured.environment()
-        return (Service("fabricctl-node", argv, restart=True, env=env, sandbox=rights),)
+        return (Service(NODE_SERVICE, argv, restart=True, env=env, sandbox=rights),)
 
     def mounts(self) -> tuple[units.Mount, ...]:
         """What is mounted on every compute node when it boots."""
         unit = units.find(code_root(), "run-fabricctl-track.mount")
         return (units.mount(unit),) if unit and self.has_service else ()
+
+    def directories(self) -> tuple[units.Directory, ...]:
+        """What every compute node has from its boot on: a job may begin before the service does."""
+        conf = units.find(code_root(), "fabricctl.conf")
+        return units.directories(conf) if conf and self.has_service else ()
 
 
 def _install(script: Path, target: Path) -> None:

@@ -66,10 +66,41 @@ class Mount:
         kernel.mount(self.what, self.where, self.kind, number, data)
 
 
+@dataclass(frozen=True)
+class Directory:
+    """One line ``d`` of tmpfiles.d(5), of root."""
+
+    path: str
+    mode: int
+
+    def make(self) -> None:
+        """Raises OSError."""
+        path = Path(self.path)
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(self.mode)
+
+
 def find(code: Path, name: str) -> Path | None:
     """In the checkout, or where ``make install`` and the packages put it."""
-    places = (code / "site-config/systemd" / name, Path("/usr/lib/systemd/system", name))
+    places = (
+        code / "site-config/systemd" / name,
+        code / "site-config/tmpfiles.d" / name,
+        Path("/usr/lib/systemd/system", name),
+        Path("/usr/lib/tmpfiles.d", name),
+    )
     return next((path for path in places if path.is_file()), None)
+
+
+def directories(conf: Path) -> tuple[Directory, ...]:
+    """What a node has from its boot on, before any service; raises :class:`LabError`."""
+    made = []
+    for line in conf.read_text().splitlines():
+        if line.strip() and not line.startswith("#"):
+            found = re.fullmatch(r"d (/\S+) ([0-7]{3,4}) root root -", line.strip())
+            if found is None:
+                raise LabError(f"{conf}: {line!r} is no directory of root's")
+            made.append(Directory(found[1], int(found[2], 8)))
+    return tuple(made)
 
 
 def sandbox(unit: Path) -> Sandbox:

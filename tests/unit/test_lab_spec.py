@@ -8,7 +8,7 @@ from fabricctl.errors import LabError, UsageError
 from fabricctl.lab.boot import Boot, Service
 from fabricctl.lab.slurmconf import SlurmVersion, cgroup_conf, parse_version, slurm_conf
 from fabricctl.lab.spec import LabSpec
-from fabricctl.lab.units import Mount, Sandbox
+from fabricctl.lab.units import Directory, Mount, Sandbox
 
 
 def test_the_last_node_is_the_spare() -> None:
@@ -62,6 +62,7 @@ def test_a_boot_survives_its_file() -> None:
             Service("node", ("/bin/true",), sandbox=Sandbox((0, 5), ("read",), (1,))),
         ),
         mounts=(Mount("x", "/run/x", "tmpfs", ("nosuid", "size=1m")),),
+        directories=(Directory("/run/y", 0o711),),
     )
     assert Boot.from_json(boot.to_json()) == boot
     with pytest.raises(LabError, match=r"boot\.json cannot be read"):

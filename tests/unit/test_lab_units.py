@@ -95,3 +95,15 @@ def test_lists_grow_and_shrink_as_in_systemd(tmp_path: Path) -> None:
 def test_it_is_found_where_packages_put_it(tmp_path: Path) -> None:
     assert units.find(SYSTEMD.parents[1], "fabricd.service") == SYSTEMD / "fabricd.service"
     assert units.find(tmp_path, "no-such.service") is None
+
+
+def test_what_a_node_has_from_its_boot_on_is_tmpfiles_d(tmp_path: Path) -> None:
+    found = units.directories(SYSTEMD.parent / "tmpfiles.d" / "fabricctl.conf")
+    assert units.Directory("/run/fabricctl/requests", 0o711) in found
+    place = units.Directory(str(tmp_path / "run" / "requests"), 0o711)
+    for _ in range(2):
+        place.make()
+    assert (tmp_path / "run" / "requests").stat().st_mode & 0o7777 == 0o711
+    (tmp_path / "x.conf").write_text("d /run/x 0711 fabric root -\n")
+    with pytest.raises(LabError, match="is no directory of root's"):
+        units.directories(tmp_path / "x.conf")
