@@ -11,14 +11,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fabricctl import layout
 from fabricctl.agent.log import NodeLog
 from fabricctl.config import Config
-from fabricctl.errors import DataError
+from fabricctl.errors import DataError, FabricError
 from fabricctl.membership import Member
 from fabricctl.node import rootfiles, spawn
 from fabricctl.records import JobStart
@@ -53,6 +53,7 @@ class Keepers:
         self._log = log
         self._files = layout.NodeFiles(config.node.run_dir)
         self._held: dict[int, _Held] = {}
+        self._dropped: set[int] = set()  # pids of keepers that were killed
 
     def start(self, start: JobStart, now_s: float) -> None:
         """A job begins here; may be said twice. One that was held for its requeue is taken over."""
@@ -65,8 +66,24 @@ class Keepers:
             held.ending = False
             self._signal(held, signal.SIGUSR2)
             return
+        if held is not None:
+            self._drop(held)
         # Not at once: agents go first, and a job of an instant needs none.
         self._held[start.job] = _Held(start, restart_s=now_s + FIRST_S)
+
+    def is_anothers(self, start: JobStart) -> bool:
+        """Whether what is held under the job's number is an earlier job's: numbers begin again when
+        they have come to their end, and when slurmctld has lost its state."""
+        held = self._held.get(start.job)
+        return held is not None and held.start.envelope.key != start.envelope.key
+
+    def _drop(self, held: _Held) -> None:
+        """An earlier job of the same number: nobody can come back for what it had saved."""
+        self._signal(held, signal.SIGKILL)
+        if held.pid:
+            self._dropped.add(held.pid)
+        text = "a new job has the number: what the one before it had saved is given up"
+        self._log.write(f"node job={held.start.job}", text, Severity.WARNING)
 
     def adopt(self, start: JobStart, now_s: float) -> None:
         """One that an earlier service of this node may have started."""
@@ -102,12 +119,14 @@ class Keepers:
     def next_due_s(self) -> float | None:
         """When :meth:`turn` wants to be called at the latest."""
         dues = [held.restart_s for held in self._held.values() if held.restart_s is not None]
-        dues += [time.monotonic() + CHECK_S] if any(h.ending for h in self._held.values()) else []
+        if self._dropped or any(held.ending for held in self._held.values()):
+            dues.append(time.monotonic() + CHECK_S)
         return min(dues, default=None)
 
     def turn(self, now_s: float) -> list[int]:
         """Reaps and restarts; jobs whose keeper is gone for good."""
         over = []
+        self._dropped = {pid for pid in self._dropped if not _ended(pid)}
         for job, held in list(self._held.items()):
             if held.pid and _ended(held.pid):
                 held.pid = 0
@@ -238,6 +257,12 @@ def _become_keeper(start: JobStart, config: Config, files: layout.NodeFiles, log
     def nodes_now() -> Sequence[str]:
         return Member.here(files, start.job).nodes
 
+    def is_there() -> bool:
+        """The job itself, not another of the same number."""
+        with contextlib.suppress(FabricError, OSError):
+            return Member.here(files, start.job).key == start.envelope.key
+        return False
+
     def groups_of(nodes: Sequence[str]) -> Mapping[str, Mapping[str, str]]:
         return _groups(config, replace(start, nodes=tuple(nodes)), log)
 
@@ -262,11 +287,11 @@ def _become_keeper(start: JobStart, config: Config, files: layout.NodeFiles, log
         )
     )
     threading.Thread(target=keeper.serve, daemon=True).start()
-    _hold_on(keeper, config.state.hold_s, files.job_dir(start.job))
+    _hold_on(keeper, config.state.hold_s, is_there)
     keeper.end()
 
 
-def _hold_on(keeper: Keeper, hold_s: float, job_dir: Path) -> None:
+def _hold_on(keeper: Keeper, hold_s: float, is_there: Callable[[], bool]) -> None:
     """Until the job ended, and then while there is something to hold and time to hold it.
 
     The service says when; should it die before it does, the job's directory is gone."""
@@ -277,10 +302,10 @@ def _hold_on(keeper: Keeper, hold_s: float, job_dir: Path) -> None:
         found = signal.sigtimedwait(SIGNALS, wait_s)
         now_s = time.monotonic()
         # That it is back may be heard before that it ended: of two the lower number comes first.
-        late = end_s is not None and now_s >= end_s and job_dir.exists()
+        late = end_s is not None and now_s >= end_s and is_there()
         if late or (found is not None and found.si_signo == signal.SIGUSR2):
             end_s = None  # the job was requeued and is back
-        elif end_s is None and (found is not None or not job_dir.exists()):
+        elif end_s is None and (found is not None or not is_there()):
             end_s = now_s + hold_s
         if end_s is not None and (keeper.empty or now_s >= end_s):
             return

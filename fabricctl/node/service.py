@@ -229,6 +229,8 @@ class Service:
         if known is None:
             allocation = self._keeper.new(start, text, request.written_real_ns)
             self._allocations[start.job] = allocation
+            if self._keepers.is_anothers(start):
+                self._places.forget(start.job)
             self._places.start(start)
             self._keepers.start(start, now_s)
             self._keeper.launch(allocation, now_s)
