@@ -54,6 +54,7 @@ class _Heard:
     asked_s: float
     positions: Sequence[Position]
     links: str
+    paths: str
 
 
 class Whereabouts:
@@ -94,7 +95,8 @@ class Whereabouts:
         self._since_ns = self._launch = 0
         self._usual_s = 0.0
         self._event = self._halt = ""
-        self._levels: dict[tuple[str, int], int] = {}
+        self._levels: dict[tuple[str, int], int] = {}  # by peer and rail
+        self._level_ns: dict[tuple[str, int], int] = {}  # since when
 
     def sample(self, *, last: bool = False) -> None:
         """Rows of the ranks here, when they are due."""
@@ -108,7 +110,10 @@ class Whereabouts:
         """What link failover reported (rows of ``path_event``)."""
         for row in rows:
             if row[2] == PathEvent.PATH:
-                self._levels[str(row[3]), int(row[4])] = int(row[5])
+                path = str(row[3]), int(row[4])
+                if self._levels.get(path) != row[5]:
+                    self._level_ns[path] = int(row[0])
+                self._levels[path] = int(row[5])
 
     def receive(self, message: Mapping[str, str]) -> dict[str, str] | None:
         """``where`` is answered, ``there`` and ``waits`` are taken in; raises DataError."""
@@ -133,7 +138,8 @@ class Whereabouts:
             # An agent that does not say it back is of an older version.
             asked_s = wire.number(message, "at") / 1000 if message.get("at") else now_s
             links = message.get("links", "")[:120]
-            self._heard[node] = _Heard(now_s, min(asked_s, now_s), found, links)
+            paths = message.get("paths", "")[:2000]
+            self._heard[node] = _Heard(now_s, min(asked_s, now_s), found, links, paths)
             if node in self._missing:
                 self._missing.remove(node)
                 if not self._missing:
@@ -172,7 +178,8 @@ class Whereabouts:
     def _answer(self, at: str) -> dict[str, str]:
         """``at``: when it was asked, by the clock of who asks."""
         ranks = position.encode(self._positions())
-        return {"kind": "there", "ranks": ranks, "links": self._links(), "at": at[:20]}
+        links, paths = self._links(), self._paths()
+        return {"kind": "there", "ranks": ranks, "links": links, "paths": paths, "at": at[:20]}
 
     def _stalled(self) -> dict[str, str]:
         """The verdict that holds, for `fabricctl run`: it acts when it holds for long."""
@@ -208,6 +215,15 @@ class Whereabouts:
         ]
         return verdict.UNREACHED + ", ".join(cut[:6]) if cut else ""
 
+    def _paths(self) -> str:
+        """Paths to peers that are dead, though others may reach these."""
+        now_ns = mono_ns()
+        return verdict.tell_paths(
+            (self._rails[rail], peer, (now_ns - self._level_ns[peer, rail]) // 1_000_000)
+            for (peer, rail), level in self._levels.items()
+            if level == PathLevel.DEAD and rail < len(self._rails)
+        )
+
     def watch(self) -> None:
         """To be called every :data:`WATCH_S`."""
         now_s = time.monotonic()
@@ -231,7 +247,8 @@ class Whereabouts:
 
     def _ask(self, now_s: float) -> None:
         # Of the same moment as what the others will answer.
-        self._heard[self._own] = _Heard(now_s, now_s, self._positions(), self._links())
+        here = self._positions(), self._links(), self._paths()
+        self._heard[self._own] = _Heard(now_s, now_s, *here)
         due = self._due()
         self._missing = set(due) if len(due) == len(self._others) else set()
         for node in due:
@@ -266,7 +283,8 @@ class Whereabouts:
         newest = [at for at in all_of if at.launch == launch]
         if len(newest) < max((at.ranks for at in newest), default=0) and not silent:
             return  # not everybody has answered yet
-        found = verdict.judge(newest, silent, links, self._usual_s)
+        paths = {node: told.paths for node, told in fresh.items()}
+        found = verdict.judge(newest, silent, links, self._usual_s, paths)
         behind = [fresh[node] for node in {at.node for at in newest}]
         oldest_s = min((told.asked_s for told in behind), default=now_s)
         newest_s = max((told.heard_s for told in behind), default=now_s)

@@ -42,8 +42,8 @@ def command(job: str | None, as_json: bool, every: float | None) -> None:
     asker = Asker(member, settings)
     try:
         while True:
-            positions, silent, links = _look(asker, member)
-            found = verdict.judge(positions, silent, links)
+            positions, silent, links, paths = _look(asker, member)
+            found = verdict.judge(positions, silent, links, paths=paths)
             if as_json:
                 click.echo(_as_json(number, positions, silent, found))
             else:
@@ -57,10 +57,14 @@ def command(job: str | None, as_json: bool, every: float | None) -> None:
         asker.close()
 
 
-def _look(asker: Asker, member: Member) -> tuple[list[Position], list[str], dict[str, str]]:
-    """Every rank of the newest launch, nodes that did not answer, what is wrong with links."""
+def _look(
+    asker: Asker, member: Member
+) -> tuple[list[Position], list[str], dict[str, str], dict[str, str]]:
+    """Every rank of the newest launch, nodes that did not answer, what is wrong with links, dead
+    paths."""
     found: list[Position] = []
     links: dict[str, str] = {}
+    paths: dict[str, str] = {}
     missing = set(member.nodes)
     for node, message in asker.ask(member.nodes, ANSWER_S):
         missing.discard(node)
@@ -70,9 +74,10 @@ def _look(asker: Asker, member: Member) -> tuple[list[Position], list[str], dict
             raise DataError(f"{node}: {error}") from None
         if message.get("links"):
             links[node] = message["links"]
+        paths[node] = message.get("paths", "")
     launch = max((at.launch for at in found), default=0)
     newest = sorted((at for at in found if at.launch == launch), key=lambda at: at.rank)
-    return newest, [node for node in member.nodes if node in missing], links
+    return newest, [node for node in member.nodes if node in missing], links, paths
 
 
 def _as_json(job: int, positions: list[Position], silent: list[str], found: Verdict) -> str:

@@ -7,7 +7,7 @@ import pytest
 from fabricctl.errors import DataError
 from fabricctl.state.track import block, position
 from fabricctl.state.track.position import CommSeen, Position
-from fabricctl.state.track.verdict import Sure, judge
+from fabricctl.state.track.verdict import Sure, judge, tell_paths
 from fabricctl.store.schema import RankState, StallKind
 
 OPS = {name: number for number, name in enumerate(block.op_names())}
@@ -101,6 +101,52 @@ def test_a_rank_whose_last_message_is_under_way_is_no_mismatch(on: int) -> None:
 
 
 CIRCLE = [*ALL[:2], at(2, "MPI_Recv", coll=0, peer=0), ALL[3]]
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        {"n0": "r1:n2:4000"},
+        {"n2": "r1:n0:4000,r1:n1:4000"},
+        {"n0": "r0:n1:90,r1:n2:20000", "n2": "r1:n0:20000"},
+    ],
+)
+def test_a_circle_over_a_path_that_died_is_the_links(paths: dict[str, str]) -> None:
+    """Rank 2 waits for what rank 0 sent, which lies on a dead rail; the other rail is well."""
+    found = judge(CIRCLE, paths=paths)
+    assert (found.kind, found.hard) == (StallKind.LINK, True)
+    assert "rail r1 does not reach" in found.text and "rank 2 in MPI_Recv" in found.text
+    assert not Sure().holds(found, 10.0, 10.0), "it is compared, as every circle"
+
+
+def test_of_a_dead_paths_ends_the_one_with_more_of_them_is_named() -> None:
+    paths = {"n0": "r1:n2:4000", "n1": "r1:n2:4000", "n2": "r1:n0:4000,r1:n1:4000"}
+    assert judge(CIRCLE, paths=paths).node == "n2"
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        {"n0": "r1:n1:4000", "n1": "r1:n0:4000"},  # nobody in the circle waits for a message there
+        {"n0": "r1:n2:600000"},  # they have long done without it
+        {"n0": "r1:n2", "n2": "x"},
+    ],
+)
+def test_a_deadlock_beside_a_dead_path_stays_one(paths: dict[str, str]) -> None:
+    assert judge(CIRCLE, paths=paths).kind == StallKind.APPLICATION
+
+
+def test_agents_tell_of_the_paths_that_died_last() -> None:
+    told = tell_paths([("r0", f"n{n}", 1000 * n) for n in range(100, 0, -1)])
+    assert told.startswith("r0:n1:1000,r0:n2:2000,") and told.count(":") == 24
+    there = [*CIRCLE[:2], replace(CIRCLE[2], node="n3"), CIRCLE[3]]
+    assert judge(there, paths={"n0": told}).kind == StallKind.LINK
+
+
+def test_a_spare_without_links_is_no_stall() -> None:
+    links = {"n9": "rail r0, r1 without carrier", "n1": "no rail reaches n9"}
+    assert not judge(ALL, links=links).hard
+    assert judge(CIRCLE, links=links).kind == StallKind.APPLICATION
 
 
 def test_a_rank_that_was_told_before_it_went_on_is_no_deadlock() -> None:

@@ -17,7 +17,7 @@ from fabricctl.agent.whereabouts import MESSAGES_PER_S, WATCH_S, Whereabouts
 from fabricctl.records import Envelope, JobStart
 from fabricctl.state.track import block, position
 from fabricctl.state.track.position import CommSeen, Position
-from fabricctl.store.schema import RankState, StallKind
+from fabricctl.store.schema import PathEvent, PathLevel, RankState, StallKind
 
 OPS = {name: number for number, name in enumerate(block.op_names())}
 STUCK = Position(
@@ -29,7 +29,14 @@ STUCK = Position(
 class Box:
     """One agent's part, on a clock that is stepped; ``reach`` says which ports of whom answer."""
 
-    def __init__(self, work: Path, count: int, own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self,
+        work: Path,
+        count: int,
+        own: str,
+        monkeypatch: pytest.MonkeyPatch,
+        rails: tuple[str, ...] = (),
+    ) -> None:
         nodes = tuple(f"n{number}" for number in range(1, count + 1))
         start = JobStart(7, 1, "a", nodes, own, "c", Envelope("on", bytes(32)))
         given = Assignment(start, layout.NodeFiles(work), work, 0, 1, ())
@@ -38,7 +45,8 @@ class Box:
         self.rows: list[tuple[object, ...]] = []
         self.reach: Callable[[Send], bool] = lambda _: True
         record = SimpleNamespace(put=lambda _, rows: self.rows.extend(rows))
-        self.it = Whereabouts(given, [], record, self._send, random.Random(1))  # type: ignore[arg-type]
+        rng = random.Random(1)
+        self.it = Whereabouts(given, rails, record, self._send, rng)  # type: ignore[arg-type]
         monkeypatch.setattr(whereabouts.time, "monotonic", lambda: self.now_s)
 
     def _send(self, send: Send) -> bool:
@@ -109,6 +117,46 @@ def test_a_node_that_is_silent_in_a_long_round_is_not_called_so_too_early(
     kinds = {row[2] for row in box.rows}
     assert len(box.it._asked_s) == 2499
     assert not kinds & {int(StallKind.HOST), int(StallKind.LINK)}
+
+
+def test_dead_paths_are_told_with_their_age_until_they_are_well_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = Box(tmp_path, 3, "n1", monkeypatch, rails=("r0", "r1"))
+
+    def path(at_ms: int, peer: str, rail: int, level: PathLevel) -> tuple[int | str, ...]:
+        return (at_ms * 1_000_000, 0, int(PathEvent.PATH), peer, rail, int(level))
+
+    monkeypatch.setattr(whereabouts, "mono_ns", lambda: 9_000_000_000)
+    box.it.note_paths([path(5000, "n2", 1, PathLevel.DEAD), path(6000, "n2", 0, PathLevel.GOOD)])
+    box.it.note_paths([path(8000, "n2", 1, PathLevel.DEAD), path(8500, "n3", 0, PathLevel.DEAD)])
+    box.it.note_paths([(1, 1, int(PathEvent.PATH), "n3", 255, int(PathLevel.DEAD))])
+    answer = box.it.receive({"kind": "where", "node": "n3"}) or {}
+    assert answer["paths"] == "r0:n3:500,r1:n2:4000"
+    box.it.note_paths([path(8900, "n2", 1, PathLevel.GOOD), path(8900, "n3", 0, PathLevel.POOR)])
+    assert (box.it.receive({"kind": "where", "node": "n3"}) or {})["paths"] == ""
+
+
+def test_a_circle_over_a_dead_path_is_told_as_the_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ranks receive from each other; n2 has said that a path between them died."""
+    box = Box(tmp_path, 3, "n1", monkeypatch)
+    receive = OPS["MPI_Recv"]
+    told = {
+        node: replace(STUCK, rank=nth, node=node, op=receive, peer=1 - nth, comm=1, coll=0,
+                      comms={1: CommSeen(nth, 2, 0, 0)})
+        for nth, node in enumerate(("n2", "n3"))
+    }  # fmt: skip
+    for _ in range(10):
+        box.it.receive({"kind": "waits", "node": "n3"})
+        box.watch(WATCH_S)
+        for node, rank in told.items():
+            given = {"ranks": position.encode([rank]), "at": str(int(box.now_s * 1000))}
+            paths = "r0:n3:61000" if node == "n2" else ""
+            box.it.receive({"kind": "there", "node": node, "paths": paths, **given})
+    kinds = {row[2] for row in box.rows if len(row) == 8}
+    assert kinds == {int(StallKind.LINK)}
 
 
 def test_an_answer_that_lay_for_long_is_not_taken_for_a_new_look(

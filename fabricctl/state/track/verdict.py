@@ -4,8 +4,9 @@ Pure: positions, silent nodes and dead links come in. A verdict is *hard* when w
 leaves no other explanation that ends by itself; else it says what is waited for.
 """
 
+import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fabricctl import hostlist
@@ -17,6 +18,8 @@ WAIT_S = 0.5  # in one call: shorter waits are no stall
 SOFT_S = 30.0  # outside of MPI while others wait; or five times what was usual, if that is longer
 AGAIN_S = 0.3  # a rank that all others have left behind gets this time to notice
 _NAMES = 6
+_PATHS = 12  # told by one node
+_PATH = re.compile(r"([^:,]{1,60}):([^:,]{1,60}):([0-9]{1,18})")  # rail, peer, ms
 UNREACHED = "no rail reaches "  # and names, with ", " between them: what an agent says of its links
 
 
@@ -32,14 +35,14 @@ class Verdict:
     waiting: int = 0
     since_ms: int = 0  # how long they have waited
     computing: bool = False  # who is waited for computes: it may come yet
-    timeless: bool = False  # true whenever each of its positions was taken
+    compared: bool = False  # true only if its positions are of one moment
 
 
 @dataclass
 class Sure:
     """Nodes tell of different moments: a rank may have gone on since it was told to wait, for one
-    that waits for it now. So what is laid to the application must be found again, in positions that
-    are all later than those of the first time. Which collective had which number never changes.
+    that waits for it now. So what was compared must be found again, in positions that are all later
+    than those of the first time. Which collective had which number never changes.
     """
 
     _text: str = ""
@@ -47,7 +50,7 @@ class Sure:
 
     def holds(self, found: Verdict, oldest_s: float, newest_s: float) -> bool:
         """All positions behind it are of between ``oldest_s`` and ``newest_s``."""
-        if not found.hard or found.kind != StallKind.APPLICATION or found.timeless:
+        if not found.hard or not found.compared:
             self._text = ""
             return True
         if found.text != self._text:
@@ -63,11 +66,13 @@ def judge(
     silent: Collection[str] = (),
     links: Mapping[str, str] | None = None,
     usual_s: float = 0.0,
+    paths: Mapping[str, str] | None = None,
 ) -> Verdict:
     """``silent``: nodes of the job whose agent is not heard; ``links``: node -> what is wrong with
-    its links; ``usual_s``: how long a rank was outside of MPI before, at most."""
+    its links; ``usual_s``: how long a rank was outside of MPI before, at most; ``paths``: node ->
+    :func:`tell_paths`."""
     waiting = [at for at in positions if waits(at)]
-    found = _at_fault(positions, waiting, silent, links or {}, usual_s)
+    found = _at_fault(positions, waiting, silent, _Down(links or {}, paths or {}), usual_s)
     if found is None:
         return NOBODY
     since = max((at.age_ms for at in waiting), default=0)
@@ -81,11 +86,19 @@ def waits(at: Position) -> bool:
     return at.age_ms >= WAIT_S * 1000
 
 
+@dataclass(frozen=True)
+class _Down:
+    """Of the network, by node, as :func:`judge` has them."""
+
+    links: Mapping[str, str]
+    paths: Mapping[str, str]
+
+
 def _at_fault(
     positions: Sequence[Position],
     waiting: Sequence[Position],
     silent: Collection[str],
-    links: Mapping[str, str],
+    down: _Down,
     usual_s: float,
 ) -> Verdict | None:
     gone = [at for at in positions if at.state == RankState.GONE]
@@ -103,9 +116,9 @@ def _at_fault(
         return Verdict(StallKind.HOST, f"node {names} is not heard", node=one[:47])
     return (
         _mismatch(positions)
-        or _link(waiting, links)
+        or _link(positions, waiting, down.links)
         or _left(positions, waiting)
-        or _deadlock(positions, waiting)
+        or _deadlock(positions, waiting, down.paths)
         or _late(positions, waiting, usual_s)
     )
 
@@ -141,7 +154,7 @@ def _mismatch(positions: Sequence[Position]) -> Verdict | None:
         call = block.op_name(usual_op) + (f" of root {usual_root}" if usual_root >= 0 else "")
         theirs = odd[0].op_name + (f" of root {odd[0].peer}" if odd[0].peer >= 0 else "")
         what = f"is in {theirs}, the others in {call} (collective {coll} of {comm_name(comm)})"
-        return replace(_ranks(StallKind.APPLICATION, odd, what), timeless=True)
+        return _ranks(StallKind.APPLICATION, odd, what)
     return _passed(positions)
 
 
@@ -166,12 +179,9 @@ def _passed(positions: Sequence[Position]) -> Verdict | None:
         where = f"{at.op_name} (collective {at.coll} of {comm_name(at.comm)})"
         theirs = block.op_name(past[0].comms[at.comm].op_of(at.coll) or 0)
         if len(here) <= len(past):
-            found = _ranks(
-                StallKind.APPLICATION, here, f"is in {where}, the others called {theirs}"
-            )
-        else:
-            found = _ranks(StallKind.APPLICATION, past, f"called {theirs} instead of {where}")
-        return replace(found, timeless=True)
+            what = f"is in {where}, the others called {theirs}"
+            return _ranks(StallKind.APPLICATION, here, what)
+        return _ranks(StallKind.APPLICATION, past, f"called {theirs} instead of {where}")
     return None
 
 
@@ -182,13 +192,21 @@ def comm_name(comm: int) -> str:
     )
 
 
-def _link(waiting: Sequence[Position], links: Mapping[str, str]) -> Verdict | None:
-    """The node that is at an end of the most dead links: each of the others does not reach it."""
-    if not links:
+def _link(
+    positions: Sequence[Position], waiting: Sequence[Position], links: Mapping[str, str]
+) -> Verdict | None:
+    """The node that is at an end of the most dead links: each of the others does not reach it.
+    Only nodes with ranks are: nobody waits for a spare."""
+    nodes = {at.node for at in positions}
+    named: Counter[str] = Counter()
+    for node in sorted(links.keys() & nodes):
+        text = links[node]
+        if not text.startswith(UNREACHED):
+            named[node] += 1
+        elif there := nodes.intersection(text.removeprefix(UNREACHED).split(", ")):
+            named.update([node, *sorted(there)])
+    if not named:
         return None
-    named = Counter(sorted(links))
-    for text in (links[node] for node in sorted(links)):
-        named.update(text.removeprefix(UNREACHED).split(", ") if UNREACHED in text else ())
     node, _ = named.most_common(1)[0]
     text = f"{node}: {links.get(node, 'no rail reaches it')}, and {len(waiting)} ranks wait"
     return Verdict(StallKind.LINK, text, node=node)
@@ -215,7 +233,7 @@ def _left(positions: Sequence[Position], waiting: Sequence[Position]) -> Verdict
         ]
         if ended:
             what = f"went to MPI_Finalize and never came to {at.op_name} of rank {at.rank}"
-            return _ranks(StallKind.APPLICATION, ended, what)
+            return replace(_ranks(StallKind.APPLICATION, ended, what), compared=True)
     return None
 
 
@@ -230,9 +248,12 @@ def _peers(positions: Sequence[Position], at: Position) -> list[Position]:
     ]
 
 
-def _deadlock(positions: Sequence[Position], waiting: Sequence[Position]) -> Verdict | None:
+def _deadlock(
+    positions: Sequence[Position], waiting: Sequence[Position], paths: Mapping[str, str]
+) -> Verdict | None:
     """A circle of ranks each of which waits for the next. Two that send to each other may be
-    moving data, so calls that send are no part of one."""
+    moving data, so calls that send are no part of one. Where a path between two of them is dead,
+    what one waits for was sent, maybe, and lies there."""
     by_rank = {at.rank: at for at in waiting}
 
     def next_of(at: Position) -> list[Position]:
@@ -250,7 +271,10 @@ def _deadlock(positions: Sequence[Position], waiting: Sequence[Position]) -> Ver
             at = onward[0]
             if at in path:
                 circle = path[path.index(at) :]
-                return Verdict(StallKind.APPLICATION, _circle_text(circle))
+                text = _circle_text(circle)
+                return _dead_path(circle, paths) or Verdict(
+                    StallKind.APPLICATION, f"deadlock: {text}", compared=True
+                )
             path.append(at)
     return None
 
@@ -258,7 +282,36 @@ def _deadlock(positions: Sequence[Position], waiting: Sequence[Position]) -> Ver
 def _circle_text(circle: Sequence[Position]) -> str:
     parts = [f"rank {at.rank} in {at.op_name}" for at in circle[:_NAMES]]
     more = f" and {len(circle) - _NAMES} more" if len(circle) > _NAMES else ""
-    return f"deadlock: {', '.join(parts)}{more}, each waits for the next"
+    return f"{', '.join(parts)}{more}, each waits for the next"
+
+
+def tell_paths(dead: Iterable[tuple[str, str, int]]) -> str:
+    """Rail, peer and age in ms of paths that are dead, though another may still reach that peer:
+    what an agent says of them. The youngest, if there are many."""
+    young = sorted(dead, key=lambda one: one[2])[:_PATHS]
+    return ",".join(f"{rail}:{peer}:{max(0, age_ms)}" for rail, peer, age_ms in young)
+
+
+def _dead_path(circle: Sequence[Position], paths: Mapping[str, str]) -> Verdict | None:
+    """A path that died while one of them waits for a message of the next, or not long before it: of
+    one that was dead already ranks had no need. Of its two ends that of more dead paths is named.
+    """
+    dead = [
+        (node, rail, peer, int(age_ms))
+        for node in sorted(paths)
+        for rail, peer, age_ms in _PATH.findall(paths[node])
+    ]
+    for at, onward in zip(circle, [*circle[1:], circle[0]], strict=True):
+        if at.coll:
+            continue  # it waits for that rank to come, not for what that one sent
+        for node, rail, peer, age_ms in dead:
+            ends = {node, peer} == {at.node, onward.node}
+            if ends and age_ms < at.age_ms + SOFT_S * 1000:
+                of_rail = Counter(end for a, r, b, _ in dead if r == rail for end in (a, b))
+                here, there = sorted((node, peer), key=lambda end: (-of_rail[end], end))
+                text = f"{here}: rail {rail} does not reach {there}; {_circle_text(circle)}"
+                return Verdict(StallKind.LINK, text, node=here, compared=True)
+    return None
 
 
 def _late(
