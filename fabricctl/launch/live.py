@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from fabricctl import wire
+from fabricctl import hostlist, wire
 from fabricctl.errors import FabricError, SlurmError
 from fabricctl.launch.placement import Placement
 from fabricctl.launch.roster import Action, End, Roster, Send, Start, Tell
@@ -33,6 +33,7 @@ class _Srun:
     process: subprocess.Popen[bytes]
     marked: bool = False  # somebody died in it: its status says nothing
     joined: int = 0  # of its processes
+    here: int = 0  # of those, whose connection is open: as long as they live
     seen: bool = False  # its end
 
 
@@ -68,7 +69,7 @@ class LiveStep:
         self._sruns: list[_Srun] = []
         self._dead: set[str] = set()
         self._result: End | None = None
-        self._said = False
+        self._said = self._cut_short = False
         self._cancels: list[subprocess.Popen[bytes]] = []
         share = Counter(placement.hosts)
         each = max(share.values())
@@ -88,8 +89,9 @@ class LiveStep:
         threading.Thread(target=self._accept, daemon=True).start()
         self._teller = threading.Thread(target=self._tell_all, daemon=True)
         self._teller.start()
-        for node, count in wanted.items():
-            self._start(node, count)
+        with self._lock:
+            for node, count in wanted.items():
+                self._start(node, count)
 
     def _start(self, node: str, count: int) -> None:
         command = [
@@ -133,15 +135,26 @@ class LiveStep:
         """Whether the program goes on although something died."""
         return self._result is None or not self._result.status
 
+    @property
+    def finished(self) -> bool:
+        """Whether all ranks have come to their end: nothing is left to start again from."""
+        return self._result is not None and not self._result.status
+
     def lost(self, nodes: Collection[str]) -> None:
         """These nodes are dead."""
         with self._lock:
             self._dead |= set(nodes)
             for srun in self._sruns:
                 if srun.node in nodes:
-                    srun.marked = True
+                    srun.marked, srun.here = True, 0
                     srun.process.kill()
+            short = [node for node in nodes if self.finished and self._roster.has_rank(node)]
             self._do(self._roster.lost(nodes))
+        if short:
+            self._cut_short = True
+            names = hostlist.fold(short)
+            words = "died when all steps were done, but its program had not ended"
+            sys.stderr.write(f"fabric: run: node {names} {words}\n")
 
     def leave(self, node: str, to: str) -> bool:
         """The ranks of a node go to a spare, when all have saved; False: not now."""
@@ -160,7 +173,13 @@ class LiveStep:
                 if not srun.seen and srun.process.poll() is not None:
                     srun.seen = True
                     self._do(self._roster.ended(srun.node, max(0, srun.count - srun.joined)))
-            running = [one for one in self._sruns if one.process.poll() is None and not one.marked]
+            # Where somebody died srun may stay, and its status says nothing; processes that live
+            # may have more to do after the last step.
+            running = [
+                one
+                for one in self._sruns
+                if one.process.poll() is None and (not one.marked or one.here)
+            ]
             if self._result is None or not self._result.status:
                 return None if running else self._status()
             if not self._said:
@@ -171,6 +190,8 @@ class LiveStep:
     def _status(self) -> int:
         """All have ended: by themselves, or before they called us."""
         found = [one.process.returncode for one in self._sruns if not one.marked]
+        if self.finished:
+            found.append(int(self._cut_short))
         worst = max((code if code >= 0 else 128 - code for code in found), default=1)
         return worst or (0 if self._result is not None or not self._roster.over else 1)
 
@@ -210,7 +231,8 @@ class LiveStep:
             link = Link.answer(made, self._key)
             first = link.receive()
             local, step = wire.number(first, "local"), wire.number(first, "step")
-            srun = self._sruns[step]
+            with self._lock:
+                srun = self._sruns[step]
         except (OSError, FabricError, IndexError):
             made.close()
             return
@@ -221,6 +243,7 @@ class LiveStep:
         with self._lock:
             self._links[who] = link
             srun.joined += 1
+            srun.here += 1
             self._do(self._roster.join(who, srun.node, local))
         try:
             while True:
@@ -229,6 +252,7 @@ class LiveStep:
             pass  # it is gone
         with self._lock:
             self._links.pop(who).close()
+            srun.here = max(0, srun.here - 1)  # 0: its node is lost
             srun.marked |= not self._roster.over
             self._do(self._roster.gone(who))
 

@@ -196,6 +196,10 @@ class Roster:
         told = [Tell(LaunchEvent.NODE_DEAD, node, why) for node in sorted(fresh)]
         return [*told, *self._broken(), *self._go_on()]
 
+    def has_rank(self, node: str) -> bool:
+        """Whether a process with a rank is connected from there."""
+        return any(self._processes[who].node == node for who, _ in self._holders)
+
     def ended(self, node: str, count: int) -> list[Action]:
         """So many processes that were started there ended before they joined."""
         self.started[node] = max(0, self.started.get(node, 0) - count)

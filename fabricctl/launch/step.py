@@ -25,6 +25,7 @@ class Step:
     """A running srun; :meth:`cancel` also ends what it left on nodes."""
 
     carries = False  # a death ends it
+    finished = False  # what it had saved is there as long as it has not ended well
 
     def __init__(
         self,

@@ -109,6 +109,14 @@ class Supervisor:
                 self.placement, self._leaving, self._given = placed, "", ""
                 self.launch += 1
                 return None
+            if step.finished and status is not None and not self._leaving:
+                # Whatever came after the last step: its checkpoints were given back.
+                event = LaunchEvent.GIVE_UP if status else LaunchEvent.END
+                words = f"all steps were done, it ended with status {status}"
+                self._tell(event, nodes, words if status else "ended well")
+                if status:
+                    sys.stderr.write(f"fabric: run: {words}\n")
+                return status
             if status == 0 and not dead & set(self.placement.nodes):
                 self._tell(LaunchEvent.END, nodes, "ended well")
                 return 0
@@ -176,7 +184,7 @@ class Supervisor:
                 self._halt_at_s, self._order = None, "checkpoint"
             if self._order:
                 self._obey(step)
-            self._hung = self._hangs.expired()
+            self._hung = None if step.finished else self._hangs.expired()
             if self._hung is not None and status is None and self._acts_on(self._hung):
                 return None, died
             if died & set(self.placement.nodes) and not step.carries:
@@ -277,7 +285,9 @@ class Supervisor:
 
     def _wait_gone(self) -> None:
         """Ranks of the start before must be gone before others take their place."""
-        living = [node for node in self.placement.nodes if node not in self._hearts.dead]
+        # One that never said a word, because it has no agent, will not tell either.
+        asked = self._hearts.heard - self._hearts.dead
+        living = [node for node in self.placement.nodes if node in asked]
         end_s = time.monotonic() + GONE_S
         while living and time.monotonic() < end_s:
             for node, message in self._asker.ask(living, 0.5):

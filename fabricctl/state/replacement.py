@@ -32,7 +32,7 @@ from fabricctl.errors import DataError, FabricError, NotFoundError
 from fabricctl.membership import Member
 from fabricctl.state import torch_hooks
 from fabricctl.state.ckpt.api import SIGNALS, Checkpoint, Regroup
-from fabricctl.state.ckpt.link import Link, keep_alive
+from fabricctl.state.ckpt.link import Link
 from fabricctl.state.sockets import Sockets
 
 FORM_S = 60.0  # for all to meet in a new group
@@ -47,7 +47,8 @@ def live(train: Train, backend: str = "gloo", **options: Any) -> Any:
     """Calls ``train(checkpoint)`` within a process group of torch.distributed, again after each
     death; what it returns. ``options`` are :class:`~fabricctl.state.Checkpoint`'s.
 
-    What comes after it in the program is done once. A spare that was not needed exits with 0 here.
+    What comes after it in the program is done once, and `fabricctl run` waits for it. A spare that
+    was not needed exits with 0 here.
     """
     given = os.environ.get("FABRIC_LIVE", "")
     if not given:
@@ -65,11 +66,13 @@ def live(train: Train, backend: str = "gloo", **options: Any) -> Any:
             form = seat.wait_form()
             done, result = _generation(seat, form, train, backend, options)
             if done:
-                return result
+                return result  # the connection ends with the process: it is waited for
+    except BaseException:
+        seat.close()
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        seat.close()
 
 
 def _once(train: Train, backend: str, options: Mapping[str, Any]) -> Any:
@@ -163,6 +166,8 @@ class _Seat:
                     return
                 self.sockets.cut()
                 _abort()
+                if self.checkpoint is not None:
+                    self.checkpoint.give_up()
                 self._changed.wait(CUT_S)
 
     def say(self, kind: str, **more: object) -> None:
@@ -213,6 +218,7 @@ def _generation(
 ) -> tuple[bool, Any]:
     """From the group's making until all are done, or one has died."""
     done, result, failure = False, None, ""
+    leaves: SystemExit | None = None
     try:
         _meet(seat, form, backend)
         seat.checkpoint = Checkpoint("torch", **options)
@@ -224,7 +230,7 @@ def _generation(
         done = True
     except SystemExit as error:
         if error.code in (None, 0):
-            done = True
+            done, leaves = True, SystemExit(error.code)  # not this one: it holds train's frame
         else:
             seat.say("exit", status=error.code if isinstance(error.code, int) else 1)
             raise
@@ -236,6 +242,8 @@ def _generation(
         if seat.wait_word() == "raise":
             raise
     if done:
+        if seat.checkpoint is not None:
+            seat.checkpoint.wait_copied()  # one that comes after keepers were told to forget stays
         seat.say("done")
         done = seat.wait_word() == "end"
     checkpoint, seat.checkpoint = seat.checkpoint, None
@@ -247,6 +255,8 @@ def _generation(
             else:
                 checkpoint.forget()
             _end_group()
+        if leaves is not None:
+            raise leaves
         return True, result
     if checkpoint is not None:
         checkpoint.leave()
@@ -333,7 +343,6 @@ def _call(given: str) -> Link:
         raise DataError(f"FABRIC_LIVE={given[:60]!r}: HOST PORT STEP expected")
     link = Link.call((host, int(port)), member.key, CALL_S)
     link.socket.settimeout(None)
-    keep_alive(link.socket)
     local = os.environ.get("SLURM_LOCALID", "0")
     link.send({"kind": "join", "step": step, "local": local})
     return link

@@ -29,7 +29,7 @@ def _cancelled(lab: Lab) -> Iterator[None]:
     lab.exec("ctl", ["scancel", "-u", "alice"])
 
 
-def wait_for(what: str, good: Callable[[], object], timeout_s: float = 90) -> None:
+def wait_for(what: str, good: Callable[[], object], timeout_s: float = 180) -> None:
     deadline = time.monotonic() + timeout_s
     while not good():
         assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
@@ -43,7 +43,7 @@ class Run:
         head = "#!/bin/bash\nexport OMPI_MCA_mpi_yield_when_idle=1\n"
         script = f"{head}{command}\necho exit status $?\n"
         argv = ["sbatch", "--parsable", "--fabric-resilience", "--no-kill", "-p", "all"]
-        argv += [f"-N{nodes}", f"-n{nodes}", "-o", "run-%j.out"]
+        argv += [f"-N{nodes}", f"-n{nodes}", f"-wn[1-{nodes}]", "-o", "run-%j.out"]
         done = lab.exec("ctl", argv, user="alice", input=script)
         self.lab, self.job, self.ranks = lab, int(done.stdout), nodes - 1
 
@@ -103,6 +103,57 @@ def test_a_killed_rank_a_hang_and_a_lost_node_change_nothing_in_the_result(lab: 
     assert begins[2] >= 140 and begins[3] >= 240, run.output
     assert "the ranks hang: rank 3 on n4 is stopped by a signal" in run.output
     assert "node n3 is dead" in run.output
+
+
+LIVE = """
+import os, time
+from pathlib import Path
+import torch.distributed as dist
+from fabricctl import state
+go = Path("go." + os.environ["SLURM_JOB_ID"])
+def train(checkpoint):
+    total = {"sum": 0}
+    checkpoint.protect(total=total)
+    rank, begin = dist.get_rank(), checkpoint.restore()
+    print("rank", rank, "from step", begin, "in process", os.getpid(), flush=True)
+    for n in range(begin, 30):
+        if n == 10 and not go.exists():
+            print("rank", rank, "is at the gate", flush=True)
+        while n == 10 and not go.exists():
+            time.sleep(0.02)
+        told = [None] * dist.get_world_size()
+        dist.all_gather_object(told, (rank + 1) * n * n)
+        total["sum"] += sum(told)
+        checkpoint.step(n + 1)
+    return rank, total["sum"]
+rank, total = state.live(train, every_steps=1)
+print("rank", rank, "ends with", total, flush=True)
+"""
+
+
+def test_a_lost_node_is_replaced_while_the_others_run_on(lab: Lab) -> None:
+    """torch is played, the rest is real. Rank 0's process is the same to the end, the result an
+    unbroken run's, and no keeper holds anything when the job is over."""
+    (lab.paths.shared / "home" / "alice" / "live.py").write_text(LIVE)
+    path = f"PYTHONPATH={ROOT}/tests/support/faketorch:{ROOT}"
+    run = Run(lab, f"{path} fabricctl run --spares 1 --live {PYTHON} live.py", nodes=3)
+    wait_for("the gate", lambda: run.output.count("is at the gate") == 2)
+    lab.fault("power-off", "n2")
+    (lab.paths.shared / "home" / "alice" / f"go.{run.job}").touch()
+    wait_for("the end", lambda: "exit status" in run.output)
+    assert "exit status 0" in run.output, run.output
+    whole = 3 * sum(n * n for n in range(30))
+    ends = re.findall(r"rank (\d) ends with (\d+)", run.output)
+    assert sorted(ends) == [("0", str(whole)), ("1", str(whole))], run.output
+    begins = re.findall(r"rank (\d) from step (\d+) in process (\d+)", run.output)
+    assert len({process for rank, _, process in begins if rank == "0"}) == 1, run.output
+    assert [int(step) for _, step, _ in begins[2:]] in ([9, 9], [10, 10]), run.output
+    assert "node n2 is dead" in run.output
+    assert run.output.count("the others ran on, now on n[1,3]") == 1, run.output
+    keeper = ["pgrep", "-f", f"fabric-keeper: job {run.job}$"]
+    for node in ("n1", "n3"):
+        gone = lambda node=node: lab.exec(node, keeper, check=False).returncode == 1  # noqa: E731
+        wait_for(f"the end of {node}'s keeper", gone)
 
 
 def test_a_program_that_fails_at_once_is_not_started_for_ever(lab: Lab) -> None:

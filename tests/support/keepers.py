@@ -1,5 +1,6 @@
 """Keepers of several nodes on one machine, for tests and benchmarks."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,15 +13,27 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fabricctl import fields
+from fabricctl.state.ckpt.client import Client, Found
+from fabricctl.state.ckpt.link import Link
 
 KEY = b"k" * 32
 PROGRAM = """
-import json, signal, sys, os, threading
+import json, signal, sys, os, threading, time
 from pathlib import Path
 from fabricctl.membership import Member
 from fabricctl.state.ckpt.assignment import Assignment
 from fabricctl.state.ckpt.keeper import Keeper
-where, node, nodes, job, quota, disk, groups, hold_s = sys.argv[1:9]
+from fabricctl.state.ckpt.remote import Remote
+where, node, nodes, job, quota, disk, groups, hold_s, copy_s = sys.argv[1:10]
+hold = Remote._hold
+def slowly(*given):
+    if (Path(where) / f"still.{node}").exists():
+        (Path(where) / f"stands.{node}.{threading.get_ident()}").touch()
+        threading.Event().wait()  # as a node without power: not a word more
+    time.sleep(float(copy_s))
+    hold(*given)
+    (Path(where) / f"held.{node}.{time.monotonic_ns()}").touch()
+Remote._hold = slowly
 if hold_s:  # as the node service starts it
     from fabricctl.node import keepers
     signal.pthread_sigmask(signal.SIG_BLOCK, keepers.SIGNALS)
@@ -31,7 +44,7 @@ keeper = Keeper(Assignment(int(job), os.getuid(), b"k" * 32, node, tuple(nodes.s
 if not hold_s:
     keeper.serve()
 threading.Thread(target=keeper.serve, daemon=True).start()
-keepers._hold_on(keeper, float(hold_s), Path(where) / "job")
+keepers._hold_on(keeper, float(hold_s), (Path(where) / "job").exists)
 keeper.end()
 """
 
@@ -47,8 +60,10 @@ class KeeperSet:
         disk: Path | None = None,
         groups: Mapping[str, Mapping[str, str]] | None = None,
         hold_s: float | None = None,
+        copy_s: float = 0.0,
     ) -> None:
-        self.where, self._hold_s = where, hold_s
+        """``copy_s``: what each copy to another node takes longer."""
+        self.where, self._hold_s, self._copy_s = where, hold_s, copy_s
         self._disk, self._groups = disk, groups or {}
         self.nodes = [f"n{number}" for number in range(nodes)]
         self._quota = quota_bytes
@@ -63,6 +78,7 @@ class KeeperSet:
             (self._disk / node).mkdir(parents=True, exist_ok=True)
         argv += [str(self._job), str(self._quota)]
         argv += [str(self._disk or ""), json.dumps(self._groups), str(self._hold_s or "")]
+        argv += [str(self._copy_s)]
         self.processes[node] = subprocess.Popen(argv)
         if wait:
             self._wait(node)
@@ -72,6 +88,22 @@ class KeeperSet:
         while not _answers(self.where / node):
             assert time.monotonic() < deadline, f"keeper of {node} did not start"
             time.sleep(0.01)
+
+    def stand_still(self, node: str) -> None:
+        """It takes no copy to its end."""
+        (self.where / f"still.{node}").touch()
+
+    def client(self, node: str, rank: int = 0, ranks: int = 1) -> Client:
+        """A rank of a node."""
+        made = socket.socket(socket.AF_UNIX)
+        made.connect(str(self.where / node))
+        return Client(Link.local(made), "main", rank, ranks)
+
+    def found(self, node: str) -> list[Found]:
+        """What a rank there would be offered."""
+        client = self.client(node)
+        with contextlib.closing(client.link):
+            return client.find("")
 
     def kill(self, node: str) -> None:
         """The node is lost with all it held."""

@@ -38,7 +38,7 @@ class FakeStep:
     """One srun."""
 
     world: World
-    carries = False
+    carries = finished = False
 
     def __init__(
         self,

@@ -79,6 +79,10 @@ def train(checkpoint):
     return rank, total["sum"]
 
 rank, total = state.live(train, every_steps=1)
+if asked(f"late.{rank}"):
+    time.sleep(0.5)
+while (where / f"hold.{rank}").exists():
+    time.sleep(0.01)
 (where / f"result.{rank}").write_text(str(total))
 """
 
@@ -97,13 +101,20 @@ class World:
         for one in what:
             (self.where / one).touch()
 
-    def start(self, *more: str, steps: int = 40, spares: tuple[str, ...] = ("n3",)) -> LiveStep:
+    def start(
+        self,
+        *more: str,
+        steps: int = 40,
+        hosts: tuple[str, ...] = ("n0", "n1", "n2"),
+        spares: tuple[str, ...] = ("n3",),
+    ) -> LiveStep:
         given = {**os.environ, "PYTHONPATH": f"{ROOT}/tests/support/faketorch:{ROOT}"}
         job_dir = self.where / "jobs" / "7"
         given |= {"TEST_WHERE": str(self.where), "FABRIC_JOB_DIR": str(job_dir)}
+        given |= {"FAKETORCH_HOST": "127.0.0.1"}
         argv = ["--", sys.executable, "-c", PROGRAM, str(steps), *more]
         self.step = LiveStep(
-            7, 3, Placement(("n0", "n1", "n2"), spares), argv, environment=given, key=KEY,
+            7, 3, Placement(hosts, spares), argv, environment=given, key=KEY,
             address="127.0.0.1", ports=range(29_000 + os.getpid() % 900, 30_900),
             deaths_most=5, tell=self.tell,
         )  # fmt: skip
@@ -212,6 +223,48 @@ def test_one_that_dies_at_the_very_end_is_replaced(kept: World) -> None:
     assert kept.wait() == 0
     assert kept.results() == expected()
     assert kept.begun(4) == [40, 40, 40]
+
+
+def test_what_follows_the_last_step_is_waited_for_where_somebody_died(kept: World) -> None:
+    """Ranks 0 and 1 are of one srun, which says nothing any more when one of them has died."""
+    kept.ask("die.1.10", "late.0")
+    kept.start(hosts=("n0", "n0", "n1"))
+    assert kept.wait() == 0
+    assert kept.results() == expected()
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_node_that_dies_after_the_last_step_ends_the_run(
+    kept: World, capfd: pytest.CaptureFixture[str], done: bool
+) -> None:
+    """There is nothing to start again from: the status tells whether its program had ended."""
+    kept.ask("hold.2", "hold.0")
+    step = kept.start()
+    kept.wait(lambda: step.finished)
+    if done:
+        (kept.where / "hold.2").unlink()
+        kept.wait(lambda: not step._roster.has_rank("n2"))
+    step.lost({"n2"})
+    (kept.where / "hold.0").unlink()
+    assert kept.wait() == (0 if done else 1)
+    assert step.carries and step.finished
+    said = "node n2 died when all steps were done, but its program had not ended"
+    assert (said in capfd.readouterr().err) is not done
+
+
+def test_no_copy_comes_after_keepers_were_told_to_forget(world: World) -> None:
+    """What was saved last is on its way to another node when all ranks have ended."""
+    where = world.where / "keepers"
+    where.mkdir()
+    with KeeperSet(where, 4, copy_s=0.5) as keepers:
+        world.start(steps=2)
+        assert world.wait() == 0
+        end_s = time.monotonic() + 60
+        while len(list(where.glob("held.*"))) < 6:  # three ranks, two steps
+            assert time.monotonic() < end_s
+            time.sleep(0.01)
+        for node in keepers.nodes:
+            assert keepers.found(node) == []
 
 
 def test_an_error_of_the_program_is_its_end(

@@ -10,7 +10,7 @@ from fabricctl.launch.placement import first
 from fabricctl.launch.policy import DO_NOT_RESTART
 from fabricctl.launch.supervise import Supervisor
 from fabricctl.store.schema import LaunchEvent
-from tests.support.launches import NODES, FakeLive, Play, World, played
+from tests.support.launches import NODES, FakeLive, FakeStep, Play, World, played
 
 
 @pytest.fixture
@@ -80,6 +80,26 @@ def test_live_a_dead_node_is_nothing_to_start_again_for(play: Play) -> None:
     assert play(world, live=True)[0] == 0
     assert len(world.placed) == 1 and not world.signals
     assert world.events[-1] == (LaunchEvent.END, "n[1-2,4-5]")
+
+
+@pytest.mark.parametrize(("ends", "event"), [(0, LaunchEvent.END), (3, LaunchEvent.GIVE_UP)])
+def test_live_nothing_begins_anew_when_all_steps_are_done(
+    play: Play, monkeypatch: pytest.MonkeyPatch, ends: int, event: LaunchEvent
+) -> None:
+    """A node dies then, or what follows the last step fails: checkpoints have been given back."""
+    world = World(lambda _launch, _looks: None)
+
+    def plays(_launch: int, looks: int) -> int | None:
+        if looks > 5:
+            world.silent = {"n3"}
+        return ends if looks > 30 else None
+
+    world.plays = plays
+    monkeypatch.setattr(FakeLive, "lost", FakeStep.lost)
+    monkeypatch.setattr(FakeLive, "finished", True)
+    assert play(world, live=True)[0] == ends
+    assert len(world.placed) == 1
+    assert world.events[-1] == (event, "n[1-4]")
 
 
 def test_live_without_a_spare_all_start_again_in_place(play: Play) -> None:

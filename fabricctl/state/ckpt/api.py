@@ -155,9 +155,9 @@ class Checkpoint:
         if self._rank != 0 or self._events is None:
             return
         launch = os.environ.get("FABRIC_LAUNCH", "0")
-        numbers = {"step": step, "ranks": self._ranks, "bytes": self._size}
-        numbers |= {"launch": int(launch) if launch.isdecimal() else 0}
-        tell(self._events, event, {**numbers, "stall_ns": int(stall_s * 1e9)})
+        numbers = {"launch": int(launch) if launch.isdecimal() else 0, "step": step}
+        numbers |= {"ranks": self._ranks, "bytes": self._size, "stall_ns": int(stall_s * 1e9)}
+        tell(self._events, event, numbers)
 
     def _start_at(self, step: int) -> None:
         self._begin_s, self._begin_step = time.monotonic(), step
@@ -195,7 +195,7 @@ class Checkpoint:
         """
         begin_s = time.monotonic()
         self._meet()
-        before, (safe, why) = self._pending, self._before_safe()
+        before, (safe, why) = self._pending, self.wait_copied()
         share = self._shared is not None and self._saves % self._shared_every == 0
         if self._keeper is not None:
             self._size = self._keeper.fill(n, self._items, self._wanted(n, share))
@@ -252,13 +252,13 @@ class Checkpoint:
 
     def _commit(self) -> None:
         """Where no other save follows that would."""
-        safe, why = self._before_safe()
+        safe, why = self.wait_copied()
         if self._pending is not None:
             self._settle(self._pending, all(self._gather(safe)), why)
             self._pending = None
 
-    def _before_safe(self) -> tuple[bool, str]:
-        """Whether this rank's part of the save before is, and why not."""
+    def wait_copied(self) -> tuple[bool, str]:
+        """Until what this rank saved last is as safe as it will be: whether it is, and why not."""
         if self._pending is None or self._keeper is None:
             return True, ""
         return self._keeper.safe(self._pending)
@@ -400,9 +400,7 @@ class Checkpoint:
     def _restore_shared(self) -> int:
         whole: list[Step] = []
         if self._shared is not None and self._rank == 0:
-            whole = [
-                (step, n) for step, n in partfile.whole_steps(self._shared, self._name).items()
-            ]
+            whole = list(partfile.whole_steps(self._shared, self._name).items())
         free = bool(self._items) and all(item.of_whole for item in self._items.values())
         listed = [(int(step), int(ranks)) for step, ranks in self._gather(whole)[0]]
         for step in sorted(listed, key=self._better, reverse=True):
@@ -479,6 +477,11 @@ class Checkpoint:
                 if not good:
                     client.warn(f"step {self._sharing} is not on the shared level: {why}")
         self.leave()
+
+    def give_up(self) -> None:
+        """By another thread: the group is broken, whoever waits for copies need not any more."""
+        if (keeper := self._keeper) is not None:
+            keeper.given_up = True
 
     def forget(self) -> None:
         """All ranks are known to have ended well: keepers need not hold anything."""

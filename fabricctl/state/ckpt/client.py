@@ -20,6 +20,7 @@ from fabricctl.state.ckpt.link import Link
 ALIGN = 64  # where each item begins in the keeper's memory: the copy is quicker
 KEEPER_S = 5.0  # a keeper begins half a second after its job
 WAIT_SAFE_S = 120.0
+LOOK_S = 0.2  # of that at a time: who gives up is not held for longer
 
 Manifest = list[list[Any]]  # name, kind, begin, bytes, CRC-32C, where it belongs in the whole
 
@@ -41,6 +42,7 @@ class Client:
         self.link = link
         self._head = {"name": name, "rank": str(rank), "ranks": str(ranks)}
         self._maps: dict[int, mmap.mmap] = {}  # by inode of the keeper's memory
+        self.given_up = False  # set by another thread: nothing is waited for any more
 
     def ask(self, kind: str, **more: object) -> dict[str, str]:
         """One question, one answer."""
@@ -80,11 +82,17 @@ class Client:
 
     def safe(self, step: int, *, shared: bool = False) -> tuple[bool, str]:
         """Waits until a step of this rank is as safe as it will be; why it is not."""
-        try:
-            answer = self.ask("safe", step=step, wait_ms=int(WAIT_SAFE_S * 1e3), shared=int(shared))
-        except (OSError, FabricError) as error:
-            return False, str(error)
-        return answer.get("state") == "safe", answer.get("why", "")
+        end_s = time.monotonic() + WAIT_SAFE_S
+        while True:
+            try:
+                answer = self.ask("safe", step=step, wait_ms=int(LOOK_S * 1e3), shared=int(shared))
+            except (OSError, FabricError) as error:
+                return False, str(error)
+            state, why = answer.get("state"), answer.get("why", "")
+            if state != "wait":
+                return state == "safe", why
+            if self.given_up or time.monotonic() >= end_s:
+                return False, why or "its copies are still under way"
 
     def find(self, dead: str) -> list[Found]:
         """Every part of this checkpoint; this node's come last."""

@@ -30,6 +30,7 @@ from fabricctl.state.ckpt.parts import Part, Wanted
 from fabricctl.state.ckpt.remote import Remote
 
 TRANSFER_S = 300.0
+CLEAR_TRIES = 5  # of CALL_S each
 FROM_SET = "=set"  # in the place of a node's name: the part can be made from the rest of its set
 _UCRED = struct.Struct("=3i")
 
@@ -45,6 +46,9 @@ class Keeper:
         candidates = ports(given.job, given.port_first, given.port_count)
         self._others = Others(given, candidates)
         self._remote = Remote(given.node, self._holding)
+        # Who restores waits for no copy, neither for an answer nor for what was saved last.
+        self._checkers = ThreadPoolExecutor(4, "checks")
+        self._askers = ThreadPoolExecutor(8, "asks")
         self._workers = ThreadPoolExecutor(4, "copies")
         self._files = ThreadPoolExecutor(1, "files")  # one after the other: older steps first
         self._sets: dict[tuple[str, int, int], parity.Sources] = {}  # of what was found last
@@ -52,6 +56,7 @@ class Keeper:
             (_local_socket(given.socket), self._talk_local),
             (listen(candidates), self._talk_remote),
         )
+        self._inode = given.socket.stat().st_ino
         self._ended = threading.Event()
 
     @property
@@ -68,7 +73,11 @@ class Keeper:
 
     def end(self) -> None:
         self._ended.set()
-        self._given.socket.unlink(missing_ok=True)
+        for listener, _ in self._listeners:
+            listener.close()
+        with contextlib.suppress(OSError):
+            if self._given.socket.stat().st_ino == self._inode:  # not another keeper's by now
+                self._given.socket.unlink()
         self._files.shutdown(wait=True)  # what was promised to the shared file system
         self._holding.wipe()
 
@@ -127,7 +136,9 @@ class Keeper:
             payload = {"node": self._given.node, "groups": dict(groups)}
             link.send({"kind": "me"}, memoryview(json.dumps(payload).encode()))
         elif kind == "find":
-            found = self._find(name_of(message), set(message.get("dead", "").split(",")))
+            dead = set(message.get("dead", "").split(","))
+            self._others.lose(dead)
+            found = self._find(name_of(message), dead)
             link.send({"kind": "found"}, memoryview(json.dumps(found).encode()))
         elif kind == "get":
             self._get(link, message)
@@ -138,7 +149,7 @@ class Keeper:
             self._holding.clear(name_of(message))
             if message.get("everywhere") == "1":  # also where no rank is, but copies are
                 tell = lambda node: self._clear(node, name_of(message))  # noqa: E731
-                list(self._workers.map(tell, self._others.partners()))
+                list(self._askers.map(tell, self._others.partners()))
             link.send({"kind": "cleared"})
         else:
             raise DataError(f"keeper: {str(kind)[:24]!r} is not known")
@@ -155,11 +166,14 @@ class Keeper:
             self._others.move(self._given)
 
     def _clear(self, node: str, name: str) -> None:
-        with (
-            contextlib.suppress(OSError, FabricError),
-            contextlib.closing(self._others.call(node)) as link,
-        ):
-            link.ask({"kind": "clear", "name": name})
+        """A busy node may take its time; one that was not reached before is asked once."""
+        for _ in range(1 if self._others.avoided(node) else CLEAR_TRIES):
+            with (
+                contextlib.suppress(OSError, FabricError),
+                contextlib.closing(self._others.call(node)) as link,
+            ):
+                link.ask({"kind": "clear", "name": name})
+                return
 
     def _room(self, link: Link, message: Mapping[str, str]) -> None:
         keep = {int(word) for word in message.get("keep", "").split(",") if word.isdecimal()}
@@ -183,10 +197,10 @@ class Keeper:
         if part.wanted.of is not None:
             part.wanted.of.index(rank)
         link.send({"kind": "taken"})
-        self._workers.submit(self._secure, part)
+        self._checkers.submit(self._check, part)
 
-    def _secure(self, part: Part) -> None:
-        """Checks what was written, and makes it as safe as was asked for."""
+    def _check(self, part: Part) -> None:
+        """What was written; then it can be restored from."""
         try:
             for _, _, begin, count, crc, *_ in json.loads(part.manifest):
                 if raw.crc(part.view[begin : begin + count]) != crc:
@@ -194,6 +208,13 @@ class Keeper:
                     return
             part.crc = raw.crc(part.view)
             part.whole = True
+            self._workers.submit(self._secure, part)
+        except Exception as error:  # a thread's end would be silent
+            part.problem = repr(error)
+
+    def _secure(self, part: Part) -> None:
+        """Makes it as safe as was asked for."""
+        try:
             self._copy(part)
             if part.wanted.of is not None:
                 self._fold(part, part.wanted.of)
@@ -288,7 +309,7 @@ class Keeper:
         """``[node, rank, ranks, step]`` of every part that some living keeper holds or that can be
         made; this node comes last."""
         others = [node for node in self._others.partners() if node not in dead]
-        lists = self._workers.map(lambda node: self._inventory(node, name), others)
+        lists = self._askers.map(lambda node: self._inventory(node, name), others)
         told: dict[str, dict[str, Any]] = dict(zip(others, lists, strict=True))
         told[self._given.node] = self._holding.listed(name)
         sets = parity.sources(

@@ -47,10 +47,16 @@ def listen(candidates: Sequence[int]) -> socket.socket:
 
 
 def keep_alive(made: socket.socket) -> None:
-    """A node that is gone without a word ends the connection after 20 s, whoever stands still."""
+    """A node that is gone without a word ends the connection after 20 s, whoever stands still, also
+    in the middle of what is sent to it (tcp(7), TCP_USER_TIMEOUT in milliseconds)."""
     made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (("IDLE", 5), ("INTVL", 5), ("CNT", 3)):
-        made.setsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_KEEP{option}"), value)
+    for option, value in (
+        (socket.TCP_KEEPIDLE, 5),
+        (socket.TCP_KEEPINTVL, 5),
+        (socket.TCP_KEEPCNT, 3),
+        (socket.TCP_USER_TIMEOUT, 20_000),
+    ):
+        made.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class Link:
@@ -68,6 +74,7 @@ class Link:
         made = socket.create_connection(address, timeout_s)
         try:
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            keep_alive(made)
             return cls(made, key, receive_exactly(made, 32))
         except BaseException:
             made.close()

@@ -1,7 +1,11 @@
 """The job's other nodes, as a keeper sees them: how to reach them, and which to prefer."""
 
+import contextlib
+import socket
+import threading
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Collection, Sequence
 
 from fabricctl.errors import FabricError
 from fabricctl.state.ckpt.assignment import Assignment
@@ -19,6 +23,8 @@ class Others:
         self._ports = candidates
         self._addresses: dict[str, str] = {}
         self._avoid_until_s: dict[str, float] = {}
+        self._open: dict[str, weakref.WeakSet[Link]] = {}
+        self._lock = threading.Lock()
 
     def move(self, given: Assignment) -> None:
         """The job has other nodes now."""
@@ -29,11 +35,10 @@ class Others:
         """The other nodes: first those that share neither switch nor power with this one, each in
         the job's order from this node on; those that were not reached come last, for a while."""
         own = self._given.nodes.index(self._given.node)
-        now_s = time.monotonic()
         others = [*self._given.nodes[own + 1 :], *self._given.nodes[:own]]
 
         def rank(node: str) -> tuple[bool, int]:
-            return self._avoid_until_s.get(node, 0.0) > now_s, self._shared(node)
+            return self.avoided(node), self._shared(node)
 
         return sorted(others, key=rank)
 
@@ -45,6 +50,20 @@ class Others:
     def avoid(self, node: str) -> None:
         """It was not reached."""
         self._avoid_until_s[node] = time.monotonic() + AVOID_S
+
+    def avoided(self, node: str) -> bool:
+        """Whether it was not reached a while ago."""
+        return self._avoid_until_s.get(node, 0.0) > time.monotonic()
+
+    def lose(self, dead: Collection[str]) -> None:
+        """These nodes are gone: what is under way to them ends now, not when TCP gives up."""
+        for node in set(dead) & set(self._given.nodes) - {self._given.node}:
+            self.avoid(node)
+            with self._lock:
+                links = list(self._open.get(node, ()))
+            for link in links:
+                with contextlib.suppress(OSError):  # it is closed
+                    link.socket.shutdown(socket.SHUT_RDWR)
 
     def call(self, node: str) -> Link:
         """Raises OSError."""
@@ -60,6 +79,8 @@ class Others:
             try:
                 link = Link.call((self._addresses[node], port), self._given.key, CALL_S)
                 link.ask({"kind": "hello", "job": str(self._given.job), "to": node})
+                with self._lock:
+                    self._open.setdefault(node, weakref.WeakSet()).add(link)
                 return link
             except TimeoutError:
                 raise
