@@ -15,7 +15,7 @@ from tests.support.wire import delivered, warm
 pytestmark = pytest.mark.lab
 
 
-def wait_until(what: Callable[[], bool], timeout_s: float = 30.0) -> None:
+def wait_until(what: Callable[[], bool], timeout_s: float = 90.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not what():
         assert time.monotonic() < deadline, "it did not come true in time"
