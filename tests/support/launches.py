@@ -154,7 +154,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Play:
         monkeypatch.setattr(heartbeat.time, "monotonic", lambda: world.now_s)
         member = Member(7, b"k" * 32, NODES, "n1", spares)
         placed = first(NODES, "n1", spares, None)
-        given = Policy(track=False, **policy)  # type: ignore[arg-type]
+        given = Policy(**{"track": False, **policy})  # type: ignore[arg-type]
         one = Supervisor(member, Config(), placed, ["app"], given)
         return one.run(), world
 

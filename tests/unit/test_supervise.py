@@ -24,6 +24,20 @@ def test_a_program_that_ends_well_is_started_once(play: Play) -> None:
     assert world.events == [(LaunchEvent.START, "n[1-4]"), (LaunchEvent.END, "n[1-4]")]
 
 
+def test_nccl_is_led_to_the_tracker_when_that_is_asked_for(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def led(**policy: bool) -> str | None:
+        world = play(World(lambda _launch, looks: 0 if looks > 3 else None), **policy)[1]
+        return world.environments[0].get("NCCL_PROFILER_PLUGIN")
+
+    monkeypatch.delenv("NCCL_PROFILER_PLUGIN", raising=False)
+    assert (led(track=True), led(nccl=True)) == (None, None)
+    assert str(led(track=True, nccl=True)).endswith("/libfabrictrack.so")
+    monkeypatch.setenv("NCCL_PROFILER_PLUGIN", "mine")
+    assert led(track=True, nccl=True) == "mine"
+
+
 def test_a_dead_rank_is_started_again_in_its_place(play: Play) -> None:
     status, world = play(World(lambda launch, _looks: 137 if launch == 0 else 0))
     assert (status, world.placed) == (0, [("n1", "n2", "n3", "n4")] * 2)
