@@ -93,13 +93,14 @@ def _accounts(report: Report, when: When, screen: Screen) -> Iterator[str]:
     rows = []
     for line in verdicts.lines(accounts)[:MAX_ROWS]:
         one = line.verdict
-        at = "" if one is None else f"{when.clock(one.begin_ns, 1)} +{one.length_s:.0f} s"
+        at = "" if one is None else f"{when.clock(one.begin_ns, 0)} +{one.length_s:.0f} s"
         sure = "" if one is None or one.certainty == "none" else one.certainty
         rows.append((line.what, verdicts.amount(line.amount_ns),
                      verdicts.share(line.amount_ns, accounts), at, sure))  # fmt: skip
     whole = verdicts.amount(accounts.elapsed_ns)
     yield ""
-    yield from _table(("WHERE THE TIME WENT", whole, "100.0 %", "", ""), rows, "lrrll", screen)
+    head, *rows = _named([("WHERE THE TIME WENT", whole, "100.0 %", "", ""), *rows], WIDTH)
+    yield from _table(head, rows, "lrrll", screen)
     for one in [one for one in accounts.verdicts if one.cause != "start_end"][:MAX_VERDICTS]:
         yield from _wrap(f" - {verdicts.sentence(one, when, accounts)}", "   ")
     for one in accounts.harmless[:MAX_VERDICTS]:

@@ -147,6 +147,15 @@ def test_a_loss_is_a_sentence_with_advice_and_a_button() -> None:
     assert "Where the time went" in page and ">Show</button>" in page
 
 
+def test_accounts_fit_the_screen() -> None:
+    faults = [Fault(kind, 1, 60.0 + 40 * nth, 20.0) for nth, kind in enumerate(KINDS)]
+    report = Sim(11, faults, seconds=640).report()
+    when = When(report.whole, UTC)
+    lines = render_text(report, findings(report, when), when).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.split("  ")[0].endswith(": n1") for line in lines) > 5
+
+
 def test_a_cut_that_cost_nothing_is_told_so() -> None:
     from tests.support import simjobs
 
