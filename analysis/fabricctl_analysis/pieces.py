@@ -92,10 +92,9 @@ def _cut(
     lead = 1 + round((found.period or 0) / 2)
     causes = [_best(at.get(window, [])) for window in range(first, last + 1)]
     if edge is not None:  # what was there for a moment does not explain how a step begins or ends
-        left = [cause for cause in causes if cause not in SURE]
+        nothing = causes.count(None)
         causes = [
-            cause if cause in SURE or left.count(cause) >= len(left) / 2 else None
-            for cause in causes
+            cause if cause in SURE or causes.count(cause) >= nothing else None for cause in causes
         ]
     causes = _settled(_spread(causes, lead, at, first))
     for begin, end in _runs(causes):

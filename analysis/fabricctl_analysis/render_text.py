@@ -99,8 +99,8 @@ def _accounts(report: Report, when: When, screen: Screen) -> Iterator[str]:
                      verdicts.share(line.amount_ns, accounts), at, sure))  # fmt: skip
     whole = verdicts.amount(accounts.elapsed_ns)
     yield ""
-    head, *rows = _named([("WHERE THE TIME WENT", whole, "100.0 %", "", ""), *rows], WIDTH)
-    yield from _table(head, rows, "lrrll", screen)
+    head, *fitting = _named([("WHERE THE TIME WENT", whole, "100.0 %", "", ""), *rows], WIDTH)
+    yield from _table(head, fitting, "lrrll", screen)
     for one in [one for one in accounts.verdicts if one.cause != "start_end"][:MAX_VERDICTS]:
         yield from _wrap(f" - {verdicts.sentence(one, when, accounts)}", "   ")
     for one in accounts.harmless[:MAX_VERDICTS]:
