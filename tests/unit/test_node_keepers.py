@@ -10,11 +10,13 @@ import pytest
 
 from fabricctl.agent.log import NodeLog
 from fabricctl.config import Config
+from fabricctl.errors import DataError
 from fabricctl.node import keepers
 from fabricctl.node.keepers import Keepers
 from fabricctl.records import Envelope, JobStart
 from fabricctl.state.ckpt.assignment import Assignment
 from fabricctl.state.ckpt.keeper import Keeper
+from fabricctl.state.ckpt.parts import Part, Wanted
 
 
 def job(key: bytes) -> JobStart:
@@ -63,16 +65,51 @@ def test_a_requeued_jobs_keeper_goes_on(node: Keepers) -> None:
     assert node._held[7].pid == first and not node._held[7].ending
 
 
-def test_a_keepers_end_leaves_the_next_ones_socket_alone(tmp_path: Path) -> None:
-    def keeper() -> Keeper:
-        where = tmp_path / "keeper"
-        nodes = ("n1",)
-        return Keeper(Assignment(
-            os.getpid(), os.getuid(), bytes(32), "n1", nodes, where, 1 << 20, 24_000, 6000,
-            lambda _: ["127.0.0.1"],
-        ))  # fmt: skip
+def lone_keeper(where: Path) -> Keeper:
+    nodes = ("n1", "n2", "n3")
+    return Keeper(Assignment(
+        os.getpid(), os.getuid(), bytes(32), "n1", nodes, where, 1 << 20, 24_000, 6000,
+        lambda _: ["127.0.0.1"],
+    ))  # fmt: skip
 
-    first, second = keeper(), keeper()
+
+@pytest.mark.parametrize(
+    ("error", "stale", "tried", "avoided"),
+    [
+        (OSError(110, "timed out"), False, ["n2", "n3"], ["n2", "n3"]),
+        (DataError("checksum of what came is wrong"), False, ["n2", "n3"], []),
+        (DataError("the connection ended"), True, ["n2"], []),
+    ],
+)
+def test_only_nodes_that_are_not_reached_are_avoided(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    stale: bool,
+    tried: list[str],
+    avoided: list[str],
+) -> None:
+    """A copy that is broken off goes on to the next nodes while its memory is used again: these
+    find it damaged, and once all were avoided the dead one was the first again, at every save."""
+    keeper, seen = lone_keeper(tmp_path / "keeper"), list[str]()
+    part = keeper._parts.room(("main", 0, 1), 1, 10, set())
+    part.wanted = Wanted(copies=1)
+
+    def fails(node: str, _part: Part) -> None:
+        seen.append(node)
+        if stale:
+            keeper._parts.room(("main", 0, 2), 1, 10, set())
+        raise error
+
+    monkeypatch.setattr(keeper, "_copy_to", fails)
+    keeper._copy(part)
+    keeper.end()
+    assert seen == tried
+    assert [node for node in ("n2", "n3") if keeper._others.avoided(node)] == avoided
+
+
+def test_a_keepers_end_leaves_the_next_ones_socket_alone(tmp_path: Path) -> None:
+    first, second = (lone_keeper(tmp_path / "keeper") for _ in range(2))
     first.end()
     assert (tmp_path / "keeper").is_socket()
     second.end()

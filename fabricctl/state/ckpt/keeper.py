@@ -239,7 +239,10 @@ class Keeper:
                 copies += 1
             except (OSError, FabricError) as error:
                 why = f"{node}: {error}"
-                self._others.avoid(node)
+                if self._parts.get(part.name, part.rank, part.step, whole=False) is not part:
+                    return  # its memory is another's by now, and no node is to blame
+                if isinstance(error, OSError):
+                    self._others.avoid(node)
         if copies < part.wanted.copies:
             part.problem = why
 
