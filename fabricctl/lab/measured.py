@@ -1,6 +1,6 @@
 """Coverage of what runs on a lab's nodes, for `make coverage` alone.
 
-With FABRICCTL_LAB_COVERAGE, a directory, nodes see it, writable, under its own name, and what a
+With LAB_COVERAGE, a directory, nodes see it, writable, under its own name, and what a
 lab starts there is measured as coverage.py's COVERAGE_PROCESS_START says.
 """
 
@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-_DIRECTORY, _START = "FABRICCTL_LAB_COVERAGE", "COVERAGE_PROCESS_START"
+_DIRECTORY, _START = "LAB_COVERAGE", "COVERAGE_PROCESS_START"
 
 
 def directories() -> tuple[Path, ...]:

@@ -11,7 +11,6 @@ from typing import Any
 
 from fabricctl.errors import DataError, FabricError
 from fabricctl.state import torch_hooks
-from fabricctl.state.ckpt import bytes as raw
 from fabricctl.state.ckpt import client, partfile, sets, shares
 from fabricctl.state.ckpt.client import Client, Found, Manifest
 from fabricctl.state.ckpt.comms import adapt, track_step
@@ -204,8 +203,8 @@ class Checkpoint:
         elif share:
             self._save_shared(n)
         self._saves += 1
-        if share and self._shared is not None and self._rank == 0:
-            partfile.thin(self._shared, self._name, self._shared_keep)
+        if share:
+            self._thin_shared()
         took_s = time.monotonic() - begin_s
         told = self._gather((took_s, self._talk_s, self._step_s(n), safe))
         took, talk, steps, safe_on = zip(*told, strict=True)
@@ -386,16 +385,11 @@ class Checkpoint:
     def _save_shared(self, n: int) -> None:
         """By the rank itself, where there is no keeper that could do it meanwhile."""
         assert self._shared is not None
-        views, manifest, at, crc = [], [], 0, 0
-        for name, item in self._items.items():
-            view = item.save()
-            own = raw.crc(view)
-            manifest.append([name, item.kind, at, view.nbytes, own, item.of_whole])
-            views.append(view)
-            at += view.nbytes
-            crc = raw.crc(view, crc)
-        head = partfile.Head(self._name, self._rank, self._ranks, n, at, crc, manifest)
-        partfile.write(self._shared, head, views)
+        partfile.save(self._shared, self._name, (self._rank, self._ranks, n), self._items)
+
+    def _thin_shared(self) -> None:
+        if self._shared is not None and self._rank == 0:
+            partfile.thin(self._shared, self._name, self._shared_keep)
 
     def _restore_shared(self) -> int:
         whole: list[Step] = []
@@ -476,6 +470,8 @@ class Checkpoint:
                 good, why = self._keeper.safe(self._sharing, shared=True)
                 if not good:
                     client.warn(f"step {self._sharing} is not on the shared level: {why}")
+                self._gather(good)
+                self._thin_shared()
         self.leave()
 
     def give_up(self) -> None:

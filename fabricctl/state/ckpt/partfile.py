@@ -16,13 +16,14 @@ import os
 import re
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fabricctl.errors import DataError
 from fabricctl.state.ckpt import bytes as raw
+from fabricctl.state.ckpt.items import Item
 
 VERSION = 1
 HEAD_MOST = 64 << 20
@@ -62,6 +63,18 @@ def write(root: Path, head: Head, state: Iterable[memoryview]) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     fresh.replace(path)
+
+
+def save(root: Path, name: str, who: tuple[int, int, int], items: Mapping[str, Item]) -> None:
+    """The part of ``who``: rank, ranks, step. Raises OSError."""
+    views, manifest, at, crc = [], [], 0, 0
+    for key, item in items.items():
+        view = item.save()
+        manifest.append([key, item.kind, at, view.nbytes, raw.crc(view), item.of_whole])
+        views.append(view)
+        at += view.nbytes
+        crc = raw.crc(view, crc)
+    write(root, Head(name, *who, at, crc, manifest), views)
 
 
 def read_head(path: Path) -> tuple[Head, int]:
