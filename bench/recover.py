@@ -50,7 +50,7 @@ class Round:
     def __init__(self, lab: Lab, road: str, spares: int, size: str) -> None:
         script = (
             f"{HEAD}date +began\\ at\\ %s.%N\nfabricctl run --spares {spares} {PROGRAMS[road]} "
-            f"{size} --say 1 --shared saved.$SLURM_JOB_ID\necho exit status $?\n"
+            f"{size} --say 1 --shared saved.$SLURM_JOB_ID\nprintf '\\nexit status %s\\n' $?\n"
         )
         argv = ["sbatch", "--parsable", "--fabric-resilience", "--no-kill", "-p", "all"]
         argv += [f"-N{RANKS + spares}", f"-n{RANKS + spares}", "-o", "recover-%j.out"]
