@@ -260,6 +260,20 @@ def test_more_than_can_be_tracked_are_passed_over(make: Make) -> None:
     assert (nccl.rank.sums[0].calls, nccl.rank.inside) == (1, False)
 
 
+def test_what_an_aborted_communicator_says_late_is_passed_over(make: Make) -> None:
+    nccl = make()
+    comm = nccl.comm(5, 0, 2)
+    begun, waiting = nccl.enqueue(comm, b"AllReduce", channels=1), nccl.enqueue(comm, b"AllReduce")
+    channel = nccl.begin(begun)
+    nccl.plugin.finalize(comm)
+    nccl.end(channel)
+    assert nccl.begin(waiting) is None
+    assert (nccl.rank.sums, nccl.rank.inside) == ((), False)
+    again = nccl.comm(6, 0, 2)
+    held = [nccl.enqueue(again, b"AllReduce") for _ in range(1100)]
+    assert len(set(held)) == 1024 + 1, "each once, and None"
+
+
 def test_threads_that_call_at_once_lose_nothing(make: Make) -> None:
     nccl = make()
     comms = [nccl.comm(name, 0, 2) for name in range(1, 5)]

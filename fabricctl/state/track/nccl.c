@@ -257,8 +257,7 @@ static int start_event(void *context, void **handle, unsigned type, const struct
 	} else if (type == P2P) {
 		*handle = enqueued(context, event->p2p.func, event->p2p.peer,
 				   bytes_of(event->p2p.count, event->p2p.datatype), event->p2p.channels);
-	} else if (type == KERNEL_CHANNEL && event->parent) {
-		op = event->parent;
+	} else if (type == KERNEL_CHANNEL && (op = event->parent) && op->comm) {
 		if (op->begun++ == 0)
 			entered(op);
 		*handle = (char *)op + 1; /* odd: a channel's */
@@ -286,9 +285,9 @@ static int stop_event(void *handle)
 	pthread_mutex_lock(&lock);
 	if (handle == op)
 		op->launched = 1;
-	else if (++op->ended == op->channels)
+	else if (op->comm && ++op->ended == op->channels)
 		left(op);
-	if (op->launched && op->ended >= op->channels)
+	if (op->comm && op->launched && op->ended >= op->channels)
 		forget(op);
 	pthread_mutex_unlock(&lock);
 	return SUCCESS;
