@@ -3,6 +3,9 @@ moves, a host that stands still, the CPU that probing takes.
 
     bench/pair.py stall [--turns 25] [--block 1024]    rail 0 falls silent both ways
     bench/pair.py stall --fault cut [--plain --hogs 2] rail 0 of one node loses its cable
+    bench/pair.py stall --fault loss --outage 1        5 % of all packets of rail 0 are lost; also
+                                                       `rx`: one node hears nothing there,
+                                                       `drain`: as `fabricctl path drain-rail`
     bench/pair.py healthy [--seconds 60]               every core busy, no fault: moves must be none
     bench/pair.py freeze [--turns 40]                  one fabric-pathd stopped, 3 ms to 1 s
     bench/pair.py cpu [--seconds 10]                   of fabric-pathd with one busy peer, and of
@@ -20,6 +23,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +36,9 @@ STREAM = ["/usr/bin/python3", str(ROOT / "bench" / "failover_stream.py")]
 AS_USER = ["setpriv", "--reuid", "1000", "--clear-groups"]
 REALTIME = ["chrt", "-f", "5"]
 SILENT = " bpf bytecode '1,6 0 0 2,' da"  # TC_ACT_SHOT
+# A random number (SKF_AD_RANDOM) of the upper 5 % is shot.
+LOSSY = " bpf bytecode '4,32 0 0 4294963256,53 0 1 4080218931,6 0 0 2,6 0 0 0,' da"
+WHOLE = ("loss", "drain")  # faults that may hit an exchange as long as they last
 STOPS_S = (0.003, 0.01, 0.05, 0.3, 1.0)
 CONFIGURATION = """job 7
 self {self}
@@ -42,6 +49,7 @@ dir {dir}/7
 leases {dir}
 own 1000
 interval_us {interval}
+congestion {congestion}
 hold_ms 200
 hold_max_ms 200
 rail r0 fab0 10.91.0.{host}/24 -
@@ -91,7 +99,7 @@ class Pair:
             assert begun.stdin is not None
             begun.stdin.write(CONFIGURATION.format(
                 self=number, host=number + 1, dir=self.work / node,
-                interval=args.interval_us,
+                interval=args.interval_us, congestion=args.congestion,
             ))  # fmt: skip
             begun.stdin.close()
         spin = ["sh", "-c", "while :; do :; done"]
@@ -119,13 +127,30 @@ class Pair:
         time.sleep(2.5)
         return begun
 
-    def silent(self, on: bool) -> None:
-        what, drop = ("add", SILENT) if on else ("del", "")
-        for node in self.nodes:
+    def fault(self, kind: str, on: bool) -> None:
+        """On rail 0, and healed."""
+        if kind == "drain":
+            self.ask(do="drain" if on else "undrain", rail="0")
+            return
+        if kind == "cut":
+            sh(f"ip -n {self.switch} link set r0p2 {'down' if on else 'up'}")
+            return
+        what, drop = ("add", LOSSY if kind == "loss" else SILENT) if on else ("del", "")
+        for node in self.nodes[kind == "rx" :]:
             sh(f"tc -n {node} filter {what} dev r0 ingress pref 1 protocol all{drop}")
 
-    def pulled(self, on: bool) -> None:
-        sh(f"ip -n {self.switch} link set r0p2 {'down' if on else 'up'}")
+    def ask(self, **request: str) -> str:
+        """Of the first node's fabric-pathd, as `fabricctl path` does."""
+        folder = self.work / self.nodes[0]
+        mine = folder / "asks"  # in the file system: the same in all network namespaces
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
+            link.bind(str(mine))
+            link.settimeout(5)
+            link.connect(str(folder / "7" / "control"))
+            link.send("\n".join(f"{key}={value}" for key, value in request.items()).encode())
+            answer = link.recv(65_536).decode()
+        mine.unlink()
+        return answer
 
     def counters(self) -> dict[str, int]:
         """TCP's, of both nodes."""
@@ -161,29 +186,36 @@ def percentiles(values: list[float]) -> str:
 
 
 def stall(pair: Pair, args: argparse.Namespace) -> int:
-    client = pair.stream(args.turns * 1.3 + 5, args.block)
+    client = pair.stream(args.turns * (args.outage + 1.0) + 5, args.block)
     faults = []
-    fault = pair.pulled if args.fault == "cut" else pair.silent
     for _ in range(args.turns):
         time.sleep(0.7)
         begin = time.monotonic_ns()
-        fault(True)
-        faults.append((begin, time.monotonic_ns()))
+        pair.fault(args.fault, True)
+        end = time.monotonic_ns() + (0 if args.fault in WHOLE else int(5e7))
         time.sleep(args.outage)
-        fault(False)
+        pair.fault(args.fault, False)
+        faults.append((begin, time.monotonic_ns() if args.fault in WHOLE else end))
     gaps = [
         (gap["begin_mono_ns"], gap["gap_ns"])
         for gap in json.loads(client.communicate()[0])["longest"]
     ]
     stalls, moved = [], []
     for begin, end in faults:  # the exchange that was lost tells when the fault was
-        length, lost = max((g, b) for b, g in gaps if b < end + 5e7 and b + g > begin)
+        length, lost = max((g, b) for b, g in gaps if b < end and b + g > begin)
+        lost = begin if args.fault in WHOLE else lost  # one of many
         ends = [at - lost for at in pair.moves() if 0 < at - lost < 3e8]
         if ends:
             stalls.append(length / 1e6)
             moved.append(max(ends) / 1e6)
-    quiet = [g / 1e6 for b, g in gaps if not any(-1e6 < b - begin < 6e8 for begin, _ in faults)]
+    quiet = [
+        g / 1e6
+        for b, g in gaps
+        if not any(-1e6 < b - begin < (args.outage + 0.3) * 1e9 for begin, _ in faults)
+    ]
     print(f"blocks of {args.block} B, {len(stalls)} faults that hit: stall {percentiles(stalls)}")
+    if args.each:
+        print("  " + " ".join(f"{stall:.0f}" for stall in stalls))
     print(f"  both ends had moved after {percentiles(moved)}; exchanges without a fault: "
           f"{percentiles(quiet)}")  # fmt: skip
     return 0
@@ -258,11 +290,15 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--block", type=int, default=1024)
     parser.add_argument("--interval-us", type=int, default=4000)
-    parser.add_argument("--fault", choices=("silent", "cut"), default="silent")
+    parser.add_argument(
+        "--fault", choices=("silent", "cut", "rx", "loss", "drain"), default="silent"
+    )
+    parser.add_argument("--each", action="store_true", help="print every stall")
     parser.add_argument("--outage", type=float, default=0.3)
     parser.add_argument("--plain", action="store_true", help="streams at ordinary priority")
     parser.add_argument("--hogs", type=int, default=0, help="busy loops beside them")
     parser.add_argument("--pause", type=float, default=0.0005)
+    parser.add_argument("--congestion", default="cubic", help="of the streams: cubic, bbr...")
     parser.add_argument("--pathd", default=str(ROOT / "build" / "paths" / "fabric-pathd"))
     args = parser.parse_args()
     run = {"stall": stall, "healthy": healthy, "freeze": freeze, "cpu": cpu}[args.what]

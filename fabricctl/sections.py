@@ -132,6 +132,12 @@ class PathsConfig:
     rto_min_ms: int = key(
         4, "Least retransmission time of the moved connections; 0: the kernel's.", 0, 1000
     )
+    congestion: str = key(
+        "auto",
+        "Congestion control of TCP connections that begin on the moved routes. auto: cubic where "
+        "the host's is BBR, which stands still for up to 0.4 s after a move; host: the host's.",
+        choices=("auto", "host"),
+    )
     ready_wait_s: int = key(
         10, "Seconds after which a job begins without, when a node is not ready.", 1, 600
     )

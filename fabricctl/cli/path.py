@@ -2,18 +2,16 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import click
 
 from fabricctl import config, layout
+from fabricctl.cli import path_show
 from fabricctl.errors import FabricError, NotFoundError, SystemRefusedError, UsageError
 from fabricctl.paths import control
-from fabricctl.paths.files import PathsFiles, read_state
-from fabricctl.sharing import CLASSES
-from fabricctl.units import format_duration
+from fabricctl.paths.files import PathsFiles, rail_names, read_state
 
 JSON_VERSION = 1
 
@@ -34,7 +32,7 @@ def command() -> None:
 @_json
 def show(job: str | None, peer: str | None, as_json: bool) -> None:
     """Each path of each job: how good it is, and which rail carries its traffic."""
-    shown = [_one(_files(), number, peer) for number in _jobs(job, live=False)]
+    shown = [path_show.one(_files(), number, peer) for number in _jobs(job, live=False)]
     if as_json:
         drained = _files().drained()
         click.echo(
@@ -44,7 +42,7 @@ def show(job: str | None, peer: str | None, as_json: bool) -> None:
     for name, said in _files().drained().items():
         click.echo(f"{name} is out for maintenance ({said})\n")
     for number, entry in enumerate(shown):
-        click.echo(("\n" if number else "") + _as_text(entry), nl=False)
+        click.echo(("\n" if number else "") + path_show.as_text(entry), nl=False)
     if not shown:
         click.echo("no job with link failover on this node")
 
@@ -55,25 +53,37 @@ def show(job: str | None, peer: str | None, as_json: bool) -> None:
 def events(job: str | None, as_json: bool) -> None:
     """What was seen and done, oldest first."""
     for number in _jobs(job, live=False):
-        for line in _event_lines(_files().events(number)):
+        try:
+            lines = list(path_show.event_lines(_files().events(number)))
+        except NotFoundError:
+            why = _state(number).get("why")  # a job without link failover has none
+            click.echo(f"job {number}: no events{f': {why}' if why else ''}", err=True)
+            continue
+        for line in lines:
             if as_json:
                 click.echo(json.dumps({"version": JSON_VERSION, "job": number, **line}))
             else:
-                click.echo(_event_text(line))
+                click.echo(path_show.event_text(line))
 
 
 @command.command()
 @click.argument("peer")
-@click.argument("rail", type=int)
+@click.argument("rail")
 @_job
 @_dry
 @_why
-def move(peer: str, rail: int, job: str | None, dry_run: bool, why: str) -> None:
-    """Send everything for node PEER over RAIL (a number), until `path unmove`."""
-    request = {"do": "move", "peer": peer, "rail": str(rail), "why": why}
-    jobs = _jobs(job, live=True, one=True)
-    with _logged("move", f"{_host()} job {jobs[0]} to {peer} over rail {rail}", why, dry_run):
-        _change(jobs, request, dry_run)
+def move(peer: str, rail: str, job: str | None, dry_run: bool, why: str) -> None:
+    """Send everything for node PEER over RAIL (number or interface), until `path unmove`."""
+    (number,) = _jobs(job, live=True, one=True)
+    names = _rails(number)
+    at = _number(rail, names, f"job {number}")
+    request = {"do": "move", "peer": peer, "rail": str(at), "why": why}
+    with _logged("move", f"{_host()} job {number} to {peer} over rail {rail}", why, dry_run):
+        if _change(number, request, dry_run):
+            raise FabricError(
+                f"job {number}: rail {at} ({names[at]}) to {peer} does not work now: it gets the "
+                f"traffic as soon as it does, until `path unmove {peer}`"
+            )
 
 
 @command.command()
@@ -83,18 +93,19 @@ def move(peer: str, rail: int, job: str | None, dry_run: bool, why: str) -> None
 @_why
 def unmove(peer: str, job: str | None, dry_run: bool, why: str) -> None:
     """Undo `path move`: rails are chosen by their health again."""
-    jobs = _jobs(job, live=True, one=True)
-    with _logged("unmove", f"{_host()} job {jobs[0]} to {peer}", why, dry_run):
-        _change(jobs, {"do": "unmove", "peer": peer, "why": why}, dry_run)
+    (number,) = _jobs(job, live=True, one=True)
+    with _logged("unmove", f"{_host()} job {number} to {peer}", why, dry_run):
+        _change(number, {"do": "unmove", "peer": peer, "why": why}, dry_run)
 
 
 @command.command(name="drain-rail")
-@click.argument("rail", type=int)
+@click.argument("rail")
 @_job
 @_dry
 @_why
-def drain_rail(rail: int, job: str | None, dry_run: bool, why: str) -> None:
-    """Take RAIL out for maintenance: every job's traffic leaves it, at both ends.
+def drain_rail(rail: str, job: str | None, dry_run: bool, why: str) -> None:
+    """Take RAIL (number or interface) out for maintenance: every job's traffic leaves it, at both
+    ends. Fails where some of it has no other way.
 
     Without --job it holds for jobs that begin later too, until `undrain-rail` or the next boot.
     """
@@ -102,25 +113,71 @@ def drain_rail(rail: int, job: str | None, dry_run: bool, why: str) -> None:
 
 
 @command.command(name="undrain-rail")
-@click.argument("rail", type=int)
+@click.argument("rail")
 @_job
 @_dry
 @_why
-def undrain_rail(rail: int, job: str | None, dry_run: bool, why: str) -> None:
+def undrain_rail(rail: str, job: str | None, dry_run: bool, why: str) -> None:
     """Let RAIL carry traffic again."""
     _drain(job, rail, why, dry_run, out=False)
 
 
-def _drain(job: str | None, rail: int, why: str, dry_run: bool, *, out: bool) -> None:
+def _drain(job: str | None, rail: str, why: str, dry_run: bool, *, out: bool) -> None:
     on = f"{_host()} rail {rail}" + (f" of job {job}" if job else "")
     control.check_why(why)
     with _logged("rail out" if out else "rail in", on, why, dry_run):
         if job is None:
-            _keep_drained(rail, why, dry_run, out=out)
-        jobs = _jobs(job, live=job is not None)
-        live = [number for number in jobs if _state(number) in ("ready", "starting")]
-        request = {"do": "drain" if out else "undrain", "rail": str(rail), "why": why}
-        _change(live if job is None else jobs, request, dry_run)
+            name = _keep_drained(rail, why, dry_run, out=out)
+            jobs = [number for number in _files().jobs() if _is_live(_state(number))]
+        else:
+            jobs = _jobs(job, live=True)
+            names = _rails(jobs[0])
+            name = names[_number(rail, names, f"job {jobs[0]}")]
+        _drain_jobs(jobs, name, {"do": "drain" if out else "undrain", "why": why}, dry_run)
+
+
+def _drain_jobs(jobs: Iterable[int], name: str, request: Mapping[str, str], dry_run: bool) -> None:
+    """Every job is asked, whatever another one answers."""
+    wrong: list[str] = []
+    for job in jobs:
+        names = _rails(job)
+        if name not in names:
+            continue  # its partition has other rails
+        at = names.index(name)
+        try:
+            stays = _change(job, {**request, "rail": str(at)}, dry_run)
+        except FabricError as error:
+            wrong.append(f"job {job}: {error}")
+            continue
+        if stays:
+            wrong.append(
+                f"job {job}: rail {at} ({name}) is not free: {stays} addresses stay, no other rail "
+                "of theirs is in order (or `path move` keeps them there)"
+            )
+    if wrong:
+        raise FabricError("; ".join(wrong))
+
+
+def _number(rail: str, names: Sequence[str], whose: str) -> int:
+    """Of a rail that is given by its number or its interface."""
+    if rail in names:
+        return names.index(rail)
+    if rail.isdecimal() and int(rail) < len(names):
+        return int(rail)
+    raise UsageError(f"rail {rail}: {whose} has {len(names)}, counted from 0: {', '.join(names)}")
+
+
+def _is_live(state: Mapping[str, str]) -> bool:
+    return state.get("state") in ("ready", "starting")
+
+
+def _rails(job: int) -> list[str]:
+    """The job's, as its fabric-pathd counts them."""
+    state = _state(job)
+    if not _is_live(state):
+        why = state.get("why", "its fabric-pathd did not begin")
+        raise NotFoundError(f"job {job}: has no link failover: {why}")
+    return rail_names(state)
 
 
 def _host() -> str:
@@ -136,22 +193,22 @@ def _logged(what: str, on: str, why: str, dry_run: bool) -> AbstractContextManag
     return ChangeLog(config.load().fleet.dir, "path").change(what, on, why)
 
 
-def _state(job: int) -> str:
+def _state(job: int) -> dict[str, str]:
     try:
-        return read_state(_files().state(job)).get("state", "")
+        return read_state(_files().state(job))
     except FabricError:
-        return ""
+        return {}
 
 
-def _keep_drained(rail: int, why: str, dry_run: bool, *, out: bool) -> None:
-    """What jobs that begin later are to find."""
+def _keep_drained(rail: str, why: str, dry_run: bool, *, out: bool) -> str:
+    """What jobs that begin later are to find; the interface."""
     from fabricctl.paths import addresses
 
     files = _files()
     found = addresses.find(config.load(), _host())
-    if not 0 <= rail < len(found):
-        raise UsageError(f"rail {rail}: this node has {len(found)}, counted from 0")
-    name, drained = found[rail].name, files.drained()
+    names, drained = [each.name for each in found], files.drained()
+    at = _number(rail, names, "this node")
+    name = names[at]
     if out:
         drained[name] = f"uid {os.getuid()}{': ' if why else ''}{why}"
     else:
@@ -165,8 +222,9 @@ def _keep_drained(rail: int, why: str, dry_run: bool, *, out: bool) -> None:
         except FileNotFoundError:
             raise NotFoundError(f"{files.leases}: no link failover on this node") from None
     click.echo(
-        f"rail {rail} ({name}) {'would be' if dry_run else 'is'} {words} for jobs that begin later"
+        f"rail {at} ({name}) {'would be' if dry_run else 'is'} {words} for jobs that begin later"
     )
+    return name
 
 
 def _files() -> PathsFiles:
@@ -189,110 +247,18 @@ def _jobs(job: str | None, *, live: bool, one: bool = False) -> list[int]:
     return known
 
 
-def _one(files: PathsFiles, job: int, peer: str | None) -> dict[str, object]:
-    try:
-        state = read_state(files.state(job))
-    except FabricError as error:
-        state = {"state": "unknown", "why": str(error)}
-    entry: dict[str, object] = {"job": job, "state": state}
-    request = {"do": "show", **({"peer": peer} if peer else {})}
-    if state["state"] in ("ready", "starting"):
-        try:
-            entry["summary"], *lines = control.ask(files.control(job), request)
-            entry["shares"] = [line for line in lines if "share_rail" in line]
-            entry["paths"] = [line for line in lines if "peer" in line]
-        except NotFoundError:
-            entry["problem"] = "its fabric-pathd does not run; routes are as it left them"
-    return entry
-
-
-def _as_text(entry: Mapping[str, object]) -> str:
-    state = entry["state"]
-    assert isinstance(state, Mapping)
-    head = f"job {entry['job']}: {state['state']}"
-    head += f", {state['why']}" if state.get("why") else ""
-    head += f", {entry['problem']}" if entry.get("problem") else ""
-    lines = [head]
-    lines += [f"  rail {key[4:]}  {text}" for key, text in state.items() if key.startswith("rail")]
-    shares = entry.get("shares")
-    lines += [_share_text(line) for line in shares] if isinstance(shares, list) else []
-    paths = entry.get("paths")
-    if isinstance(paths, list) and paths:
-        lines.append(
-            f"  {'peer':16} {'rail':4} {'level':5} {'reason':8} {'carried by':10} "
-            f"{'round trip':>10} {'jitter':>8} {'waits':>8} {'lost':>5} traffic"
+def _change(job: int, request: Mapping[str, str], dry_run: bool) -> int:
+    """Asks the job's fabric-pathd, prints what moves; how many addresses stay where they are not
+    wanted."""
+    given = {key: value for key, value in request.items() if value}
+    *lines, last = control.ask(_files().control(job), given | ({"dry": "1"} if dry_run else {}))
+    for line in lines:
+        click.echo(
+            f"job {job}: {'would move' if dry_run else 'moved'} address {line['address']} of "
+            f"{line['peer']} from rail {line['from']} to rail {line['to']}"
         )
-        lines += [_path_text(path) for path in paths]
-    return "\n".join(lines) + "\n"
-
-
-def _share_text(line: Mapping[str, str]) -> str:
-    guarantee, ceiling, now = (int(line[key]) / 10 for key in ("guarantee", "ceiling", "now"))
-    slowed = f", slowed to {now:g} %" if now < ceiling else ""
-    name = CLASSES[int(line["class"])]
-    return (
-        f"  rail {line['share_rail']}: {guarantee:g} % guaranteed, at most {ceiling:g} %, "
-        f"class {name}{slowed}"
-    )
-
-
-def _path_text(path: Mapping[str, str]) -> str:
-    times = ("round_trip_ns", "jitter_ns", "queue_ns")
-    trip, jitter, waits = (format_duration(int(path[key]) / 1e9) for key in times)
-    pinned = " (moved by hand)" if path["pinned"] == "1" else ""
-    pinned += " (round a queue)" if path["away"] == "1" else ""
-    traffic = "yes" if path["active"] == "1" else "no"
-    return (
-        f"  {path['peer']:16} {path['rail']:4} {path['level']:5} {path['reason']:8} "
-        f"{'rail ' + path['carried_by']:10} {trip:>10} {jitter:>8} {waits:>8} {path['lost']:>5} "
-        f"{traffic}{pinned}"
-    )
-
-
-def _event_lines(path: Path) -> Iterable[dict[str, str]]:
-    from fabricctl import fields
-
-    try:
-        text = path.read_text(errors="replace")
-    except OSError as error:
-        raise NotFoundError(f"{path}: {error.strerror}") from None
-    for line in text.splitlines():
-        try:
-            yield fields.decode(line, ";")
-        except FabricError:
-            continue  # the last line may be half written
-
-
-def _event_text(line: Mapping[str, str]) -> str:
-    import time
-
-    real_ns = int(line.get("time_real_ns", "0"))
-    stamp = time.strftime("%H:%M:%S", time.localtime(real_ns // 10**9))
-    rest = {
-        key: value
-        for key, value in line.items()
-        if key not in ("event", "time_mono_ns", "time_real_ns") and value not in ("", "0", "none")
-    }
-    now_ns = int(line.get("time_mono_ns", "0"))
-    for key in [key for key in rest if key.endswith("_mono_ns")]:
-        ago = format_duration((now_ns - int(rest.pop(key))) / 1e9)
-        rest[key.removesuffix("_mono_ns")] = f"{ago} before"
-    words = " ".join(f"{key}={value}" for key, value in rest.items())
-    return f"{stamp}.{real_ns // 10**6 % 1000:03d}  {line.get('event', '?'):9} {words}"
-
-
-def _change(jobs: Iterable[int], request: dict[str, str], dry_run: bool) -> None:
-    """Asks every job's fabric-pathd; prints what moves. The first refusal ends it."""
-    for job in jobs:
-        given = {key: value for key, value in request.items() if value}
-        answer = control.ask(_files().control(job), given | ({"dry": "1"} if dry_run else {}))
-        for line in answer:
-            if "peer" in line:
-                click.echo(
-                    f"job {job}: {'would move' if dry_run else 'moved'} address "
-                    f"{line['address']} of {line['peer']} from rail {line['from']} "
-                    f"to rail {line['to']}"
-                )
-        total = next((line["moves"] for line in answer if "moves" in line), "0")
-        if total == "0":
-            click.echo(f"job {job}: nothing to move")
+    if last["moves"] == "0":
+        click.echo(f"job {job}: nothing to move")
+    elif more := int(last["moves"]) - len(lines):
+        click.echo(f"job {job}: and {more} more")
+    return int(last.get("stays", "0"))

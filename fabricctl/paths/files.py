@@ -134,6 +134,12 @@ def read_state(path: Path) -> dict[str, str]:
     return state
 
 
+def rail_names(state: Mapping[str, str]) -> list[str]:
+    """The interfaces of a job's rails, as its fabric-pathd counts them; of what :func:`read_state`
+    gives."""
+    return [text.split()[0] for key, text in state.items() if key.startswith("rail") and text]
+
+
 def write_off(path: Path, job: int, why: str) -> None:
     """A ``state`` that says why there is no fabric-pathd; raises OSError."""
     text = fields.encode({"v": "1", "state": "off", "job": str(job), "why": why})

@@ -20,7 +20,7 @@ from typing import Protocol
 from fabricctl.config import Config
 from fabricctl.errors import FabricError
 from fabricctl.paths import verbs
-from fabricctl.paths.files import PathsFiles, read_state
+from fabricctl.paths.files import PathsFiles, rail_names, read_state
 from fabricctl.records import JobStart
 from fabricctl.store.schema import Severity
 
@@ -145,8 +145,7 @@ class PathsKeeper:
             state = {}
             with contextlib.suppress(FabricError):
                 state = read_state(self._files.state(running.start.job))
-            rails = [text.split()[0] for key, text in state.items() if key.startswith("rail")]
-            variables = verbs.environment(self._ports.ports, rails)
+            variables = verbs.environment(self._ports.ports, rail_names(state))
             self._files.change_env(running.start.job, variables)
             for change in changes:
                 words = "active again" if change.active else "lost: what uses it must start again"

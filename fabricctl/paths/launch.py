@@ -12,7 +12,7 @@ from pathlib import Path
 from fabricctl import built
 from fabricctl.config import Config
 from fabricctl.errors import FabricError
-from fabricctl.paths import addresses, configure, groups, steering, verbs
+from fabricctl.paths import addresses, configure, congestion, groups, steering, verbs
 from fabricctl.paths.addresses import Rail
 from fabricctl.paths.files import PathsFiles, write_off
 from fabricctl.records import JobStart
@@ -119,6 +119,7 @@ def _become(start: JobStart, config: Config, files: PathsFiles, keep: Collection
     )
     mounts = cgroups.parse_mounts(Path("/proc/self/mountinfo").read_text())
     shares += groups.line(mounts, start.node, start.job)
+    shares += congestion.line(config.paths.congestion)
     text = configure.text(start, config.paths, rails, found, places, shares=shares, off=off)
     memory = os.memfd_create(NAME, 0)
     os.write(memory, text.encode())

@@ -145,7 +145,8 @@ def exchange(
             during()
             said, _ = client.communicate(timeout=seconds + 60)
         assert client.returncode == 0, said
-        assert server.wait(timeout=60) == 0
+        server.communicate(timeout=60)  # on a busy machine it says more than a pipe holds
+        assert server.returncode == 0
     return json.loads(said)
 
 

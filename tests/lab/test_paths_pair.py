@@ -28,6 +28,7 @@ leases {dir}
 own 1000
 hold_ms 100
 hold_max_ms 100
+congestion reno
 rail r0 fab0 10.91.0.{host}/24 -
 rail r1 fab1 10.92.0.{host}/24 -
 node n1 10.90.0.1
@@ -166,6 +167,10 @@ def test_both_ends_leave_a_silent_rail_and_come_back(pair: Pair) -> None:
     wait_for(lambda: pair.both("0", "good"))
     moves = [event["rail"] for one in pair.events("path") for event in one]
     assert set(moves) == {"0"}
+    # What makes TCP's recovery short is on our routes, every one of them.
+    argv = ["ip", "-n", pair.nodes[0], "route", "show", "table", "0x46000000"]
+    shown = subprocess.run(argv, check=True, timeout=30, capture_output=True, text=True).stdout
+    assert shown.count("rto_min lock 4ms congctl reno") == len(shown.splitlines()) == 6
 
 
 def left(node: str) -> int:

@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,11 +12,11 @@ from click.testing import CliRunner
 
 from fabricctl import fields
 from fabricctl.cli.main import cli
-from fabricctl.errors import FabricError, NotFoundError, UsageError
+from fabricctl.errors import FabricError, NotFoundError, SystemRefusedError, UsageError
 from fabricctl.fleet.health import rails
-from fabricctl.paths import addresses, clean
+from fabricctl.paths import addresses, clean, control
 from fabricctl.paths.addresses import Rail
-from fabricctl.paths.files import PathsFiles
+from fabricctl.paths.files import PathsFiles, write_off
 
 PATH = (
     "peer=n2;rail=0;level=good;reason=none;carried_by=0;round_trip_ns=120000;jitter_ns=9000;"
@@ -29,9 +29,12 @@ MOVED = "address=10.0.0.2;peer=n2;from=1;to=0\nmoves=1"
 class Pathd:
     """Listens where fabric-pathd of a job does; remembers what it was asked."""
 
-    def __init__(self, files: PathsFiles, job: int, state: str = "ready") -> None:
+    def __init__(
+        self, files: PathsFiles, job: int, state: str = "ready", rails: Sequence[str] = ("r0", "r1")
+    ) -> None:
         files.make(job)
-        text = {"v": "1", "state": state, "job": str(job), "pid": "1", "rail0": "r0 10.0.0.1"}
+        text = {"v": "1", "state": state, "job": str(job), "pid": "1"}
+        text |= {f"rail{at}": f"{name} fab{at}" for at, name in enumerate(rails)}
         files.state(job).write_text(fields.encode(text) + "\n")
         self.asked: list[dict[str, str]] = []
         self.answers = {"show": f"summary=1\n{SHARE}\n{PATH}", "move": MOVED, "drain": "moves=0"}
@@ -47,7 +50,8 @@ class Pathd:
             if request["do"] == "end":
                 return
             self.asked.append(request)
-            self.link.sendto(self.answers.get(request["do"], "moves=0").encode(), sender)
+            page = request["do"] + request.get("from", "")
+            self.link.sendto(self.answers.get(page, "moves=0").encode(), sender)
 
     def close(self) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
@@ -103,6 +107,30 @@ def test_paths_and_shares_are_shown_in_words(pathd: Pathd) -> None:
     assert given["jobs"][0]["paths"][0]["peer"] == "n2"
 
 
+def test_what_one_answer_does_not_hold_is_asked_for(pathd: Pathd) -> None:
+    pathd.answers["show"] = f"summary=1\n{PATH}\nnext=40"
+    pathd.answers["show40"] = f"summary=1\n{PATH.replace('n2', 'n40')}\nnext=80"
+    pathd.answers["show80"] = f"summary=1\n{PATH.replace('n2', 'n80')}"
+    paths = json.loads(run("show", "--json"))["jobs"][0]["paths"]
+    assert [path["peer"] for path in paths] == ["n2", "n40", "n80"]
+
+
+def test_a_peer_that_no_job_has_is_no_empty_answer(pathd: Pathd) -> None:
+    pathd.answers["show"] = "error=no such peer"
+    assert "job 7: ready, n9 is no other node of this job" in run("show", "--peer", "n9")
+
+
+def test_who_may_not_ask_sees_what_files_tell(
+    pathd: Pathd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise SystemRefusedError("control: only root may ask; use sudo")
+
+    monkeypatch.setattr(control, "ask", refuse)
+    text = run("show")
+    assert "job 7: ready, control: only root may ask; use sudo" in text and "rail 1  r1" in text
+
+
 def test_a_job_whose_pathd_is_gone_or_never_came_is_shown_as_such(node: PathsFiles) -> None:
     gone = Pathd(node, 7)
     gone.close()
@@ -119,6 +147,15 @@ def test_moving_by_hand_asks_and_says_what_moved(pathd: Pathd, node: PathsFiles)
     assert "moved address" in run("move", "n2", "0", "--why", "cable 9")
     assert pathd.asked[-1]["why"] == "cable 9"
     assert "job 7: nothing to move" in run("unmove", "n2")
+    run("move", "n2", "r1")
+    assert pathd.asked[-1]["rail"] == "1"
+    with pytest.raises(UsageError, match="rail r9: job 7 has 2, counted from 0: r0, r1"):
+        run("move", "n2", "r9")
+    pathd.answers["move"] = MOVED.replace("moves=1", "moves=3")
+    assert "job 7: and 2 more" in run("move", "n2", "0")
+    pathd.answers["move"] = "moves=0;stays=2"
+    with pytest.raises(FabricError, match=r"rail 0 \(r0\) to n2 does not work now"):
+        run("move", "n2", "0")
     Pathd(node, 8, "starting").close()
     with pytest.raises(UsageError, match="jobs 7, 8 are here: say which with --job"):
         run("unmove", "n2")
@@ -136,10 +173,40 @@ def test_a_rail_that_is_out_is_out_for_later_jobs_too(pathd: Pathd, node: PathsF
     assert node.drained() == {}
     run("drain-rail", "0", "--job", "7")
     assert node.drained() == {}  # this job alone
-    with pytest.raises(UsageError, match="rail 5: this node has 2, counted from 0"):
+    with pytest.raises(UsageError, match="rail 5: this node has 2, counted from 0: r0, r1"):
         run("drain-rail", "5")
     with pytest.raises(UsageError, match="no ';'"):
         run("drain-rail", "1", "--why", "a;b")
+
+
+def test_each_job_is_asked_by_its_own_number_of_the_rail(pathd: Pathd, node: PathsFiles) -> None:
+    other = Pathd(node, 6, rails=("r1", "r2", "r0"))
+    Pathd(node, 5, rails=("r2", "r3")).close()  # a partition with rails of its own
+    Pathd(node, 4).close()  # it died, and will find the rail drained
+    try:
+        with pytest.raises(FabricError, match=r"^job 4: .*no fabric-pathd listens there$"):
+            run("drain-rail", "r1")
+        assert other.asked[-1] == {"do": "drain", "rail": "0"}
+        assert pathd.asked[-1] == {"do": "drain", "rail": "1"}
+        node.remove(4)
+        run("undrain-rail", "2", "--job", "6")
+        assert other.asked[-1] == {"do": "undrain", "rail": "2"}
+    finally:
+        other.close()
+
+
+def test_a_rail_that_has_to_carry_on_is_told(pathd: Pathd, node: PathsFiles) -> None:
+    pathd.answers["drain"] = "moves=0;stays=2;done=1"
+    for more in ([], ["--job", "7"], ["--dry-run"]):
+        with pytest.raises(
+            FabricError, match=r"job 7: rail 1 \(r1\) is not free: 2 addresses stay"
+        ) as told:
+            run("drain-rail", "1", *more)
+        assert told.value.exit_status == 1
+    node.make(9)
+    write_off(node.state(9), 9, "the job has one node")
+    with pytest.raises(NotFoundError, match="job 9: has no link failover: the job has one node"):
+        run("drain-rail", "1", "--job", "9")
 
 
 def test_what_was_seen_and_done_is_shown_oldest_first(pathd: Pathd, node: PathsFiles) -> None:
@@ -153,9 +220,20 @@ def test_what_was_seen_and_done_is_shown_oldest_first(pathd: Pathd, node: PathsF
         "path",
         "moved",
     ]
-    node.events(7).unlink()
-    with pytest.raises(NotFoundError, match="No such file"):
-        run("events")
+
+
+def test_no_rail_0_and_no_lost_carrier_goes_untold(pathd: Pathd, node: PathsFiles) -> None:
+    begin = "time_mono_ns=5000000000;time_real_ns=1790000000000000000"
+    node.events(7).write_text(
+        f"event=link;{begin};rail=0;carrier=0\n"
+        f"event=request;{begin};action=unmove;rail=-1;peer=n2;uid=0;why=\n"
+    )
+    node.make(6)
+    write_off(node.state(6), 6, "the job has one node")
+    lines = run("events").splitlines()
+    assert lines[0] == "job 6: no events: the job has one node"
+    assert lines[1].endswith("link      rail=0 carrier=0")
+    assert lines[2].endswith("request   action=unmove peer=n2 uid=0")
 
 
 def test_health_excludes_a_rail_and_gives_it_back(pathd: Pathd, node: PathsFiles) -> None:

@@ -11,7 +11,16 @@ import pytest
 
 from fabricctl.config import Config
 from fabricctl.errors import ConfigError, DataError, NotFoundError, UsageError
-from fabricctl.paths import addresses, configure, control, groups, launch, steering, verbs
+from fabricctl.paths import (
+    addresses,
+    configure,
+    congestion,
+    control,
+    groups,
+    launch,
+    steering,
+    verbs,
+)
 from fabricctl.paths.addresses import Address, Rail
 from fabricctl.paths.events import Follower, row
 from fabricctl.paths.files import PathsFiles, read_state, write_off
@@ -53,6 +62,25 @@ def test_the_configuration_names_everything_that_pathd_needs() -> None:
     assert "rail r0 fab0 10.78.0.12/16 fe80::1" in text
     assert "rail r1 fab1 10.79.0.12/16 -" in text
     assert "hold_ms 700" in text and "hold_max_ms 60000" in text
+
+
+@pytest.mark.parametrize(
+    ("own", "available", "given", "asked"),
+    [
+        ("bbr", "reno bbr cubic", "auto", ["congestion cubic"]),
+        ("bbr3", "reno bbr3", "auto", ["congestion reno"]),
+        ("bbr", "reno bbr cubic", "host", []),
+        ("cubic", "reno cubic", "auto", []),
+        ("dctcp", "reno cubic dctcp", "auto", []),  # the site's choice, and no pacing of its own
+    ],
+)
+def test_a_congestion_control_that_stands_still_after_a_move_is_not_asked_for(
+    tmp_path: Path, own: str, available: str, given: str, asked: list[str]
+) -> None:
+    (tmp_path / "tcp_congestion_control").write_text(own + "\n")
+    (tmp_path / "tcp_available_congestion_control").write_text(available + "\n")
+    assert congestion.line(given, tmp_path) == asked
+    assert congestion.line(given, tmp_path / "none") == []
 
 
 def test_own_addresses_need_the_users_number_and_no_pool() -> None:

@@ -6,7 +6,7 @@ from fabricctl import config, layout
 from fabricctl.errors import FabricError, NotFoundError, SystemRefusedError, UsageError
 from fabricctl.fleet.health.policy import PREFIX
 from fabricctl.paths import addresses, control
-from fabricctl.paths.files import PathsFiles
+from fabricctl.paths.files import PathsFiles, rail_names, read_state
 
 
 def exclude(rail: str, why: str) -> str:
@@ -23,19 +23,19 @@ def exclude(rail: str, why: str) -> str:
     if not left:
         raise UsageError(f"{rail} is the last rail that is in use: it stays")
     _write(files, {**drained, rail: f"uid {os.getuid()}: {why}"})
-    return _tell_jobs(files, "drain", names.index(rail), why) or f"{rail} is out"
+    return _tell_jobs(files, "drain", rail, why) or f"{rail} is out"
 
 
 def include(rail: str) -> str:
     """What was done. Raises :class:`UsageError` for one that others took out."""
-    files, names = _here(rail)
+    files, _ = _here(rail)
     drained = files.drained()
     said = drained.pop(rail, "")
     if said and PREFIX not in said:
         raise UsageError(f"{rail} was taken out by somebody else: {said}")
     if said:
         _write(files, drained)
-    return _tell_jobs(files, "undrain", names.index(rail), "") or f"{rail} is in use again"
+    return _tell_jobs(files, "undrain", rail, "") or f"{rail} is in use again"
 
 
 def _here(rail: str) -> tuple[PathsFiles, list[str]]:
@@ -55,13 +55,15 @@ def _write(files: PathsFiles, drained: dict[str, str]) -> None:
         raise NotFoundError(f"{files.leases}: no link failover here: {error.strerror}") from None
 
 
-def _tell_jobs(files: PathsFiles, do: str, rail: int, why: str) -> str:
+def _tell_jobs(files: PathsFiles, do: str, rail: str, why: str) -> str:
     """Jobs that are there now; what refused is said, those that begin later have it anyway."""
     refused = []
     for job in files.jobs():
-        request = {"do": do, "rail": str(rail), "why": why}
         try:
-            control.ask(files.control(job), {key: value for key, value in request.items() if value})
+            names = rail_names(read_state(files.state(job)))
+            if rail in names:  # else its partition has others
+                request = {"do": do, "rail": str(names.index(rail))}
+                control.ask(files.control(job), request | ({"why": why} if why else {}))
         except NotFoundError:
             continue  # it has no failover, or has ended
         except FabricError as error:

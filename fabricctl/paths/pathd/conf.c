@@ -224,6 +224,8 @@ static bool read_line(struct reader *reader)
 		return conf->own = number_into(reader, 0, 4294967294u, &conf->uid);
 	if (!strcmp(word, "rto_min_ms"))
 		return number_into(reader, 0, 1000, &conf->rto_min_ms);
+	if (!strcmp(word, "congestion"))
+		return text_into(reader, 1, conf->congestion, sizeof(conf->congestion));
 	if (!strcmp(word, "interval_us"))
 		return number_into(reader, 500, 1000000, &conf->interval_us);
 	if (!strcmp(word, "budget_pps"))

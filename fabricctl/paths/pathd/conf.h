@@ -13,6 +13,7 @@
 #define CONF_PORTS 4
 #define CONF_NAME 64
 #define CONF_PATH 256
+#define CONF_CONGESTION 16 /* TCP_CA_NAME_MAX */
 
 struct conf_rail {
 	char name[IFNAMSIZ]; /* the rail's interface */
@@ -43,6 +44,7 @@ struct conf {
 	struct conf_rail rail[MAX_RAILS];
 	struct conf_node *node;
 	unsigned rto_min_ms, interval_us, budget_pps, ready_wait_s, hold_ms, hold_max_ms;
+	char congestion[CONF_CONGESTION]; /* of TCP connections that begin on our routes; "": the host's */
 	char dir[CONF_PATH]; /* the job's: events, state, control, env */
 	char leases[CONF_PATH]; /* the node's: <slot>.lease, lock, sysctl.saved */
 	char off[CONF_NAME]; /* why this node cannot take part; "": it can. The others are told */

@@ -14,13 +14,14 @@
 
 #define REQUEST_BYTES 1024
 #define ANSWER_BYTES 60000 /* fits a datagram in every default socket buffer */
+#define LINE_BYTES 700 /* one path's, with the longest numbers and names */
 
 struct request {
 	struct daemon *d;
 	const char *action, *why, *peer;
 	int rail;
 	bool dry;
-	unsigned uid;
+	unsigned uid, from; /* from: the first peer to show */
 	char answer[ANSWER_BYTES];
 	size_t size;
 };
@@ -41,6 +42,12 @@ static void say(struct request *request, const char *format, ...)
 		request->size += (size_t)size;
 	else
 		request->answer[request->size] = '\0';
+}
+
+/* For so many lines more. */
+static bool room_for(const struct request *request, unsigned lines)
+{
+	return sizeof(request->answer) - request->size > (size_t)lines * LINE_BYTES;
 }
 
 bool control_open(struct daemon *d)
@@ -80,6 +87,7 @@ static void show_path(struct request *request, const struct peer *peer, unsigned
 	static const char *const LEVELS_TEXT[] = {"good", "poor", "dead"};
 	static const char *const LISTENING_TEXT[] = {"heard", "suspect", "gone", "proving"};
 	const struct path *path = &peer->pair.path[rail];
+	bool shared = peer->probe[rail].size; /* else: no subnet there, and nothing is moved */
 	char members[64];
 	uint64_t now = request->d->now_ns;
 
@@ -87,8 +95,8 @@ static void show_path(struct request *request, const struct peer *peer, unsigned
 	    "peer=%s;rail=%u;level=%s;reason=%s;listening=%s;carried_by=%s;active=%d"
 	    ";heard_age_ns=%" PRIu64 ";round_trip_ns=%" PRIu64 ";round_trip_floor_ns=%" PRIu64
 	    ";jitter_ns=%" PRIu64 ";lost=%" PRIu64 ";seen=%" PRIu64 ";flaps=%.2f;pinned=%d;queue_ns=%" PRIu64 ";away=%d\n",
-	    peer->node->name, rail, LEVELS_TEXT[pair_level(&peer->pair, rail)],
-	    reason_name(pair_reason(&peer->pair, rail)), LISTENING_TEXT[path->listening],
+	    peer->node->name, rail, shared ? LEVELS_TEXT[pair_level(&peer->pair, rail)] : "none",
+	    shared ? reason_name(pair_reason(&peer->pair, rail)) : "subnet", LISTENING_TEXT[path->listening],
 	    members_text(request->d, peer->route.members[rail], members),
 	    peer->active_until_ns > now, now > path->heard_ns ? now - path->heard_ns : 0,
 	    path->round_trip_ns, path->round_trip_floor_ns, path_jitter_ns(path), path->loss.lost,
@@ -101,32 +109,59 @@ static bool chosen(const struct request *request, const struct peer *peer)
 	return peer->known && (!request->peer || !strcmp(request->peer, peer->node->name));
 }
 
+/* One that was not met yet has no paths, and is no error. */
+static bool names_a_node(struct request *request)
+{
+	const struct conf *conf = &request->d->conf;
+
+	for (unsigned i = 0; request->peer && i < conf->nodes; i++)
+		if (i != conf->self && !strcmp(request->peer, conf->node[i].name))
+			return true;
+	if (request->peer)
+		say(request, "error=no such peer\n");
+	return !request->peer;
+}
+
 static void show(struct request *request)
 {
 	struct daemon *d = request->d;
 
+	if (!names_a_node(request))
+		return;
 	say(request,
 	    "job=%lu;slot=%u;rails=%u;peers=%u;active=%u;probes_sent=%" PRIu64
 	    ";probes_received=%" PRIu64 ";moves=%" PRIu64 ";events_dropped=%" PRIu64 "\n",
 	    d->conf.job, d->mover.slot, d->conf.rails, d->conf.nodes - 1, d->active, d->probes_sent,
 	    d->probes_received, d->moves, d->events.dropped);
-	for (unsigned rail = 0; rail < d->conf.rails; rail++)
+	for (unsigned rail = 0; rail < d->conf.rails && !request->from; rail++)
 		if (d->sliced >> rail & 1)
 			say(request, "share_rail=%u;guarantee=%u;ceiling=%u;class=%u;now=%u\n", rail,
 			    d->grant.guarantee, d->grant.ceiling, d->grant.class,
 			    (unsigned)d->pace[rail].rate);
-	for (unsigned i = 0; i < d->conf.nodes; i++)
+	for (unsigned i = request->from; i < d->conf.nodes; i++) {
+		if (!chosen(request, &d->peer[i]))
+			continue;
+		if (!room_for(request, d->conf.rails + 1)) {
+			say(request, "next=%u\n", i); /* the rest is asked for */
+			return;
+		}
 		for (unsigned rail = 0; rail < d->conf.rails; rail++)
-			if (chosen(request, &d->peer[i]))
-				show_path(request, &d->peer[i], rail);
+			show_path(request, &d->peer[i], rail);
+	}
 }
 
-/* The change, tried on a copy: which addresses it would move. */
-static unsigned plan(struct request *request, int pin, int drained)
+struct plan {
+	unsigned moves; /* addresses that another rail carries then */
+	unsigned stays; /* that a drained rail carries on, or one that they were moved to does not */
+};
+
+/* The change, tried on a copy: which addresses it would move. Of more than an answer holds the first are
+ * told, and all are counted. */
+static struct plan plan(struct request *request, int pin, int drained)
 {
 	struct daemon *d = request->d;
 	char from[64], to[64];
-	unsigned moves = 0;
+	struct plan plan = {0};
 
 	for (unsigned i = 0; i < d->conf.nodes; i++) {
 		struct peer *peer = &d->peer[i];
@@ -138,17 +173,20 @@ static unsigned plan(struct request *request, int pin, int drained)
 			copy.path[request->rail].drained = drained != 0;
 		else
 			copy.pin = pin;
+		if (drained == 0)
+			copy.path[request->rail].apart = false; /* some ms later, at both ends */
 		for (unsigned rail = 0; rail < d->conf.rails; rail++) {
 			uint8_t now = peer->route.members[rail], then = pair_members(&copy, rail);
+			bool carries = request->rail >= 0 && then >> request->rail & 1;
 
-			if (now == then)
-				continue;
-			moves++;
-			say(request, "peer=%s;address=%u;from=%s;to=%s\n", peer->node->name, rail,
-			    members_text(d, now, from), members_text(d, then, to));
+			plan.stays += drained > 0 ? carries : pin >= 0 && !carries;
+			plan.moves += now != then;
+			if (now != then && room_for(request, 2))
+				say(request, "peer=%s;address=%u;from=%s;to=%s\n", peer->node->name, rail,
+				    members_text(d, now, from), members_text(d, then, to));
 		}
 	}
-	return moves;
+	return plan;
 }
 
 static void record(struct request *request)
@@ -175,9 +213,9 @@ static void change(struct request *request)
 {
 	bool drain = !strcmp(request->action, "drain"), undrain = !strcmp(request->action, "undrain");
 	int pin = !strcmp(request->action, "move") ? request->rail : -1;
-	unsigned moves = plan(request, pin, drain ? 1 : undrain ? 0 : -1);
+	struct plan planned = plan(request, pin, drain ? 1 : undrain ? 0 : -1);
 
-	say(request, "moves=%u;done=%d\n", moves, !request->dry);
+	say(request, "moves=%u;stays=%u;done=%d\n", planned.moves, planned.stays, !request->dry);
 	if (request->dry)
 		return;
 	record(request);
@@ -185,6 +223,8 @@ static void change(struct request *request)
 		moving_drain(request->d, (unsigned)request->rail, drain);
 	else
 		pin_all(request, pin);
+	if (!byhand_save(request->d))
+		event_write(&request->d->events, "trouble", ";what=by_hand;why=%s", strerror(errno));
 }
 
 static void parse(struct request *request, char *text)
@@ -200,6 +240,8 @@ static void parse(struct request *request, char *text)
 			request->peer = line + 5;
 		else if (!strncmp(line, "rail=", 5))
 			request->rail = atoi(line + 5);
+		else if (!strncmp(line, "from=", 5))
+			request->from = (unsigned)strtoul(line + 5, NULL, 10);
 		else if (!strcmp(line, "dry=1"))
 			request->dry = true;
 	}

@@ -69,6 +69,7 @@ struct rail {
 	unsigned ifindex, mtu, fabric_ifindex;
 	int socket, urgent; /* urgent: -1 where the kernel cannot tell such probes apart */
 	bool carrier, drained;
+	uint64_t ask_until_ns; /* its carrier came back: everybody's link-layer address is asked for */
 	struct cause cause;
 	double load; /* part of its rate that this node sends, lately */
 	uint64_t sent_bytes, say_paced_ns;
@@ -105,6 +106,7 @@ struct daemon {
 	uint64_t next_manage_ns, next_diag_ns, next_second_ns, next_census_ns, probes_sent, probes_received, moves;
 	bool state_changed, rules_gone;
 	uint64_t next_rules_ns, next_neighbours_ns;
+	unsigned next_neighbour;
 	int program[2], program_error; /* filters of a share: by uid, and for probes; -1: none */
 	uint8_t sliced; /* rails where the job has its share */
 	struct filter_group *group; /* what its filter compares with; NULL: the uid alone */
@@ -184,6 +186,10 @@ void neighbours_turn(struct daemon *d);
 /* control.c */
 bool control_open(struct daemon *d);
 void control_serve(struct daemon *d);
+
+/* byhand.c: what was asked for by `fabricctl path`, for a worker that follows one that died */
+bool byhand_save(const struct daemon *d);
+void byhand_load(struct daemon *d);
 
 /* state.c: the files `state` and `env` of the job */
 void state_write(struct daemon *d);

@@ -104,8 +104,18 @@ static bool collides(const struct daemon *d, const struct peer *peer)
 	return false;
 }
 
-/* The peer's addresses, as far as they can be reached: IPv4 on a subnet that we share, IPv6 where
- * both have one. */
+/* Whether the peer's IPv6 address is on the link of ours, whose subnet's size is not known: where there is
+ * IPv4 that tells it, and probes go there. What lies behind a router is left to the kernel's own routes. */
+static bool shares_link(const struct conf_rail *ours, const struct wire_rail *theirs, const struct ip *via4)
+{
+	if (!ours->ip6.family || !theirs->ip6.family)
+		return false;
+	if (ours->net4.ip.family)
+		return via4->family;
+	return memcmp(ours->ip6.byte, theirs->ip6.byte, 8) == 0; /* link-local ones among them */
+}
+
+/* The peer's addresses, as far as they can be reached on a subnet that we share. */
 static void take_addresses(struct daemon *d, struct peer *peer, const struct wire *wire)
 {
 	unsigned usable = 0;
@@ -122,7 +132,7 @@ static void take_addresses(struct daemon *d, struct peer *peer, const struct wir
 		if (ours->net4.ip.family && theirs->net4.ip.family &&
 		    net_contains(&ours->net4, &theirs->net4.ip))
 			*via4 = theirs->net4.ip;
-		if (ours->ip6.family && theirs->ip6.family)
+		if (shares_link(ours, theirs, via4))
 			*via6 = theirs->ip6;
 		if (d->conf.pool4.ip.family && d->conf.fabric)
 			peer->route.fabric[FAMILY4][i] = fabric_address(&d->conf.pool4, i, via4);
@@ -132,12 +142,16 @@ static void take_addresses(struct daemon *d, struct peer *peer, const struct wir
 						d->rail[i].ifindex);
 		usable += peer->probe[i].size != 0;
 	}
-	if (!usable && d->conf.fabric) {
+	if (!usable) {
 		char why[160];
 
 		snprintf(why, sizeof(why), "%.60s shares no subnet with this node on any rail",
 			 peer->node->name);
-		hello_off(d, d->conf.self, why);
+		if (d->conf.fabric)
+			hello_off(d, d->conf.self, why);
+		else
+			event_write(&d->events, "trouble", ";peer=%s;what=not protected;why=%s",
+				    peer->node->name, why);
 	} else if (collides(d, peer)) {
 		hello_off(d, d->conf.self, "two nodes get the same fabric address: choose a larger pool");
 	}

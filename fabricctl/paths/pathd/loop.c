@@ -79,30 +79,6 @@ static bool init_peers(struct daemon *d)
 	return d->peer != NULL;
 }
 
-/* Rails that are out for maintenance, as `fabricctl path drain-rail` keeps them: lines that begin
- * with an interface's name. A job that begins, and a worker that was killed, finds them so. */
-static void read_drained(struct daemon *d)
-{
-	char path[CONF_PATH + 16], line[512], name[IFNAMSIZ];
-	FILE *stream;
-
-	snprintf(path, sizeof(path), "%s/drained", d->conf.leases);
-	stream = fopen(path, "re");
-	while (stream && fgets(line, sizeof(line), stream)) {
-		if (sscanf(line, "%15s", name) != 1)
-			continue;
-		for (unsigned i = 0; i < d->conf.rails; i++) {
-			if (strcmp(name, d->conf.rail[i].name) != 0)
-				continue;
-			d->rail[i].drained = true;
-			for (unsigned k = 0; k < d->conf.nodes; k++)
-				d->peer[k].pair.path[i].drained = true;
-		}
-	}
-	if (stream)
-		fclose(stream);
-}
-
 static bool env_is_there(const struct daemon *d)
 {
 	char path[CONF_PATH + 8];
@@ -120,6 +96,7 @@ static bool set_up(struct daemon *d, char *problem, size_t size)
 	d->now_ns = d->started_ns = mono_ns();
 	d->mover.rails = d->conf.rails;
 	d->mover.rto_min_ms = d->conf.rto_min_ms;
+	memcpy(d->mover.congestion, d->conf.congestion, sizeof(d->mover.congestion));
 	snprintf(path, sizeof(path), "%s/events", d->conf.dir);
 	if (!event_open(&d->events, path)) {
 		snprintf(problem, size, "%.100s: %s", path, strerror(errno));
@@ -128,7 +105,7 @@ static bool set_up(struct daemon *d, char *problem, size_t size)
 	if (getrandom(&d->session, sizeof(d->session), 0) != sizeof(d->session) ||
 	    !init_rails(d, problem, size) || !init_peers(d))
 		return false;
-	read_drained(d);
+	byhand_load(d);
 	error = rtnl_open(&d->mover.rtnl, NETLINK_ROUTE, 0);
 	if (!error)
 		error = rtnl_open(&d->diag, NETLINK_SOCK_DIAG, 0);

@@ -89,16 +89,20 @@ static int group_set(struct mover *mover, const struct mover_peer *peer, int fam
 	return rtnl_call(&mover->rtnl, &msg);
 }
 
-/* rto_min holds only where it is locked (net/ipv4/tcp_input.c, tcp_rto_min). */
-static void put_metrics(struct rtnl_msg *msg, unsigned rto_min_ms)
+/* rto_min holds only where it is locked (net/ipv4/tcp_input.c, tcp_rto_min). Why congestion control: decision 26. */
+static void put_metrics(struct rtnl_msg *msg, unsigned rto_min_ms, const char *congestion)
 {
 	size_t nest;
 
-	if (!rto_min_ms)
+	if (!rto_min_ms && !congestion[0])
 		return;
 	nest = rtnl_nest(msg, RTA_METRICS);
-	rtnl_put_u32(msg, RTAX_LOCK, 1u << RTAX_RTO_MIN);
-	rtnl_put_u32(msg, RTAX_RTO_MIN, rto_min_ms);
+	if (rto_min_ms) {
+		rtnl_put_u32(msg, RTAX_LOCK, 1u << RTAX_RTO_MIN);
+		rtnl_put_u32(msg, RTAX_RTO_MIN, rto_min_ms);
+	}
+	if (congestion[0])
+		rtnl_put_text(msg, RTAX_CC_ALGO, congestion);
 	rtnl_nest_end(msg, nest);
 }
 
@@ -125,12 +129,17 @@ static int route_set(struct mover *mover, const struct ip *to, const struct ip *
 {
 	struct net host = {*to, (uint8_t)(8 * ip_bytes(to))};
 	struct rtnl_msg msg;
+	int error;
 
 	route_begin(&msg, &host, FABRIC_TABLE + mover->slot, source);
 	rtnl_put_u32(&msg, RTA_PRIORITY, metric);
 	rtnl_put_u32(&msg, RTA_NH_ID, hop);
-	put_metrics(&msg, mover->rto_min_ms);
-	return rtnl_call(&mover->rtnl, &msg);
+	put_metrics(&msg, mover->rto_min_ms, mover->congestion);
+	error = rtnl_call(&mover->rtnl, &msg);
+	if (error != -EINVAL || !mover->congestion[0])
+		return error;
+	mover->congestion[0] = '\0'; /* the kernel has none of that name: moving matters more */
+	return route_set(mover, to, source, metric, hop);
 }
 
 /* Link-local addresses mean something on one link only: they are not moved. */
@@ -233,7 +242,7 @@ int mover_sink_add(struct rtnl *rtnl, const struct net *part, const struct ip *s
 
 	route_begin(&msg, part, RT_TABLE_MAIN, source);
 	rtnl_put_u32(&msg, RTA_OIF, ifindex);
-	put_metrics(&msg, rto_min_ms);
+	put_metrics(&msg, rto_min_ms, "");
 	return rtnl_call(rtnl, &msg);
 }
 

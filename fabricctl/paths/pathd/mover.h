@@ -36,6 +36,7 @@ struct mover {
 	unsigned slot;
 	unsigned rails;
 	unsigned rto_min_ms;
+	char congestion[16]; /* "": the host's */
 	unsigned ifindex[MAX_RAILS]; /* of the rails */
 	unsigned fabric_ifindex[MAX_RAILS]; /* of the fabric devices */
 	/* Our addresses, the routes' preferred source. Family 0: that kind is not moved. */

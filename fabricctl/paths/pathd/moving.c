@@ -5,6 +5,7 @@
 #include <string.h>
 
 #define LOOK_IDLE_NS (20 * MS)
+#define ASK_NS (3 * S) /* longer than a switch's port takes that does not look for loops */
 #define RULES_NS (1 * S) /* no quarrel with whoever removes them */
 
 static const char *const LEVEL_NAMES[LEVELS] = {"good", "poor", "dead"};
@@ -51,13 +52,33 @@ static void inherit(struct daemon *d, struct peer *peer)
 	}
 }
 
+/* On which no subnet is shared: nothing is sent there, and that nothing comes is no news. */
+static bool leave_out(struct peer *peer, unsigned rail)
+{
+	struct path *path = &peer->pair.path[rail];
+
+	if (peer->probe[rail].size)
+		return false;
+	path->listening = GONE;
+	path->reason = REASON_NONE;
+	path->gone_ns = path->heard_ns;
+	peer->told_level[rail] = LEVEL_DEAD;
+	return true;
+}
+
 void moving_peer_known(struct daemon *d, struct peer *peer)
 {
+	unsigned reached = 0;
+
 	inherit(d, peer);
 	traffic_index(d);
-	for (unsigned i = 0; i < d->conf.rails; i++)
+	for (unsigned i = 0; i < d->conf.rails; i++) {
+		reached += !leave_out(peer, i);
 		if (!d->rail[i].carrier)
 			pair_carrier(&peer->pair, i, false, d->now_ns);
+	}
+	if (!reached) /* the kernel's own routes are all there is */
+		return;
 	install(d, peer);
 	peer->next_send_ns = d->now_ns;
 }
@@ -190,6 +211,8 @@ void moving_carrier(struct daemon *d, unsigned rail, bool carrier)
 	uint64_t now = d->now_ns;
 
 	d->rail[rail].carrier = carrier;
+	if (carrier)
+		d->rail[rail].ask_until_ns = now + ASK_NS;
 	event_write(&d->events, "link", ";rail=%u;carrier=%d", rail, carrier);
 	for (unsigned i = 0; i < d->conf.nodes; i++) {
 		struct peer *peer = &d->peer[i];

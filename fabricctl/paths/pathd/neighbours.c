@@ -7,6 +7,7 @@
 #include <linux/neighbour.h>
 
 #define ASK_AGAIN_NS (50 * MS)
+#define ASK_MOST 64 /* a turn: each is a call or two of the kernel, some microseconds */
 
 static void begin(struct rtnl_msg *msg, uint16_t type, unsigned ifindex, const struct sockaddr_storage *to)
 {
@@ -38,21 +39,34 @@ static void ask_again(struct daemon *d, unsigned rail, const struct sockaddr_sto
 	rtnl_call(&d->mover.rtnl, &msg);
 }
 
+/* The streams of a peer with traffic wait for it. After our own cable is back so does everybody: one
+ * question a second would be all that the others get. */
+static bool is_wanted(const struct daemon *d, const struct peer *peer, unsigned rail)
+{
+	const struct path *path = &peer->pair.path[rail];
+	bool soon = d->now_ns < peer->active_until_ns || d->now_ns < d->rail[rail].ask_until_ns;
+
+	/* Not heard, or says that we are not. */
+	return soon && d->rail[rail].carrier && peer->probe[rail].size &&
+	       (path->listening == GONE || path->peer_level == LEVEL_DEAD);
+}
+
 void neighbours_turn(struct daemon *d)
 {
+	unsigned asked = 0, first = d->next_neighbour;
+
 	if (d->now_ns < d->next_neighbours_ns)
 		return;
 	d->next_neighbours_ns = d->now_ns + ASK_AGAIN_NS;
-	for (unsigned i = 0; i < d->conf.nodes; i++) {
-		const struct peer *peer = &d->peer[i];
+	for (unsigned i = 0; i < d->conf.nodes && asked < ASK_MOST; i++) {
+		unsigned at = (first + i) % d->conf.nodes; /* those that were not reached come first */
+		const struct peer *peer = &d->peer[at];
 
-		for (unsigned k = 0; k < d->conf.rails && d->now_ns < peer->active_until_ns; k++) {
-			const struct path *path = &peer->pair.path[k];
-
-			/* Not heard, or says that we are not. */
-			if (d->rail[k].carrier && peer->probe[k].size &&
-			    (path->listening == GONE || path->peer_level == LEVEL_DEAD))
+		for (unsigned k = 0; k < d->conf.rails; k++)
+			if (is_wanted(d, peer, k)) {
 				ask_again(d, k, &peer->probe[k].address);
-		}
+				asked++;
+			}
+		d->next_neighbour = at + 1;
 	}
 }

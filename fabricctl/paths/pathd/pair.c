@@ -16,10 +16,11 @@
 #define STALLED_NS (50 * MS)
 
 /* Failback: the hold (a second of health) is doubled for every recent failure, up to its maximum. */
-/* From both ends' verdict to the common instant: so many probes have the time to tell of it. */
+/* From both ends' verdict to the common instant: so many probes have the time to tell of it. Where nothing
+ * is carried, so that they are rare, what tells the verdict (WIRE_NEWS) tells the instant, on every rail. */
 #define BACK_NS (20 * MS)
 #define BACK_PROBES 4
-#define BACK_MAX_NS (500 * MS)
+#define BACK_MAX_NS (100 * MS)
 #define FLAP_HALF_LIFE_NS (60 * S)
 
 /* Wald's test of loss (arrival.c): a verdict at odds of e^12. */

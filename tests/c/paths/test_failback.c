@@ -148,6 +148,22 @@ static void the_earlier_instant_that_either_end_sets_holds(void)
 	CHECK(pair_members(&sim.pair, 0) == 1);
 }
 
+/* Its probes are 0.1 s apart: four of them would be nearly half of the outage's rest. */
+static void a_pair_that_carries_nothing_waits_no_longer_than_its_news_takes(void)
+{
+	struct sim sim = start();
+	struct path *path = &sim.pair.path[0];
+	struct change_of changes[MAX_RAILS + 1];
+
+	run(&sim, 1 * S);
+	path->peer_level = LEVEL_POOR;
+	run(&sim, 10 * MS);
+	path->peer_level = LEVEL_GOOD;
+	path->due_ns = path->heard_ns + 100 * MS;
+	pair_evaluate(&sim.pair, sim.now, false, changes);
+	CHECK(pair_back_ns(&sim.pair) == sim.now + 100 * MS);
+}
+
 static void what_fails_again_before_the_instant_stays_left(void)
 {
 	struct sim sim = start();
@@ -188,6 +204,7 @@ int main(void)
 	a_rail_heals_although_its_peer_is_often_late();
 	a_lossy_rail_does_not_come_back();
 	the_earlier_instant_that_either_end_sets_holds();
+	a_pair_that_carries_nothing_waits_no_longer_than_its_news_takes();
 	what_fails_again_before_the_instant_stays_left();
 	carrier_decides_at_once_and_heals_by_proof();
 	return check_failures != 0;
