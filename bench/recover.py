@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 RANKS = 4
 STEPS_A_KILL = 80
 BY_TIME = "--steps 1000000 --pause 0.1 --every 10"
+WAIT_S = 90.0
 LAUNCH_S = 240.0  # at most: many processes import torch on two cores
 # Beyond a clean launch, or from the death on.
 GOALS_S = {"place": 2.0, "live": 1.0}
@@ -62,13 +63,19 @@ class Round:
         return self.path.read_text() if self.path.exists() else ""
 
     def nodes(self) -> list[str]:
-        """Those with ranks, but for the job script's."""
+        """Those with ranks, but for the job script's; waited for until all ranks are told of."""
         argv = ["fabricctl", "job", "where", str(self.job), "--json"]
-        done = self.lab.exec("n1", argv, user="alice", check=False)
-        ranks = json.loads(done.stdout)["ranks"] if done.returncode == 0 else []
-        return [rank["node"] for rank in ranks if rank["node"] != "n1"]
+        end = time.monotonic() + WAIT_S
+        while True:
+            done = self.lab.exec("n1", argv, user="alice", check=False)
+            ranks = json.loads(done.stdout)["ranks"] if done.returncode == 0 else []
+            if len(ranks) == RANKS:
+                return [rank["node"] for rank in ranks if rank["node"] != "n1"]
+            if time.monotonic() > end:
+                raise SystemExit(f"{len(ranks)} of {RANKS} ranks are told of:\n{done.stderr}")
+            time.sleep(0.2)
 
-    def wait(self, good: str, count: int = 1, timeout_s: float = 90) -> str:
+    def wait(self, good: str, count: int = 1, timeout_s: float = WAIT_S) -> str:
         end = time.monotonic() + timeout_s
         while len(re.findall(good, text := self.output(), re.MULTILINE)) < count:
             if time.monotonic() > end:
@@ -76,12 +83,14 @@ class Round:
             time.sleep(0.02)
         return text
 
-    def wait_step(self, step: int) -> None:
-        end = time.monotonic() + 90
+    def wait_step(self, step: int) -> int:
+        """Until that one or a later one was told; which."""
+        end = time.monotonic() + WAIT_S
         while not (told := steps_told(self.output())) or told[-1] < step:
             if time.monotonic() > end:
                 raise SystemExit(f"step {step} did not come:\n{self.output()[-4000:]}")
             time.sleep(0.02)
+        return told[-1]
 
     def kill(self, nth: int, node: str) -> dict[str, float]:
         """The job's nth death."""
@@ -133,7 +142,7 @@ def one_job(
     launch_s = stamps(text)[0] - float(began.group(1))
     found = []
     for nth in range(1, kills + 1):
-        at = steps_told(run.output())[-1]
+        at = run.wait_step(0)  # "first step done" is said before the first step is told
         node = rng.choice(run.nodes())
         run.wait_step(at + rng.randrange(20, STEPS_A_KILL - 20))
         found.append(run.kill(nth, node))

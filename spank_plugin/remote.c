@@ -2,6 +2,7 @@
  * the job is not protected. Nothing here fails a step, but for on_missing=refuse. */
 #include "fabric_spank.h"
 
+#include <net/if.h>
 #include <slurm/slurm.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -164,15 +165,44 @@ static void set_environment(spank_t spank, enum mode mode, const char *run_dir)
 	spank_setenv(spank, "FABRIC_JOB_DIR", job_dir, 1);
 }
 
-/* What the step around us was given: of its node, and not the user's wish. */
-static void forget_paths(spank_t spank)
+/* Whether what leads Open MPI onto the rails would do so on this node. */
+static bool rails_are_here(const char *name, const char *value)
+{
+	char device[IF_NAMESIZE];
+
+	if (strcmp(name, "OMPI_MCA_btl_tcp_if_include"))
+		return true;
+	while (*value) {
+		size_t length = strcspn(value, ",");
+
+		if (!length || length >= sizeof device)
+			return false;
+		memcpy(device, value, length);
+		device[length] = '\0';
+		if (!if_nametoindex(device))
+			return false;
+		value += length + (value[length] == ',');
+	}
+	return true;
+}
+
+/* What the step around us was given: of its node, and not the user's wish. A node on which nothing
+ * looks after the paths keeps it where it fits: its ranks would offer addresses that the others do
+ * not connect to, and Open MPI waits for ever then. */
+static void forget_paths(spank_t spank, bool have_own)
 {
 	char list[PATHS_LIST_SIZE], now[PATHS_VALUE_SIZE];
 	char name[PATHS_NAME_SIZE], value[PATHS_VALUE_SIZE];
 	const char *at = list;
+	bool fits = !have_own;
 
 	if (spank_getenv(spank, PATHS_VARIABLE, list, sizeof list) != ESPANK_SUCCESS)
 		return;
+	while (fits && paths_next(&at, name, value))
+		fits = rails_are_here(name, value);
+	if (fits)
+		return;
+	at = list;
 	while (paths_next(&at, name, value))
 		if (spank_getenv(spank, name, now, sizeof now) == ESPANK_SUCCESS &&
 		    !strcmp(now, value))
@@ -216,6 +246,7 @@ void remote_begin(spank_t spank, const struct args *args)
 	uint32_t step_id = 0;
 	int run = rundir_open(args->run_dir);
 	const char *name;
+	bool have_paths;
 	char number[16];
 	enum mode mode;
 
@@ -240,9 +271,10 @@ void remote_begin(spank_t spank, const struct args *args)
 	mode = decide(spank, run, args);
 	set_environment(spank, mode, args->run_dir);
 	step.asked = mode != MODE_OFF && step_id != SLURM_EXTERN_CONT;
-	forget_paths(spank);
-	if (step.asked && mode == MODE_ON && run >= 0 &&
-	    paths_wait(run, step.job, PATHS_WAIT_MS))
+	have_paths = step.asked && mode == MODE_ON && run >= 0 &&
+		     paths_wait(run, step.job, PATHS_WAIT_MS);
+	forget_paths(spank, have_paths || !step.asked || mode != MODE_ON);
+	if (have_paths)
 		set_paths(spank, run);
 	if (step.asked)
 		protect_look(&step.view, args->run_dir, step.job);

@@ -21,6 +21,7 @@ SILENT_NS = 3_000_000_000
 OPEN_NS = 5_000_000_000
 LOOKED_NS = 1_000_000_000  # ranks are looked at once a second (fabricctl/state/track/ranks.py)
 NO_CARRIER = "without carrier"  # so the tracker's verdict says that a link is down
+DIED = ("ended without MPI_Finalize", " died: ")  # so it says that a rank's process is gone
 _DEAD = {LaunchEvent.RANKS_DEAD: "its ranks died", LaunchEvent.NODE_DEAD: "a node died"}
 _STALLS: dict[int, Cause] = {
     StallKind.RANK: "host_stopped",
@@ -65,6 +66,8 @@ def _stalls(rows: NodeRows, shift_ns: int) -> Iterator[Evidence]:
             yield Evidence(found[0], found[2], None, Span(found[1], int(at)), 1.0, found[3])
             found = None
         cause = _STALLS.get(int(row["kind"]))
+        if any(words in clean(row["text"]) for words in DIED):
+            cause = "restart"
         if cause == "path" and NO_CARRIER in clean(row["text"]):
             cause = "link_down"
         if cause is not None:

@@ -8,7 +8,6 @@ longer instead of costing more.
 import math
 import os
 import random
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from pathlib import Path
 
 from fabricctl import wire
 from fabricctl.agent import tail
+from fabricctl.agent.clockwork import rail_addresses
+from fabricctl.agent.orders import Orders
 from fabricctl.agent.peers import GROUP, PORTS, Send
 from fabricctl.agent.record import Assignment, Record, mono_ns
 from fabricctl.errors import DataError
@@ -26,15 +27,15 @@ from fabricctl.state.track.position import Position
 from fabricctl.state.track.ranks import Ranks
 from fabricctl.state.track.verdict import Sure, Verdict
 from fabricctl.store import schema
-from fabricctl.store.schema import LaunchEvent, PathEvent, PathLevel, StallKind
+from fabricctl.store.schema import CheckpointEvent, LaunchEvent, PathEvent, PathLevel, StallKind
 from fabricctl.telemetry import processes
 
 WATCH_S = 0.4
 HINT_S = 2.0  # how long a node's word that its ranks wait is believed
 # What one of the first nodes asks, and hears of who waits: 100 us each in Python.
 MESSAGES_PER_S = 500
+ADDRESSES_S = 10.0  # between looks at what the rails are called
 SILENT_S = 1.5  # a node that was asked and did not answer for so long
-_HALT = re.compile(r"now|checkpoint|before:[0-9]{1,12}|")
 _NO_RANK = 0xFFFF_FFFF
 _NET = Path("/sys/class/net")
 
@@ -94,7 +95,10 @@ class Whereabouts:
         self._holds: Verdict | None = None  # what was told last, while it is hard
         self._since_ns = self._launch = 0
         self._usual_s = 0.0
-        self._event = self._halt = ""
+        self._event = self._addresses = ""
+        self._addresses_s = float("-inf")  # when they are read again
+        self._orders = Orders(self._nodes)
+        self._done = ""  # the last start whose checkpoints were given back: it ended well
         self._levels: dict[tuple[str, int], int] = {}  # by peer and rail
         self._level_ns: dict[tuple[str, int], int] = {}  # since when
 
@@ -104,7 +108,14 @@ class Whereabouts:
         tables = (schema.RANK, schema.MPI_TIME, schema.RANK_POSITION, schema.PHASE)
         for table, rows in zip(tables, self._ranks.rows(), strict=True):
             self._record.put(table, rows)
-        self._record.put(schema.CHECKPOINT, self._checkpoints.rows())
+        self._follow()
+
+    def _follow(self) -> None:
+        """What programs here told of their checkpoints."""
+        rows = self._checkpoints.rows()
+        self._record.put(schema.CHECKPOINT, rows)
+        for row in rows:
+            self._done = str(row[3]) if row[2] == CheckpointEvent.DONE else ""
 
     def note_paths(self, rows: Sequence[Sequence[int | str]]) -> None:
         """What link failover reported (rows of ``path_event``)."""
@@ -123,9 +134,10 @@ class Whereabouts:
         if kind == "journal":
             return tail.answer(self._journal, message)
         if kind == "alive":
-            return {"kind": "here", "halt": self._halt, **self._stalled()}
+            rails = self._own_addresses()
+            return {"kind": "here", "rails": rails, **self._orders.hear(message), **self._stalled()}
         if kind == "halt":
-            return self._take_halt(message.get("how", ""))
+            return self._orders.take(message.get("how", ""))
         if kind == "event":
             return self._note_event(message)
         if node not in self._nodes:
@@ -146,6 +158,17 @@ class Whereabouts:
                     self._judge(now_s)  # the next look would find no more
         return None
 
+    def _own_addresses(self) -> str:
+        """Of the rails: who misses this agent's answers looks there whether the node lives."""
+        now_s = time.monotonic()
+        if now_s >= self._addresses_s:
+            self._addresses_s = now_s + ADDRESSES_S
+            try:
+                self._addresses = " ".join(rail_addresses(self._rails).values())
+            except (OSError, DataError):
+                self._addresses = ""
+        return self._addresses
+
     def _take_hint(self) -> None:
         """Somebody waits. The first word of it is acted upon at once."""
         now_s = time.monotonic()
@@ -153,14 +176,6 @@ class Whereabouts:
         self._hinted_s = now_s
         if first and self._own in self._first:
             self._ask(now_s)
-
-    def _take_halt(self, how: str) -> dict[str, str]:
-        """What the job's user ordered; `fabricctl run` reads it from here. "" takes it back."""
-        nodes = how.removeprefix("from:").split(":", 1) if how.startswith("from:") else [""]
-        if _HALT.fullmatch(how) is None and not set(nodes) <= set(self._nodes):
-            raise DataError(f"message: halt {how[:24]!r} is not known")
-        self._halt = how
-        return {"kind": "noted"}
 
     def _note_event(self, message: Mapping[str, str]) -> dict[str, str]:
         """What `fabricctl run` did, into the trace; each event once, however often it is said."""
@@ -177,9 +192,10 @@ class Whereabouts:
 
     def _answer(self, at: str) -> dict[str, str]:
         """``at``: when it was asked, by the clock of who asks."""
+        self._follow()
         ranks = position.encode(self._positions())
-        links, paths = self._links(), self._paths()
-        return {"kind": "there", "ranks": ranks, "links": links, "paths": paths, "at": at[:20]}
+        told = {"links": self._links(), "paths": self._paths(), "done": self._done}
+        return {"kind": "there", "ranks": ranks, **told, "at": at[:20]}
 
     def _stalled(self) -> dict[str, str]:
         """The verdict that holds, for `fabricctl run`: it acts when it holds for long."""

@@ -1,5 +1,7 @@
 """``fabricctl job halt``: ends a program that runs under ``fabricctl run``."""
 
+import contextlib
+from collections.abc import Callable, Mapping
 from datetime import datetime, time, timedelta
 
 import click
@@ -46,39 +48,53 @@ def command(  # noqa: PLR0917 - click hands them by name
         click.echo(f"job {number}: the program would be ended, {words}")
         return
     try:
-        ordered = order(number, how)
+        order(number, how)
     except NotFoundError:
         again = ["--before", before, "--lead", str(lead)] if before is not None else []
         hop(number, ["job", "halt", str(number), *(["--now"] if now else again)])
         return
-    click.echo(f"job {number}: {ordered} nodes told to end the program, {words}")
+    click.echo(f"job {number}: `fabricctl run` ends the program, {words}")
 
 
 def at_time(text: str, now: datetime) -> datetime:
     """Of this day or, when it is past, the next; raises :class:`UsageError`."""
     try:
         if text.startswith("+"):
-            return now + timedelta(minutes=float(text[1:]))
-        if "T" in text or "-" in text:
+            found = now + timedelta(minutes=float(text[1:]))
+        elif "T" in text or "-" in text:
             found = datetime.fromisoformat(text)
-            return found if found.tzinfo else found.replace(tzinfo=now.tzinfo)
-        clock = time.fromisoformat(text)
+            found = found if found.tzinfo else found.replace(tzinfo=now.tzinfo)
+        else:
+            clock = time.fromisoformat(text)
+            found = datetime.combine(now.date(), clock, clock.tzinfo or now.tzinfo)
+            return found if found > now else found + timedelta(days=1)
     except (ValueError, OverflowError):
         raise UsageError(f"halt: --before {text[:40]!r}: 17:30, 2026-01-31T17:30 or +20") from None
-    found = datetime.combine(now.date(), clock, now.tzinfo)
-    return found if found > now else found + timedelta(days=1)
+    if found <= now:
+        raise UsageError(f"halt: --before {text[:40]}: that is past; --now ends it at once")
+    return found
 
 
-def order(job: int, how: str) -> int:
-    """Tells the job's agents; how many heard it. Raises :class:`NotFoundError` when none did, or
-    when this is no node of the job."""
+def order(
+    job: int, how: str, check: Callable[[Mapping[str, str]], None] = lambda _: None
+) -> Mapping[str, str]:
+    """Tells the job's `fabricctl run`, by way of its agents. ``check`` is given what it says of
+    itself, and may raise; it is returned. ``how`` "": nothing else is done.
+
+    Raises :class:`NotFoundError` when this is no node of the job or no agent answers, and
+    :class:`UsageError` when nothing there would obey."""
     settings = config.load()
     member = Member.here(layout.NodeFiles(settings.node.run_dir), job)
-    asker = Asker(member, settings)
-    try:
-        heard = sum(1 for _ in asker.ask(member.nodes, ANSWER_S, "halt", {"how": how}))
-    finally:
-        asker.close()
-    if not heard:
-        raise NotFoundError(f"job {job}: no agent answers")
-    return heard
+    with contextlib.closing(Asker(member, settings)) as asker:
+        heard = dict(asker.ask(member.nodes, ANSWER_S, "alive"))
+        if not heard:
+            raise NotFoundError(f"job {job}: no agent answers")
+        # Agents of an older version say nothing of it, and one that is silent may be its.
+        run = next((one for one in heard.values() if one.get("run") == "1"), None)
+        if run is None and all(heard.get(node, {}).get("run") == "0" for node in member.nodes):
+            raise UsageError(f"job {job}: no `fabricctl run` runs there that would obey")
+        check(run or {})
+        if how:
+            for _ in asker.ask(heard, ANSWER_S, "halt", {"how": how}):
+                pass
+        return run or {}

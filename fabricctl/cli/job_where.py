@@ -160,7 +160,7 @@ def _group_lines(positions: list[Position]) -> list[str]:
 def _place(at: Position) -> str:
     state = at.state.name.lower()
     if state not in ("running", "stopped", "gone"):
-        return state
+        return state if at.of_mpi else state.replace("finalized", "ended")
     before = "" if state == "running" else f"{state}, "
     if not at.inside:
         doing = {"D": "waiting for a device or file", "S": "asleep", "T": "stopped"}
@@ -171,4 +171,4 @@ def _place(at: Position) -> str:
         call += f" #{at.coll}"
     if at.peer >= 0:
         call += f" {'root' if at.coll else 'with'} {at.peer}"
-    return call if at.comm in (0, 1) else f"{call} on {verdict.comm_name(at.comm)}"
+    return call if at.comm in (0, 1) else f"{call} on {verdict.comm_name(at)}"

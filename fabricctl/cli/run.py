@@ -1,17 +1,21 @@
 """``fabricctl run``: the ranks of a program, started again where something died."""
 
+import contextlib
+import fcntl
 import os
 import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
-from fabricctl import config, hostlist, layout
+from fabricctl import hostlist, layout
 from fabricctl.agent.ask import job_here
 from fabricctl.errors import UsageError
-from fabricctl.launch import placement
+from fabricctl.launch import placement, unprotected
 from fabricctl.launch.policy import Policy
 from fabricctl.launch.supervise import Supervisor
-from fabricctl.membership import Member
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -55,19 +59,25 @@ def command(  # noqa: PLR0917 - click hands them by name
     (docs/checkpoints.md) go on from the last one. Submit with --no-kill, so that Slurm does not
     end the job for a node that it has lost.
     """
-    settings = config.load()
-    member = Member.here(layout.NodeFiles(settings.node.run_dir), job_here(None))
+    if os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        raise UsageError("run: in the place of srun, once, not under it")
+    if nccl and no_track:
+        raise UsageError("run: --nccl tells the tracker, and --no-track leaves it out")
+    settings = unprotected.settings()
+    job = job_here(None)
+    member = unprotected.member_or_none(settings.node.run_dir, job)
     listed = os.environ.get("SLURM_JOB_NODELIST")
-    nodes = hostlist.expand(listed) if listed else list(member.nodes)
-    if not set(nodes) <= set(member.nodes):
+    nodes = hostlist.expand(listed) if listed else list(member.nodes if member else ())
+    if member and not set(nodes) <= set(member.nodes):
         raise UsageError("run: SLURM_JOB_NODELIST names nodes that are not of this job")
-    held = member.spares if spares is None else spares
+    asked = member.spares if member else unprotected.asked_spares()
+    held = asked if spares is None else spares
     left_out = set(hostlist.expand(exclude)) if exclude else set()
     if unknown := left_out - set(nodes):
         raise UsageError(f"run: --exclude {hostlist.fold(unknown)}: not of this job")
-    many = len(nodes) - len(left_out)
     tasks = ntasks or _tasks(len(nodes), held + len(left_out))
-    placed = placement.first(nodes, member.node, min(held, many), tasks, left_out)
+    here = member.node if member else os.environ.get("SLURMD_NODENAME", "")
+    placed = placement.first(nodes, here, held, tasks, left_out)
     policy = Policy(
         max_restarts=max_restarts,
         mpi=mpi or ("none" if live else "pmix"),
@@ -76,21 +86,55 @@ def command(  # noqa: PLR0917 - click hands them by name
         options=srun,
         hang_s=hang_timeout,
         min_nodes=min_nodes,
-        halt_at_s=_halt_at(before_end),
+        halt_at_s=_halt_at(before_end, job),
         live=live,
     )
+    if member is None:
+        unprotected.become_srun(placed, policy, program)
     supervisor = Supervisor(member, settings, placed, program, policy)
-    sys.exit(supervisor.run())
+    with alone(layout.NodeFiles(settings.node.run_dir).track_dir(job)):
+        sys.exit(supervisor.run())
 
 
-def _halt_at(before_end_s: float | None) -> float | None:
-    """Unix time; raises :class:`UsageError` when the job's end is not known."""
+@contextlib.contextmanager
+def alone(job_dir: Path) -> Iterator[None]:
+    """Two at once would take each other's ranks, checkpoints and orders for their own. The lock is
+    the job's own directory, and goes with the process. Raises :class:`UsageError`."""
+    try:
+        fd = os.open(job_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:  # without a tracker there is none
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError("run: another `fabricctl run` of this job is still there") from None
+        yield
+    finally:
+        os.close(fd)
+
+
+def _halt_at(before_end_s: float | None, job: int) -> float | None:
+    """Unix time; raises :class:`UsageError` when the job has no end, or it is nearer than that."""
     if before_end_s is None:
         return None
-    end = os.environ.get("SLURM_JOB_END_TIME", "")
-    if not end.isdecimal():
-        raise UsageError("run: --before-end: this Slurm does not tell jobs their end")
-    return int(end) - before_end_s
+    end = os.environ.get("SLURM_JOB_END_TIME", "")  # of Slurm 23.11 and later
+    end_s = float(end) if end.isdecimal() else _ends_at(job)
+    if end_s is None:
+        raise UsageError("run: --before-end: the job has no time limit")
+    if end_s - before_end_s <= time.time():
+        raise UsageError(f"run: --before-end {before_end_s:g}: the job ends sooner than that")
+    return end_s - before_end_s
+
+
+def _ends_at(job: int) -> float | None:
+    from fabricctl.slurm.choose import open_slurm
+
+    known = open_slurm().job(job)
+    if known.start_real_s is None or known.time_limit_s is None:
+        return None
+    return known.start_real_s + known.time_limit_s
 
 
 def _tasks(nodes: int, spares: int) -> int | None:

@@ -1,11 +1,13 @@
 """Who is alive: agents are asked ten times a second, and a silent one has a second witness.
 
 An agent that does not answer may itself have died while its node lives. So before a node is called
-dead, its keeper's ports are tried: a machine that refuses a connection is alive. A whole network
-that is silent is this node's own trouble, and nobody is called dead for it.
+dead, its keeper's ports are tried, at its name and over its rails: a machine that refuses a
+connection is alive. A whole network that is silent is this node's own trouble, and nobody is called
+dead for it.
 """
 
 import errno
+import ipaddress
 import select
 import socket
 import time
@@ -16,7 +18,9 @@ from typing import Protocol
 ASK_S = 0.1
 ASKED_PER_S = 5000.0  # a question is sealed for each node, some 20 us: more nodes, fewer questions
 WITNESS_S = 0.15  # at least, for a connection, or its refusal
-KNOCKS_MOST = 4
+KNOCKS_MOST = 4  # at each of its addresses
+ADDRESSES_MOST = 16
+CUT_OFF_S = 30.0  # all others silent: this node's own network, as long as a switch takes to start
 
 
 class Witness(Protocol):
@@ -31,7 +35,8 @@ class Witness(Protocol):
 @dataclass
 class Heartbeat:
     """``ask`` gives those of the nodes that answered within a time; ``witness`` begins to ask a
-    machine itself. Times are of ``clock``."""
+    machine itself; ``own``: this node, whose agent is heard whatever the network does. Times are of
+    ``clock``."""
 
     nodes: Sequence[str]
     ask: Callable[[Collection[str], float], set[str]]
@@ -39,10 +44,13 @@ class Heartbeat:
     silence_s: float = 0.4
     clock: Callable[[], float] = time.monotonic
     dead: set[str] = field(default_factory=set)
+    own: str = ""
     heard: set[str] = field(default_factory=set)  # ever: the others have no agent, maybe no keeper
     _heard_s: dict[str, float] = field(default_factory=dict)
     _asked: dict[str, tuple[float, Witness]] = field(default_factory=dict)
     _looked_s: float = 0.0
+    _answered_s: dict[str, float] = field(default_factory=dict)  # agents, not kernels alone
+    _cut_off_s: float | None = None  # since when no other node was heard
 
     def look(self) -> set[str]:
         """Nodes found dead by this look; takes a tenth of a second."""
@@ -54,15 +62,36 @@ class Heartbeat:
         answered = self.ask(living, pace_s)
         self._hear(answered, begin_s)
         self.heard |= answered
+        self._answered_s.update(dict.fromkeys(answered, begin_s))
         self._looked_s = now_s = self.clock()
         silent = [node for node in living if node not in answered]
-        if len(silent) == len(living) > 1:
+        if self._is_cut_off(living, silent, now_s):
             return set()
         found = {node for node in silent if self._is_dead(node, now_s)}
         for node in found:
             self._asked.pop(node)[1].close()
         self.dead |= found
         return found
+
+    def live_since(self, nodes: Collection[str], since_s: float) -> bool:
+        """Whether each has answered a question that was put later."""
+        return all(self._answered_s.get(node, float("-inf")) >= since_s for node in nodes)
+
+    def _is_cut_off(self, living: Sequence[str], silent: Sequence[str], now_s: float) -> bool:
+        """Whether all the others are silent at once; those that come back do not do so at once."""
+        others = [node for node in living if node != self.own]
+        if len(others) > 1 and set(others) <= set(silent):
+            self._cut_off_s = now_s if self._cut_off_s is None else self._cut_off_s
+            return now_s - self._cut_off_s < CUT_OFF_S
+        if self._cut_off_s is not None:
+            self._cut_off_s = None
+            self._hear(others, now_s)
+        return False
+
+    def silent(self) -> set[str]:
+        """Living nodes whose agents do not answer now, and did."""
+        least_s = self.clock() - self.silence_s
+        return {node for node, at_s in self._answered_s.items() if at_s < least_s} - self.dead
 
     def _hear(self, nodes: Collection[str], now_s: float) -> None:
         for node in nodes:
@@ -85,13 +114,14 @@ class Heartbeat:
 
 
 class Knocking:
-    """Connections to a machine's ports that are begun and not waited for."""
+    """Connections to the ports of all of a machine's addresses, begun and not waited for."""
 
-    def __init__(self, host: str, ports: Sequence[int]) -> None:
-        self._host, self._ports = host, ports
+    def __init__(self, hosts: Sequence[str], ports: Sequence[int]) -> None:
+        self._hosts, self._ports = [host for host in hosts if host], ports
         self._poll = select.poll()
         self._open: list[socket.socket] = []
-        self._there = not host  # what cannot be looked up is not held for dead
+        self._times = 0
+        self._there = not self._hosts  # what cannot be looked up is not held for dead
         self._knock()
 
     def answered(self) -> bool:
@@ -105,23 +135,36 @@ class Knocking:
         return self._there
 
     def _knock(self) -> None:
-        if self._there or len(self._open) == KNOCKS_MOST:
+        if self._there or self._times == KNOCKS_MOST:
             return
-        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        try:
-            made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        except OSError:  # no descriptor is left: nobody is dead for that
-            self._there = True
-            return
-        self._open.append(made)
-        port = self._ports[len(self._open) % len(self._ports)]
-        self._poll.register(made, select.POLLOUT)
-        self._there = _is_answer(made.connect_ex((self._host, port)))
+        self._times += 1
+        port = self._ports[self._times % len(self._ports)]
+        for host in self._hosts:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            try:
+                made = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            except OSError:  # no descriptor is left: nobody is dead for that
+                self._there = True
+                return
+            self._open.append(made)
+            self._poll.register(made, select.POLLOUT)
+            self._there |= _is_answer(made.connect_ex((host, port)))
 
     def close(self) -> None:
         for made in self._open:
             made.close()
         self._open.clear()
+
+
+def rails_told(text: str) -> list[str]:
+    """The addresses in an agent's answer, separated by spaces; what is none is left out."""
+    found = []
+    for word in text.split()[:ADDRESSES_MOST]:
+        try:
+            found.append(str(ipaddress.ip_address(word)))
+        except ValueError:
+            continue
+    return found
 
 
 def _is_answer(error: int) -> bool:

@@ -23,6 +23,7 @@ from fabricctl.state.ckpt.link import Link, keep_alive, listen
 
 JOIN_S = 5.0  # for a caller to say who it is
 TELL_S = 2.0  # for what is to be told to be told, at the end
+_SAVE = {"kind": "signal"}
 UNKNOWN_MOST = 64  # callers at once that have not shown the job's key yet
 
 
@@ -69,7 +70,7 @@ class LiveStep:
         self._sruns: list[_Srun] = []
         self._dead: set[str] = set()
         self._result: End | None = None
-        self._said = self._cut_short = False
+        self._said = self._cut_short = self._saves = False
         self._cancels: list[subprocess.Popen[bytes]] = []
         share = Counter(placement.hosts)
         each = max(share.values())
@@ -140,6 +141,11 @@ class LiveStep:
         """Whether all ranks have come to their end: nothing is left to start again from."""
         return self._result is not None and not self._result.status
 
+    @property
+    def unused(self) -> bool:
+        """Whether its processes have ended well without ever calling `state.live`."""
+        return all(one.process.poll() == 0 and not one.joined for one in self._sruns)
+
     def lost(self, nodes: Collection[str]) -> None:
         """These nodes are dead."""
         with self._lock:
@@ -165,8 +171,10 @@ class LiveStep:
                 srun.marked |= srun.node == node and found is not None
             return found is not None
 
-    def poll(self) -> int | None:
-        """The program's exit status; None while it runs."""
+    def poll(self, *, early: bool = False) -> int | None:
+        """The program's exit status; None while it runs. Of a single death the connection tells,
+        ``early`` or not."""
+        del early
         with self._lock:
             self._do(self._roster.tick())
             for srun in self._sruns:
@@ -195,9 +203,17 @@ class LiveStep:
         worst = max((code if code >= 0 else 128 - code for code in found), default=1)
         return worst or (0 if self._result is not None or not self._roster.over else 1)
 
-    def cancel(self, number: str = "KILL") -> None:
-        """As :meth:`Step.cancel`."""
-        self._cancels += cancel_named(self._job, self._name, number)
+    def cancel(self, number: str = "KILL") -> bool:
+        """As :meth:`Step.cancel`. That they shall save is said to the processes, not signalled:
+        one that still begins, in the place of a dead one, would be ended by a signal."""
+        if number in ("USR1", "TERM"):
+            with self._lock:
+                self._saves = True
+                self._do([Send(who, _SAVE) for who in self._links])
+            return True
+        begun = cancel_named(self._job, self._name, number)
+        self._cancels += begun
+        return bool(begun)
 
     def abandon(self) -> None:
         """As :meth:`Step.abandon`."""
@@ -244,6 +260,8 @@ class LiveStep:
             self._links[who] = link
             srun.joined += 1
             srun.here += 1
+            if self._saves:
+                self._do([Send(who, _SAVE)])
             self._do(self._roster.join(who, srun.node, local))
         try:
             while True:

@@ -14,6 +14,7 @@ from fabricctl.store.schema import LaunchEvent
 
 REFORM_S = 120.0  # for all to come out of what they do, and for a new process to begin
 LIVE = "live"  # how the report knows a new group from a start of all
+WAITERS_MOST = 5  # that died waiting and are begun anew: a spare is no use without a process
 FAILED_S = 2.0  # an error of a program may be the first that is seen of a death elsewhere
 
 
@@ -76,6 +77,7 @@ class Roster:
     _processes: dict[int, _Process] = field(default_factory=dict)
     _dead: set[str] = field(default_factory=set)
     _deaths: int = 0
+    _waiters_lost: int = 0
     _first: bool = True
     _well: bool = False
     _since_s: float = 0.0
@@ -171,13 +173,18 @@ class Roster:
         if process is None or self.over:
             return []
         if process.rank is None:
-            return self._go_on()
+            self._waiters_lost += 1
+            again = self._start_on(process.node) if self._waiters_lost <= WAITERS_MOST else []
+            return [*again, *self._go_on()]
         told = Tell(LaunchEvent.RANKS_DEAD, process.node, f"rank {process.rank} died")
-        again: list[Action] = []
-        if process.node not in self._dead | self._left:  # it waits there, for the next one
-            self.started[process.node] = self.started.get(process.node, 0) + 1
-            again = [Start(process.node)]
-        return [told, *self._broken(), *again, *self._go_on()]
+        return [told, *self._broken(), *self._start_on(process.node), *self._go_on()]
+
+    def _start_on(self, node: str) -> list[Action]:
+        """Another one, that waits there for the next death."""
+        if node in self._dead | self._left:
+            return []
+        self.started[node] = self.started.get(node, 0) + 1
+        return [Start(node)]
 
     def lost(self, nodes: Collection[str]) -> list[Action]:
         """These nodes are dead."""

@@ -11,10 +11,12 @@ from types import FrameType
 
 from fabricctl import built, hostlist
 from fabricctl.agent.ask import Asker
+from fabricctl.agent.orders import TOLD_MOST
 from fabricctl.config import Config
 from fabricctl.errors import DataError, FabricError
-from fabricctl.launch.heartbeat import Heartbeat, Knocking, Witness
+from fabricctl.launch.heartbeat import Heartbeat, Knocking, Witness, rails_told
 from fabricctl.launch.live import LiveStep
+from fabricctl.launch.orders import Orders
 from fabricctl.launch.placement import Placement
 from fabricctl.launch.policy import PROGRESS_S, HangWatch, Policy, Stall
 from fabricctl.launch.roster import Tell
@@ -26,8 +28,11 @@ from fabricctl.store.schema import LaunchEvent, RankState, StallKind
 from fabricctl.telemetry.interfaces import lookup
 
 GRACE_S = 2.0  # after a failed srun: a node's death may be seen a little later
+LAST_S = 10.0  # for ranks that were told to end, when one of them has failed
 FIRST_S = 0.5  # for all nodes to say what ran before
 GONE_S = 10.0  # for the ranks before to be gone from the living nodes
+UNUSED = "it ended well, but never called state.live, which --live is for"
+BACK_S = 10.0  # for the network of a node that answers over its rails alone
 PLACES_MOST = 100_000  # below MAX_ARG_STRLEN of execve(2)
 MASTER_PORT, MASTER_PORTS = 22_000, 2000  # below those that the kernel gives to callers
 
@@ -44,29 +49,28 @@ class Supervisor:
     launch: int = 0
     _quick: int = 0
     _best: int = 0  # the furthest iteration of any start
-    _signal: int = 0
-    _order: str = ""  # of `job halt` and `job migrate`
-    _given: str = ""  # the order that is being carried out
-    _leaving: str = ""  # the node that ranks shall leave
-    _to: str = ""  # for this spare, if one was named
+    _order: str = ""  # of `job halt` and `job migrate`, not looked at yet
     _dead: list[str] = field(default_factory=list)
     _left: set[str] = field(default_factory=set)  # nodes that live, but hold the ranks up
+    _emptied: set[str] = field(default_factory=set)  # of `job migrate`: their keepers still serve
     _hung: Stall | None = None
+    _rails: dict[str, list[str]] = field(default_factory=dict)  # addresses, as agents told them
 
     def run(self) -> int:
         """The program's exit status, as a shell would have it."""
         self._asker = Asker(self.member, self.config)
         self._hangs = HangWatch(self.policy, time.monotonic)
-        self._halt_at_s = self.policy.halt_at_s
+        self._orders = Orders(self.policy.halt_at_s)
         self.launch = self._first = self._launches()
         state = self.config.state
-        candidates = ports(self.member.job, state.port_first, state.port_count)
+        self._candidates = ports(self.member.job, state.port_first, state.port_count)
         self._hearts = Heartbeat(
             self.member.nodes,
             self._alive,
-            lambda node: self._witness(node, candidates),
+            self._witness,
             state.silence_s,
             time.monotonic,
+            own=self.member.node,
         )
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._take)
@@ -75,6 +79,7 @@ class Supervisor:
                 pass
             return status
         finally:
+            self._tell_end()
             self._asker.close()
 
     def _launches(self) -> int:
@@ -87,7 +92,7 @@ class Supervisor:
         return max(found) + 1
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
-        self._signal = number
+        self._orders.take_signal(number)
 
     def _one(self) -> int | None:
         """One start to its end; None: start again."""
@@ -95,21 +100,22 @@ class Supervisor:
         nodes = hostlist.fold(self.placement.nodes)
         self._tell(LaunchEvent.START, nodes, f"{len(self.placement.hosts)} ranks")
         step = self._start()
+        if self._orders.ends:
+            self._orders.send("TERM")
         try:
             status, dead = self._watch(step)
             nodes = hostlist.fold(self.placement.nodes)
-            if self._leaving and status == 0 and not dead & set(self.placement.nodes):
-                if (
-                    placed := self.placement.prefer(self._to).without(
-                        self._hearts.dead | self._left | {self._leaving}
-                    )
-                ) is None:
-                    return 0
-                self._tell(LaunchEvent.END, nodes, f"saved, to leave {self._leaving}")
-                self.placement, self._leaving, self._given = placed, "", ""
-                self.launch += 1
+            leaving, to = self._orders.leaving
+            if (
+                leaving
+                and status == 0
+                and not dead & set(self.placement.nodes)
+                and not self._is_done()
+            ):
+                self._tell(LaunchEvent.END, nodes, f"saved, to leave {leaving}")
+                self._go(leaving, to)
                 return None
-            if step.finished and status is not None and not self._leaving:
+            if step.finished and status is not None:
                 # Whatever came after the last step: its checkpoints were given back.
                 event = LaunchEvent.GIVE_UP if status else LaunchEvent.END
                 words = f"all steps were done, it ended with status {status}"
@@ -122,12 +128,15 @@ class Supervisor:
                 return 0
             seen_s = time.monotonic()
             self._say_death(status, dead)
-            if self._given in ("now", "checkpoint"):
+            if self._orders.halts:
                 sys.stderr.write("fabric: run: ended by `fabricctl job halt`\n")
                 return status or 0
-            if self._signal in (signal.SIGTERM, signal.SIGINT) and not dead:
-                return status if status is not None else 128 + self._signal
-            refusal = self._next(status, dead, begin_s)
+            if self._orders.ends and not dead:
+                return status if status is not None else 128 + self._orders.ends
+            unused = step.unused and not dead
+            if not unused:
+                self._leave_unreachable()
+            refusal = UNUSED if unused else self._next(status, dead, begin_s)
             if refusal:
                 self._tell(LaunchEvent.GIVE_UP, "", refusal)
                 sys.stderr.write(f"fabric: run: not started again: {refusal}\n")
@@ -167,70 +176,113 @@ class Supervisor:
         """Until srun ends, a node with ranks dies or the ranks hang: its status, and the nodes
         that died."""
         died: set[str] = set()
-        ended_s: float | None = None
+        ended_s = 0.0
         status: int | None = None
         while True:
             found = self._hearts.look()
             died |= found
             step.lost(found)
             self.placement, self.launch = step.placement, step.launch
-            if self._signal:
-                # Ranks save on these; Slurm's own end follows anyway.
-                name = {signal.SIGTERM: "TERM", signal.SIGINT: "TERM", signal.SIGUSR1: "USR1"}
-                step.cancel(name.get(signal.Signals(self._signal), "USR2"))
-                if self._signal in (signal.SIGUSR1, signal.SIGUSR2):
-                    self._signal = 0
-            if self._halt_at_s is not None and time.time() >= self._halt_at_s:
-                self._halt_at_s, self._order = None, "checkpoint"
-            if self._order:
-                self._obey(step)
+            self._obey(step)
+            if (name := self._orders.is_due(time.monotonic())) and step.cancel(name):
+                self._orders.sent()
             self._hung = None if step.finished else self._hangs.expired()
             if self._hung is not None and status is None and self._acts_on(self._hung):
                 return None, died
             if died & set(self.placement.nodes) and not step.carries:
                 return step.poll(), died
             if status is None:
-                status = step.poll()
+                status = step.poll(early=True)
                 ended_s = time.monotonic()
-            elif status == 0 or time.monotonic() - (ended_s or 0) > GRACE_S or self._signal:
+            elif self._orders.ends or self._orders.given:  # the others may still save
+                whole = step.poll()
+                if whole is not None or time.monotonic() - ended_s > LAST_S:
+                    return whole or status, died
+            elif status == 0 or self._no_node(ended_s):
                 return status, died
+
+    def _no_node(self, ended_s: float) -> bool:
+        """Whether it was no node's death by which the program ended then: that is seen a little
+        later, unless all have answered since."""
+        nodes = self.placement.nodes
+        return time.monotonic() - ended_s > GRACE_S or self._hearts.live_since(nodes, ended_s)
 
     def _acts_on(self, stall: Stall) -> bool:
         """A host or link at fault may come back: without a spare that is waited for."""
         away = _nodes(stall)
         if self.policy.hang_s is not None or not away:
             return True
-        return self.placement.without(self._hearts.dead | self._left | away) is not None
+        return self._without(away) is not None
 
     def _obey(self, step: Step | LiveStep) -> None:
-        """Once for each order; ranks that are told to save end by themselves."""
+        """Ranks that are told to save end by themselves, or go on in a new group."""
         order, self._order = self._order, ""
-        if self._given:
-            return
-        if order.startswith("before:"):
-            self._halt_at_s = float(order.removeprefix("before:"))
-            for _ in self._asker.ask(self.member.nodes, 1.0, "halt", {"how": ""}):
+        if order:
+            for _ in self._asker.ask(self._living, 1.0, "halt", {"how": ""}):
                 pass
-            self._order = ""
-            return
-        self._given = order
-        for _ in self._asker.ask(self.member.nodes, 1.0, "halt", {"how": ""}):
-            pass
-        self._order = ""
-        if order.startswith("from:"):
-            self._leaving, _, self._to = order.removeprefix("from:").partition(":")
-            if step.leave(self._leaving, self._to):
-                self._left.add(self._leaving)
-                self._leaving = self._given = ""
-                return
-            if (self._to and self._to not in self.placement.spares) or (
-                self._leaving in self.placement.nodes
-                and not self.placement.without(self._hearts.dead | {self._leaving})
-            ):
-                sys.stderr.write(f"fabric: run: no spare to take the place of {self._leaving}\n")
-                self._leaving = self._given = ""
-                return
-        step.cancel("KILL" if order == "now" else "USR1")
+            self._order = ""  # it was asked for once more meanwhile
+        at_s = self._orders.halt_at_s
+        if at_s is not None and time.time() >= at_s:
+            self._orders.halt_at_s, order = None, order if order == "now" else "checkpoint"
+        before = self._orders.given
+        if self._orders.take(order, time.monotonic()) and self._orders.halts:
+            self._orders.send("KILL" if order == "now" else "USR1")
+        elif order.startswith("from:") and before:
+            node = order.removeprefix("from:").partition(":")[0]
+            sys.stderr.write(f"fabric: run: not now: ranks do not leave {node}\n")
+        elif self._orders.leaving[0] and (order or self.policy.live):
+            self._leave(step, *self._orders.leaving)
+
+    def _leave(self, step: Step | LiveStep, node: str, to: str) -> None:
+        """Ranks leave a node for a spare after a save; without one nothing is done."""
+        if node not in self.placement.nodes:
+            self._emptied.add(node)
+            step.leave(node, "")
+            self._orders.left()
+            sys.stderr.write(f"fabric: run: no rank is on {node}; it is no spare any more\n")
+        elif (to and to not in self._spares) or self._without({node}, to) is None:
+            self._orders.left()
+            sys.stderr.write(f"fabric: run: no spare to take the place of {node}\n")
+        elif step.leave(node, to):
+            self._emptied.add(node)
+            self._orders.left()
+        elif not self.policy.live:
+            self._orders.send("USR1")
+        elif self._orders.is_old(time.monotonic()):  # no group is there, or nobody waits yet
+            self._orders.left()
+            sys.stderr.write(f"fabric: run: no process of a spare was ready to leave {node} for\n")
+
+    @property
+    def _spares(self) -> list[str]:
+        return [node for node in self.placement.spares if node not in self._emptied]
+
+    @property
+    def _living(self) -> list[str]:
+        return [node for node in self.member.nodes if node not in self._hearts.dead]
+
+    def _without(
+        self, nodes: Collection[str] = (), to: str = "", least: int = 0
+    ) -> Placement | None:
+        """Where ranks would be without these nodes, beside those that are not used any more."""
+        away = self._hearts.dead | self._left | self._emptied | set(nodes)
+        return self.placement.prefer(to).without(away, least)
+
+    def _go(self, leaving: str, to: str) -> None:
+        """All have saved and ended, to begin again elsewhere."""
+        placed = self._without({leaving}, to)
+        if placed is None:
+            sys.stderr.write(f"fabric: run: no spare is left: the ranks stay on {leaving}\n")
+        else:
+            self.placement = placed
+            self._emptied.add(leaving)
+        self._orders.left()
+        self.launch += 1
+
+    def _is_done(self) -> bool:
+        """Whether the program ended well, just when it was to leave a node: then it would begin
+        anew, because it has given its checkpoints back."""
+        answers = self._asker.ask(self._living, FIRST_S)
+        return any(message.get("done") == str(self.launch) for _, message in answers)
 
     def _say_death(self, status: int | None, dead: set[str]) -> None:
         lost = dead & set(self.placement.nodes)
@@ -247,18 +299,41 @@ class Supervisor:
             self._tell(LaunchEvent.RANKS_DEAD, "", f"srun ended with status {status}")
             sys.stderr.write(f"fabric: run: the program ended with status {status}\n")
 
+    def _leave_unreachable(self) -> None:
+        """A node that lives by its rails alone goes on, but nothing can be started there."""
+        knocking = {
+            node: Knocking([self._asker.address(node)], self._candidates)
+            for node in self._hearts.silent() & set(self.placement.nodes) - self._left
+        }
+        end_s = time.monotonic() + BACK_S
+        while knocking:
+            for node in [node for node, one in knocking.items() if one.answered()]:
+                knocking.pop(node).close()
+            if time.monotonic() >= end_s:
+                break
+            time.sleep(0.05)
+        for node, one in knocking.items():
+            one.close()
+            self._left.add(node)
+            sys.stderr.write(f"fabric: run: {node} answers over its rails alone: left\n")
+
     def _next(self, status: int | None, dead: set[str], begin_s: float) -> str:
         """Chooses the next placement; why there is none, or "" ."""
         if self._hung is not None:
             self._left |= _nodes(self._hung) & set(self.placement.nodes)
-        least = self.policy.min_nodes
+        leaving, to = self._orders.leaving  # it ended before it had saved: it leaves all the same
+        self._orders.left()
         mute = set(self.placement.spares) - self._hearts.heard  # what ranks saved is not had there
-        placement = self.placement.without(self._hearts.dead | self._left | mute)
-        if placement is None:
-            placement = self.placement.without(self._hearts.dead | self._left, least)
-        if placement is None and self._left - self._hearts.dead:  # better there than nowhere
+        placement = self._without({leaving, *mute}, to) or self._without({leaving}, to)
+        if leaving and placement is not None:
+            self._emptied.add(leaving)
+        least = self.policy.min_nodes
+        placement = placement or self._without(mute) or self._without(least=least)
+        away = (self._left | self._emptied) - self._hearts.dead
+        if placement is None and away:  # better there than nowhere
             self._left &= self._hearts.dead
-            placement = self.placement.without(self._hearts.dead, least)
+            self._emptied &= self._hearts.dead
+            placement = self._without(least=least)
         self._dead = sorted(self._hearts.dead | self._left)
         if placement is None:
             return f"no spare left for {hostlist.fold(dead)}"
@@ -326,16 +401,30 @@ class Supervisor:
     def _alive(self, nodes: Collection[str], wait_s: float) -> set[str]:
         end_s = time.monotonic() + wait_s
         found = set()
-        for node, message in self._asker.ask(nodes, wait_s, "alive"):
+        for node, message in self._asker.ask(nodes, wait_s, "alive", self._told):
             found.add(node)
             self._hangs.hear(message, self.launch)
+            self._rails[node] = rails_told(message.get("rails", ""))
             if node == self.member.node:
                 self._order = message.get("halt", "")
         time.sleep(max(0.0, end_s - time.monotonic()))  # all answered: the pace stays
         return found
 
-    def _witness(self, node: str, candidates: Sequence[int]) -> Witness:
-        return Knocking(self._asker.address(node), candidates)
+    def _told(self, node: str) -> Mapping[str, str]:
+        """What this node's agent is told of us, for those who order something."""
+        if node != self.member.node:
+            return {}
+        places = {"on": self.placement.nodes, "spares": self._spares}
+        folded = {name: hostlist.fold(nodes) for name, nodes in places.items()}
+        return {"run": "1", **{k: text for k, text in folded.items() if len(text) < TOLD_MOST}}
+
+    def _tell_end(self) -> None:
+        """Orders that come from now on are for nobody."""
+        for _ in self._asker.ask([self.member.node], FIRST_S, "alive", {"run": "0"}):
+            return
+
+    def _witness(self, node: str) -> Witness:
+        return Knocking([self._asker.address(node), *self._rails.get(node, ())], self._candidates)
 
     def _tell(self, event: LaunchEvent, node: str, text: str) -> None:
         """To this node's agent, for the trace."""

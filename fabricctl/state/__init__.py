@@ -13,7 +13,8 @@ For programs (docs/checkpoints.md)::
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fabricctl.state.ckpt.api import Checkpoint, Regroup
+    from fabricctl.state.ckpt.api import Checkpoint
+    from fabricctl.state.ckpt.comms import Regroup
     from fabricctl.state.ckpt.items import Same, Share
     from fabricctl.state.replacement import live
     from fabricctl.state.torch_hooks import install as track_torch
@@ -23,10 +24,14 @@ __all__ = ["Checkpoint", "Regroup", "Same", "Share", "live", "track_torch"]
 
 def __getattr__(name: str) -> Any:
     """Imported when it is used: the agent needs none of it."""
-    if name in ("Checkpoint", "Regroup"):
-        from fabricctl.state.ckpt import api
+    if name == "Checkpoint":
+        from fabricctl.state.ckpt.api import Checkpoint
 
-        return getattr(api, name)
+        return Checkpoint
+    if name == "Regroup":
+        from fabricctl.state.ckpt.comms import Regroup
+
+        return Regroup
     if name in ("Same", "Share"):
         from fabricctl.state.ckpt import items
 

@@ -28,10 +28,11 @@ from types import FrameType
 from typing import Any
 
 from fabricctl import wire
-from fabricctl.errors import DataError, FabricError, NotFoundError
+from fabricctl.errors import DataError, FabricError, NotFoundError, UsageError
 from fabricctl.membership import Member
 from fabricctl.state import torch_hooks
-from fabricctl.state.ckpt.api import SIGNALS, Checkpoint, Regroup
+from fabricctl.state.ckpt.api import SIGNALS, Checkpoint
+from fabricctl.state.ckpt.comms import Regroup, step_tasks
 from fabricctl.state.ckpt.link import Link
 from fabricctl.state.sockets import Sockets
 
@@ -53,13 +54,18 @@ def live(train: Train, backend: str = "gloo", **options: Any) -> Any:
     given = os.environ.get("FABRIC_LIVE", "")
     if not given:
         return _once(train, backend, options)
-    seat = _Seat(_call(given))
-    gc.collect()
-    gc.freeze()  # what is imported by now need not be looked through after each death
+    early: list[int] = []  # who has joined may be told to save before it has a seat
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
-        signal.signal(number, seat.take_signal)
+        signal.signal(number, lambda number, _: early.append(number))
+    seat: _Seat | None = None
     try:
+        seat = _Seat(_call(given))
+        for number in SIGNALS:
+            signal.signal(number, seat.take_signal)
+        seat.signalled = seat.signalled or bool(early)
+        gc.collect()
+        gc.freeze()  # what is imported by now need not be looked through after each death
         if not seat.is_called(SOON_S):
             _rehearse(backend)
         while True:
@@ -68,7 +74,8 @@ def live(train: Train, backend: str = "gloo", **options: Any) -> Any:
             if done:
                 return result  # the connection ends with the process: it is waited for
     except BaseException:
-        seat.close()
+        if seat is not None:
+            seat.close()
         raise
     finally:
         for number, handler in before.items():
@@ -84,6 +91,11 @@ def _once(train: Train, backend: str, options: Mapping[str, Any]) -> Any:
             who["rank"] = int(os.environ["SLURM_PROCID"])
             who["world_size"] = int(os.environ.get("SLURM_NTASKS", "1"))
         if "MASTER_ADDR" not in os.environ:
+            if (processes := int(os.environ.get("WORLD_SIZE") or step_tasks())) > 1:
+                raise UsageError(
+                    f"state.live: one of {processes} processes, and no MASTER_ADDR: start them by "
+                    "`fabricctl run`, torchrun, or with MASTER_ADDR and MASTER_PORT"
+                )
             who = {"rank": 0, "world_size": 1, "store": dist.HashStore()}
         dist.init_process_group(backend, **who)
     with Checkpoint("torch", **options) as checkpoint:
@@ -148,6 +160,8 @@ class _Seat:
                         self.moving = True
                         if self.checkpoint is not None:
                             self.checkpoint.regroup()
+                    elif kind == "signal":
+                        self.take_signal(signal.SIGUSR1, None)
                     elif kind in ("end", "raise", "leave"):
                         self._word = self._word or kind
                     self._changed.notify_all()
@@ -294,6 +308,10 @@ def _meet(seat: _Seat, form: _Form, backend: str) -> None:
     else:
         store = dist.TCPStore(form.host, form.port, is_master=False, timeout=limit)
     name = dist.PrefixStore(str(form.generation), store)
+    with contextlib.suppress(Exception):  # private: by it torch names groups, also one that broke
+        # while it was made; the newcomers, who have not counted that one, would look elsewhere.
+        c10d = importlib.import_module("torch.distributed.distributed_c10d")
+        c10d._world.group_count = 0
     dist.init_process_group(
         backend, store=name, rank=form.rank, world_size=form.ranks, timeout=limit
     )

@@ -3,9 +3,12 @@
 The library is preloaded by `fabricctl run`; without it nothing is wrapped and nothing costs.
 """
 
+import atexit
 import ctypes
 import functools
 import importlib
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -48,8 +51,19 @@ def install(dist: Any = None, library: Any = None) -> bool:
         if hasattr(dist, name):
             setattr(dist, name, _wrapped(getattr(dist, name), _OPS[op], at, library))
     _hook_steps(library)
+    atexit.register(_end, library, os.getpid())
     _state["installed"] = True
     return True
+
+
+def _end(library: Any, pid: int) -> None:
+    """At the interpreter's exit: a rank that ends well has ended, as after MPI_Finalize.
+
+    Not by an uncaught exception, which the interpreter leaves in ``sys.last_type``; signals and
+    ``os._exit`` do not come here; a child that was forked off has the same block, and is no rank.
+    """
+    if os.getpid() == pid and getattr(sys, "last_type", None) is None:
+        library.fabric_track_end()
 
 
 def begin_again() -> None:

@@ -87,7 +87,7 @@ def stencil(pause_s: float) -> str:
 
 def test_a_killed_rank_a_hang_and_a_lost_node_change_nothing_in_the_result(lab: Lab) -> None:
     whole = Run(lab, stencil(0.0)).result()
-    run = Run(lab, stencil(0.02))
+    run = Run(lab, stencil(0.04))
     victim = next(rank for rank in run.wait_step(100) if rank["rank"] == 1)
     lab.exec(victim["node"], ["kill", "-9", str(victim["pid"])])
     wait_for("the second start", lambda: run.output.count("from step") == 2)
@@ -165,3 +165,15 @@ def test_a_program_that_fails_at_once_is_not_started_for_ever(lab: Lab) -> None:
     said = path.read_text()
     assert "exit status 1" in said
     assert "it failed 3 times within 60 s of its start" in said
+
+
+def test_a_node_without_protection_runs_with_the_others(lab: Lab) -> None:
+    """Open MPI there offered all its addresses, the others connected to rails alone, and everybody
+    waited for ever; and its rank had no word on what the others saved."""
+    lab.fault("stop", "n2", "fabricctl.node.service")
+    command = stencil(0.0).replace("--hang-timeout 2", "--hang-timeout 0").replace("600", "100")
+    run = Run(lab, command.replace("--spares 1", "--spares 0"), nodes=2)
+    run.result()
+    assert "n2 is not protected" in run.output, run.output
+    assert "no step is kept in memory: no keeper for rank 1" in run.output
+    assert run.output.count("from step") == 1

@@ -26,6 +26,9 @@ class World:
     silent: set[str] = field(default_factory=set)
     mute: set[str] = field(default_factory=set)  # alive, without an agent
     order: str = ""
+    done: str = ""  # the start that gave its checkpoints back
+    tasks_after: int = 0  # looks of a step until Slurm knows of its tasks
+    told: dict[str, str] = field(default_factory=dict)  # by `fabricctl run`, to its own agent
     stall: dict[str, str] = field(default_factory=dict)
     now_s: float = 1000.0
     placed: list[tuple[str, ...]] = field(default_factory=list)
@@ -38,7 +41,7 @@ class FakeStep:
     """One srun."""
 
     world: World
-    carries = finished = False
+    carries = finished = unused = False
 
     def __init__(
         self,
@@ -55,12 +58,14 @@ class FakeStep:
         self.world.placed.append(placement.hosts)
         self.world.environments.append(environment)
 
-    def poll(self) -> int | None:
+    def poll(self, *, early: bool = False) -> int | None:
         self._looks += 1
         return self.world.plays(self._launch, self._looks)
 
-    def cancel(self, number: str = "KILL") -> None:
-        self.world.signals.append(number)
+    def cancel(self, number: str = "KILL") -> bool:
+        if self._looks >= self.world.tasks_after:
+            self.world.signals.append(number)
+        return self._looks >= self.world.tasks_after
 
     def lost(self, nodes: Collection[str]) -> None:
         pass
@@ -101,17 +106,20 @@ class FakeAsker:
         nodes: Collection[str],
         wait_s: float,
         kind: str = "where",
-        more: Mapping[str, str] | None = None,
+        more: Mapping[str, str] | Callable[[str], Mapping[str, str]] | None = None,
     ) -> Iterator[tuple[str, Mapping[str, str]]]:
-        if kind == "event" and more:
+        if kind == "alive" and more:
+            self.world.told = dict(more("n1") if callable(more) else more)
+        if kind == "event" and isinstance(more, Mapping):
             event = LaunchEvent(int(more["event"]))
             if (event, more["at"]) not in self.world.events[-1:]:
                 self.world.events.append((event, more["at"]))
-        if kind == "halt" and more:
+        if kind == "halt" and isinstance(more, Mapping):
             self.world.order = more["how"]
         for node in set(nodes) - self.world.silent - self.world.mute:
             mine = self.world.stall if node == "n1" and kind == "alive" else {}
-            yield node, {"ranks": "", "halt": self.world.order, **mine}
+            said = {"ranks": "", "halt": self.world.order, "done": self.world.done}
+            yield node, {**said, **mine}
 
     def close(self) -> None:
         pass
@@ -148,9 +156,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Play:
         monkeypatch.setattr(supervise.time, "monotonic", lambda: world.now_s)
         monkeypatch.setattr(supervise.time, "sleep", sleep)
         monkeypatch.setattr(supervise.signal, "signal", lambda *_: None)
-        monkeypatch.setattr(
-            Supervisor, "_witness", lambda _self, node, _ports: Machine(world, node)
-        )
+        monkeypatch.setattr(Supervisor, "_witness", lambda _self, node: Machine(world, node))
         monkeypatch.setattr(heartbeat.time, "monotonic", lambda: world.now_s)
         member = Member(7, b"k" * 32, NODES, "n1", spares)
         placed = first(NODES, "n1", spares, None)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fabricctl.store import dtypes, schema
-from fabricctl.store.schema import RankState
+from fabricctl.store.schema import RankState, StallKind
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.evidence import Evidence
 from fabricctl_analysis.model import Cause
@@ -255,3 +255,20 @@ def test_the_newest_trouble_of_a_running_job_is_none_of_the_one_before() -> None
     first, second = cut(slice(44, 60), *before, evidence("queueing", "n3", (57, 60)))
     assert (first.cause, first.windows[-1]) == ("link_down", 56)
     assert (second.cause, second.windows) == ("queueing", [57, 58, 59])
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("rank 1 on n4 ended without MPI_Finalize", "restart"),
+        ("rank 1 on n4 died: killed, or by an error", "restart"),
+        ("rank 1 on n4 is stopped by a signal", "host_stopped"),
+    ],
+)
+def test_a_dead_rank_is_no_node_that_stopped_its_processes(text: str, cause: str) -> None:
+    """Nobody is to look for a fault of the node, or to leave it out, for it."""
+    stall = dtypes.empty(schema.STALL, 1)
+    stall["time_mono_ns"], stall["since_mono_ns"], stall["kind"] = 9 * S, 8 * S, StallKind.RANK
+    stall["node"], stall["text"] = b"n4", text.encode()
+    found = [one for one in told(node({"stall": stall}), 0, GRID) if one.text == text]
+    assert [(one.cause, one.nodes) for one in found] == [(cause, ("n4",))]

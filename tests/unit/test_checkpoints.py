@@ -1,5 +1,6 @@
 """Checkpoints through real keepers, one process a node."""
 
+import contextlib
 import random
 import subprocess
 import sys
@@ -103,6 +104,23 @@ def test_a_step_that_is_being_written_is_not_thinned_out(tmp_path: Path) -> None
 def test_a_finished_program_leaves_nothing(keepers: KeeperSet) -> None:
     run(keepers, program(10, done=True), every_steps=1)
     assert run(keepers, program(3), every_steps=1)[0][0] == 0
+
+
+@pytest.mark.parametrize(("code", "begin"), [(0, 0), (3, 1)])
+def test_a_program_that_exits_inside_has_ended_as_its_status_says(
+    keepers: KeeperSet, code: int, begin: int
+) -> None:
+    def exits(checkpoint: Checkpoint, _rank: int) -> bool:
+        with contextlib.suppress(SystemExit), checkpoint:
+            checkpoint.protect(grid=np.zeros(10)).restore()
+            checkpoint.save(1)
+            checkpoint._commit()
+            sys.exit(code)
+        return True
+
+    run(keepers, exits)
+    found = run(keepers, lambda c, _rank: c.protect(grid=np.zeros(10)).restore())
+    assert found == [begin] * RANKS
 
 
 def test_a_step_that_not_all_ranks_saved_is_not_restored(keepers: KeeperSet) -> None:
@@ -235,13 +253,14 @@ def test_files_of_all_ranks_become_a_checkpoint_and_come_back(
 
 def test_what_was_saved_and_restored_is_told_for_the_trace(keepers: KeeperSet) -> None:
     run(keepers, program(4), every_steps=2)
-    run(keepers, program(6), every_steps=2)
+    run(keepers, program(6, done=True), every_steps=2)
     lines = (keepers.where / "events").read_text().splitlines()
     rows = [events.row(line) for line in lines]
     kinds = [CheckpointEvent(row[2]) for row in rows]
     saved = CheckpointEvent.SAVED
-    assert kinds == [CheckpointEvent.BEGUN, saved, saved, CheckpointEvent.RESTORED, saved]
-    assert [row[4] for row in rows] == [0, 2, 4, 4, 6]
+    again = [CheckpointEvent.RESTORED, saved, CheckpointEvent.DONE]
+    assert kinds == [CheckpointEvent.BEGUN, saved, saved, *again]
+    assert [row[4] for row in rows] == [0, 2, 4, 4, 6, 6]
     assert all(row[5] == RANKS for row in rows)
     assert rows[1][6] >= 400_000 and rows[1][7] > 0
 
@@ -370,7 +389,7 @@ assert library.fabric_ckpt_commit(ctypes.c_uint64(40)) == 0
 assert library.fabric_ckpt_restore(ctypes.byref(step), none) == 0 and step.value == 40
 assert (place / "heat.bin").read_bytes() == b"state"
 assert library.fabric_ckpt_restore(ctypes.byref(step), ctypes.c_uint64(40)) == 66
-assert library.fabric_ckpt_done() == 0
+assert library.fabric_ckpt_done() == 0 and not place.exists()
 assert library.fabric_ckpt_restore(ctypes.byref(step), none) == 66
 print(place)
 """
@@ -383,6 +402,13 @@ print(place)
         done = subprocess.run(
             argv, env=env, capture_output=True, text=True, timeout=60, check=False
         )
+        assert done.returncode == 0, done.stderr
+        assert Path(done.stdout.strip()) == tmp_path / "fabric-ckpt-12.0.0"
+        assert Path(done.stdout.strip()).stat().st_mode & 0o777 == 0o700
+        left = tmp_path / "fabric-ckpt-12.run.0"  # by a start that was killed
+        left.mkdir()
+        (left / "half.bin").touch()
+        again = {**env, "FABRIC_LAUNCH": "1"}
+        done = subprocess.run(argv, env=again, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert Path(done.stdout.strip()) == tmp_path / "fabric-ckpt-12.0.0"
-    assert Path(done.stdout.strip()).stat().st_mode & 0o777 == 0o700
+    assert Path(done.stdout.strip()) == left and not list(left.iterdir())

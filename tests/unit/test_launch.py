@@ -3,11 +3,21 @@
 import contextlib
 import socket
 from collections.abc import Collection
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from fabricctl.errors import UsageError
-from fabricctl.launch.heartbeat import ASK_S, KNOCKS_MOST, Heartbeat, Knocking
+from fabricctl.launch import supervise
+from fabricctl.launch.heartbeat import (
+    ASK_S,
+    CUT_OFF_S,
+    KNOCKS_MOST,
+    Heartbeat,
+    Knocking,
+    rails_told,
+)
 from fabricctl.launch.placement import first
 
 NODES = ["n1", "n2", "n3", "n4", "n5"]
@@ -118,13 +128,13 @@ def test_an_agent_that_comes_back_in_time_is_no_death() -> None:
 def test_a_machine_that_refuses_or_takes_a_connection_is_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        taken = Knocking("127.0.0.1", [port])
+        taken = Knocking(["127.0.0.1"], [port])
         assert taken.answered()
         taken.close()
-    refused = Knocking("127.0.0.1", [port])
+    refused = Knocking(["127.0.0.1"], [port])
     assert refused.answered()
     refused.close()
-    assert Knocking("", [port]).answered()  # a name that cannot be looked up
+    assert Knocking([""], [port]).answered()  # a name that cannot be looked up
 
 
 def test_a_machine_that_says_nothing_is_asked_again_but_not_for_ever() -> None:
@@ -135,10 +145,31 @@ def test_a_machine_that_says_nothing_is_asked_again_but_not_for_ever() -> None:
             made = stack.enter_context(socket.socket())
             made.setblocking(False)
             made.connect_ex(address)
-        silent = Knocking(address[0], [address[1]])
+        silent = Knocking([address[0]], [address[1]])
         assert not any(silent.answered() for _ in range(10))
         assert len(silent._open) == KNOCKS_MOST
         silent.close()
+
+
+def test_a_machine_that_answers_over_a_rail_alone_is_there() -> None:
+    """192.0.2.0/24 is nobody's (RFC 5737): the way by the node's name."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        one = Knocking(["192.0.2.7", *rails_told("127.0.0.1 nonsense 999.1.1.1")], [port])
+        assert one.answered()
+        one.close()
+
+
+def test_an_agent_that_is_silent_on_a_living_node_is_known() -> None:
+    fabric = Fabric()
+    fabric.looks(3)
+    assert fabric.hearts.silent() == set()
+    fabric.silent = {"n3"}
+    fabric.looks(10)
+    assert fabric.hearts.silent() == {"n3"} and not fabric.hearts.dead
+    fabric.silent = set()
+    fabric.looks(1)
+    assert fabric.hearts.silent() == set()
 
 
 def test_everybody_silent_is_our_own_trouble() -> None:
@@ -146,6 +177,32 @@ def test_everybody_silent_is_our_own_trouble() -> None:
     fabric.looks(3)
     fabric.silent = fabric.gone = set(NODES)
     assert fabric.looks(30) == set()
+
+
+def test_a_network_of_our_own_that_comes_back_has_killed_nobody() -> None:
+    """This node's own agent is heard whatever the network does, which had all others dead."""
+    fabric = Fabric()
+    fabric.hearts.own = "n1"
+    fabric.looks(3)
+    others = set(NODES) - {"n1"}
+    fabric.silent = fabric.gone = others
+    assert fabric.looks(200) == set()
+    fabric.silent = others - {"n2"}  # the first is heard, the others a moment later
+    assert fabric.looks(2) == set()
+    fabric.silent = fabric.gone = set()
+    assert fabric.looks(20) == set() and not fabric.hearts.dead
+
+
+def test_others_that_stay_silent_are_dead_after_all() -> None:
+    fabric = Fabric()
+    fabric.hearts.own = "n1"
+    fabric.looks(3)
+    fabric.silent = fabric.gone = others = set(NODES) - {"n1"}
+    begin_s = fabric.now_s
+    while fabric.hearts.dead != others:
+        fabric.hearts.look()
+        assert fabric.now_s - begin_s < CUT_OFF_S + 2
+    assert fabric.now_s - begin_s > CUT_OFF_S
 
 
 def test_a_pause_of_our_own_is_nobodys_silence() -> None:
@@ -162,3 +219,26 @@ def test_two_nodes_at_once_are_both_found() -> None:
     fabric.looks(3)
     fabric.silent = fabric.gone = {"n3", "n4"}
     assert fabric.looks(8) == {"n3", "n4"}
+
+
+@pytest.mark.parametrize(("address", "left"), [("192.0.2.7", {"n3"}), ("127.0.0.1", set())])
+def test_where_nothing_could_be_started_is_left_when_there_is_a_start(
+    address: str,
+    left: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """192.0.2.0/24 is nobody's (RFC 5737); on loopback the port refuses, which is an answer."""
+    monkeypatch.setattr(supervise, "BACK_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    run: Any = SimpleNamespace(
+        _hearts=SimpleNamespace(silent=lambda: {"n3", "n5"}),
+        _asker=SimpleNamespace(address=lambda _node: address),
+        _candidates=[port],
+        _left=set(),
+        placement=first(NODES, "n1", 1, None),
+    )
+    supervise.Supervisor._leave_unreachable(run)
+    assert run._left == left  # n5 is a spare: the next start asks whether it is heard
+    assert ("n3 answers over its rails alone" in capsys.readouterr().err) == bool(left)

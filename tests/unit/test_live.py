@@ -9,14 +9,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fabricctl import fields
+from fabricctl.errors import UsageError
 from fabricctl.launch import roster
 from fabricctl.launch.live import LiveStep
 from fabricctl.launch.placement import Placement
 from fabricctl.launch.roster import Tell
+from fabricctl.state import replacement
 from fabricctl.state.ckpt.link import Link
 from fabricctl.state.replacement import _Seat
 from fabricctl.state.sockets import Sockets
@@ -44,8 +47,8 @@ from pathlib import Path
 import torch.distributed as dist
 from fabricctl import state
 where, steps = Path(os.environ["TEST_WHERE"]), int(sys.argv[1])
-if "early" in sys.argv[2:]:
-    sys.exit(3)
+if {"early", "never"} & set(sys.argv[2:]):
+    sys.exit(3 if "early" in sys.argv else 0)
 
 def asked(what):
     try:
@@ -67,6 +70,8 @@ def train(checkpoint):
         dist.all_gather_object(told, (rank + 1) * n * n)
         total["sum"] += sum(told)
         checkpoint.step(n + 1)
+        if checkpoint.ending:
+            break
         if asked(f"die.{rank}.{n + 1}"):
             os.kill(os.getpid(), signal.SIGKILL)
         if asked(f"fail.{rank}.{n + 1}"):
@@ -179,6 +184,14 @@ def kept(world: World) -> Iterator[World]:
         yield world
 
 
+def test_an_order_to_save_ends_nobody_who_only_begins(world: World) -> None:
+    """By a signal a process that imports, in the place of a dead one, would be ended."""
+    step = world.start(steps=100_000)
+    assert step.cancel("USR1")
+    assert world.wait() == 0
+    assert world.told == [] and world.results() != []
+
+
 def test_a_killed_rank_is_replaced_and_the_result_is_the_unbroken_runs(kept: World) -> None:
     kept.ask("die.1.10", "die.2.25")
     kept.start()
@@ -282,9 +295,14 @@ def test_an_error_of_the_program_is_its_end(
 def test_a_program_that_ends_before_it_joins_ends_all(
     world: World, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    world.start("early")
-    assert world.wait() == 1
+    step = world.start("early")
+    assert world.wait() == 1 and not step.unused
     assert "it ended before state.live" in capfd.readouterr().err
+
+
+def test_a_program_that_never_joins_is_known_for_that(world: World) -> None:
+    step = world.start("never")
+    assert world.wait() == 1 and step.unused
 
 
 def test_a_group_that_is_broken_before_it_was_entered_is_left_alone() -> None:
@@ -343,3 +361,53 @@ def test_who_has_not_the_key_is_nobody(world: World) -> None:
             stack.enter_context(made).sendall(b"\0\0\0\4evil")
         assert world.wait() == 0
     assert world.results() == expected()
+
+
+def test_processes_that_cannot_find_each_other_do_not_train_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By plain srun each would be a whole program of one rank."""
+    nobody = SimpleNamespace(is_initialized=lambda: False)
+    monkeypatch.setitem(sys.modules, "torch.distributed", nobody)
+    for name in ("FABRIC_LIVE", "MASTER_ADDR", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(UsageError, match="one of 4 processes, and no MASTER_ADDR"):
+        replacement.live(lambda _: None)
+
+
+def test_a_group_that_broke_while_it_was_made_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torch names groups by their number: the one that comes instead has counted none."""
+    names: list[int] = []
+    counted = SimpleNamespace(group_count=0)
+    broken = True
+
+    def init(*_: object, **__: object) -> None:
+        names.append(counted.group_count)
+        counted.group_count += 1
+        if broken:
+            raise ConnectionError("one died meanwhile")
+
+    stub = SimpleNamespace(
+        TCPStore=lambda *_, **__: SimpleNamespace(port=1), PrefixStore=lambda *_: None,
+        init_process_group=init, new_group=lambda: None, get_rank=lambda: 1,
+        get_world_size=lambda: 2,
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "torch.distributed", stub)
+    private = SimpleNamespace(_world=counted)
+    monkeypatch.setitem(sys.modules, "torch.distributed.distributed_c10d", private)
+    ours, theirs = (Link.local(made) for made in socket.socketpair())
+    seat = _Seat(theirs)
+    form = replacement._Form(4, 1, 2, "n0", 1, "")
+    with monkeypatch.context() as environment:
+        for name in ("FABRIC_LAUNCH", "FABRIC_DEAD_NODES", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            environment.setenv(name, "")
+        with pytest.raises(ConnectionError):
+            replacement._meet(seat, form, "gloo")
+        broken = False
+        replacement._meet(seat, form, "gloo")
+    assert names == [0, 0]
+    ours.close()
+    seat.close()

@@ -4,7 +4,17 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from fabricctl.launch.roster import FAILED_S, REFORM_S, Action, End, Roster, Send, Start, Tell
+from fabricctl.launch.roster import (
+    FAILED_S,
+    REFORM_S,
+    WAITERS_MOST,
+    Action,
+    End,
+    Roster,
+    Send,
+    Start,
+    Tell,
+)
 from fabricctl.store.schema import LaunchEvent
 
 HOSTS = ["n1", "n2", "n3"]
@@ -153,11 +163,28 @@ def test_one_that_dies_while_the_group_is_made_breaks_it_again() -> None:
 def test_a_spare_that_dies_changes_nothing_and_is_not_counted_upon() -> None:
     world = World(spares=("n4", "n5")).all_join()
     world.do(world.roster.gone(4))
-    assert (world.roster.generation, world.begun) == (5, [])
-    world.do(world.roster.lost(["n2"]))
+    assert (world.roster.generation, world.begun) == (5, ["n4"])
+    world.do(world.roster.lost(["n2", "n4"]))
     world.come_out(1, 3)
     world.form()
     assert world.rank(5) == 1
+
+
+def test_a_process_that_dies_waiting_is_begun_anew_but_not_for_ever() -> None:
+    """Else nobody would be there at the next death, and all would start again in place."""
+    world = World().all_join()
+    world.do(world.roster.gone(4))
+    assert (world.begun, world.told, world.roster.generation) == (["n4"], [], 5)
+    world.do(world.roster.gone(2))  # before the new one is there
+    world.come_out(1, 3)
+    assert world.end is None
+    world.do(world.roster.join(10, "n4", 0))
+    world.form()
+    assert world.rank(10) == 1
+    for who in range(11, 30):
+        world.do(world.roster.join(who, "n2", 0))
+        world.do(world.roster.gone(who))
+    assert len(world.begun) == 1 + 1 + WAITERS_MOST - 1
 
 
 def test_a_spare_that_was_chosen_and_dies_is_replaced_by_the_next() -> None:

@@ -8,7 +8,7 @@ from fabricctl.cli.job_halt import at_time
 from fabricctl.errors import UsageError
 from fabricctl.launch.placement import first
 from fabricctl.launch.policy import DO_NOT_RESTART
-from fabricctl.launch.supervise import Supervisor
+from fabricctl.launch.supervise import GRACE_S, Supervisor
 from fabricctl.store.schema import LaunchEvent
 from tests.support.launches import NODES, FakeLive, FakeStep, Play, World, played
 
@@ -43,6 +43,28 @@ def test_a_dead_rank_is_started_again_in_its_place(play: Play) -> None:
     assert (status, world.placed) == (0, [("n1", "n2", "n3", "n4")] * 2)
     assert [env["FABRIC_LAUNCH"] for env in world.environments] == ["0", "1"]
     assert (LaunchEvent.RANKS_DEAD, "") in world.events
+
+
+def test_a_dead_rank_costs_no_wait_for_a_nodes_death_when_all_nodes_answer(play: Play) -> None:
+    world = World(lambda launch, _looks: 137 if launch == 0 else 0)
+    begin_s = world.now_s
+    assert play(world)[0] == 0
+    assert world.now_s - begin_s < GRACE_S
+
+
+def test_ranks_that_fail_because_a_node_died_are_told_as_that(play: Play) -> None:
+    """Their connections end before the node's silence is long enough."""
+    world = World(lambda _launch, _looks: None)
+
+    def plays(launch: int, _looks: int) -> int | None:
+        if launch == 0:
+            world.silent = {"n3"}
+        return 1 if launch == 0 else 0
+
+    world.plays = plays
+    status, _ = play(world)
+    assert (status, world.placed[1]) == (0, ("n1", "n2", "n5", "n4"))
+    assert (LaunchEvent.NODE_DEAD, "n3") in world.events
 
 
 def test_a_dead_node_is_replaced_without_waiting_for_srun(play: Play) -> None:
@@ -114,6 +136,16 @@ def test_live_nothing_begins_anew_when_all_steps_are_done(
     assert play(world, live=True)[0] == ends
     assert len(world.placed) == 1
     assert world.events[-1] == (event, "n[1-4]")
+
+
+def test_live_a_program_that_does_not_know_it_is_run_once(
+    play: Play, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not three times from its begin to its end, each process by itself."""
+    monkeypatch.setattr(FakeLive, "unused", True)
+    status, world = play(World(lambda _launch, looks: 1 if looks > 800 else None), live=True)
+    assert (status, len(world.placed)) == (1, 1)
+    assert "never called state.live" in capsys.readouterr().err
 
 
 def test_live_without_a_spare_all_start_again_in_place(play: Play) -> None:

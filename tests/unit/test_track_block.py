@@ -285,3 +285,33 @@ def test_torch_distributed_is_stamped_without_mpi(built: Path, tmp_path: Path) -
     assert rank.comms[0].colls == 3, "one was on another group"
     assert (again.rank, again.launch, again.comms[0].colls) == (2, 3, 1)
     assert (again.steps, [item.calls for item in again.sums]) == (0, [1])
+
+
+ENDS = """
+import os, sys, types
+from fabricctl.state import torch_hooks
+dist = types.SimpleNamespace(get_rank=lambda: 0, get_world_size=lambda: 1)
+assert torch_hooks.install(dist)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ends", "state"),
+    [
+        ("", State.FINALIZED),
+        ("sys.exit(0)", State.FINALIZED),
+        ("1 / 0", State.RUNNING),
+        ("os.kill(os.getpid(), 9)", State.RUNNING),
+        # A child's end, while the rank goes on, is not the rank's.
+        ("if os.fork() == 0: sys.exit(0)\nos.wait()\nos.kill(os.getpid(), 9)", State.RUNNING),
+    ],
+)
+def test_a_rank_of_torch_that_ends_well_has_ended_and_no_other(
+    built: Path, tmp_path: Path, ends: str, state: State
+) -> None:
+    environment = {**os.environ, "FABRIC_TRACK_DIR": str(tmp_path)}
+    environment["LD_PRELOAD"] = str(built / "libfabrictrack.so")
+    argv = [sys.executable, "-c", ENDS + ends]
+    subprocess.run(argv, env=environment, check=False, stderr=subprocess.DEVNULL)
+    (rank,) = block.read_all(tmp_path)
+    assert rank.state == state

@@ -17,11 +17,11 @@ def at(
     rank: int, op: str = "MPI_Allreduce", coll: int = 7, age_s: float = 2.0, **more: object
 ) -> Position:
     """A rank of four on node n<rank>, in a collective of MPI_COMM_WORLD."""
-    colls = coll or 6
+    comms = {1: CommSeen(rank, 4, coll or 6, OPS[op]), 2: CommSeen(0, 1, 0, 0)}
     made = Position(
         rank=rank, ranks=4, launch=0, node=f"n{rank}", pid=100 + rank, state=RankState.RUNNING,
         letter="S", calls=21, op=OPS[op], peer=-1, comm=1, coll=coll, age_ms=int(age_s * 1000),
-        step=0, step_age_ms=0, comms={1: CommSeen(rank, 4, colls, OPS[op])},
+        step=0, step_age_ms=0, comms=comms,
     )  # fmt: skip
     return replace(made, **more)  # type: ignore[arg-type]
 
@@ -41,6 +41,35 @@ def test_ranks_that_move_are_no_stall() -> None:
 def test_a_killed_rank_is_named() -> None:
     found = judge([*ALL[:3], replace(ALL[3], state=RankState.GONE)])
     assert (found.kind, found.rank, found.node, found.hard) == (StallKind.RANK, 3, "n3", True)
+
+
+def without_mpi(one: Position) -> Position:
+    """As a PyTorch program's: it has no MPI_COMM_SELF."""
+    op = next(number for number, name in block.HOOK_OPS.items() if name == "torch.all_reduce")
+    return replace(one, op=op, comms={1: replace(one.comms[1], recent=op)})
+
+
+def test_a_verdict_on_a_program_without_mpi_has_no_word_of_mpi() -> None:
+    three = [without_mpi(one) for one in ALL[:3]]
+    last = without_mpi(computing(3))
+    dead = judge([*three, replace(last, state=RankState.GONE)])
+    assert (dead.kind, dead.rank, dead.hard) == (StallKind.RANK, 3, True)
+    assert dead.text == "rank 3 on n3 died: killed, or by an error"
+    ended = judge([*three, replace(last, state=RankState.FINALIZED)])
+    assert (ended.kind, ended.rank, ended.hard) == (StallKind.APPLICATION, 3, True)
+    assert ended.text == "rank 3 on n3 ended and never came to torch.all_reduce of rank 0"
+    other = judge([*three, replace(without_mpi(ALL[3]), op=last.op + 1)])
+    assert (other.kind, other.rank) == (StallKind.APPLICATION, 3)
+    assert "(collective 7 of the default group)" in other.text
+    for found in (dead, ended, other):
+        assert "MPI" not in found.text
+    assert "without MPI_Finalize" in judge([*ALL[:3], replace(ALL[3], state=RankState.GONE)]).text
+
+
+def test_a_rank_that_ended_well_while_others_work_on_is_no_stall() -> None:
+    """One saves what was trained, the others have ended."""
+    ended = [replace(without_mpi(one), state=RankState.FINALIZED, calls=22) for one in ALL[1:]]
+    assert not judge([without_mpi(computing(0, age_s=60)), *ended]).hard
 
 
 def test_a_stopped_rank_is_named() -> None:

@@ -1,7 +1,6 @@
 """`fabricctl job where`: agents are asked over real sockets; what is shown of their answers."""
 
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,9 @@ from fabricctl.config import Config
 from fabricctl.errors import DataError, NotFoundError
 from fabricctl.membership import Member
 from fabricctl.state.track import position, verdict
-from fabricctl.state.track.position import Position
+from fabricctl.state.track.position import CommSeen, Position
 from fabricctl.store.schema import RankState
+from tests.support.asked import Asked, AskedAgent
 
 KEY = bytes(range(32))
 BASE = Position(
@@ -32,36 +32,20 @@ def at(rank: int, **changes: object) -> Position:
     return replace(BASE, rank=rank, **changes)  # type: ignore[arg-type]
 
 
-class Agent:
+class Agent(AskedAgent):
     """Answers as the agents of a job do, on this machine."""
 
     def __init__(self, job: int, ports: list[int], ranks: str, node: str = "localhost") -> None:
-        self._socket = mesh._bind(ports)
-        self._socket.setblocking(True)
-        self._socket.settimeout(10)
         self._job, self._ranks, self._node = str(job), ranks, node
-        self.asked: list[dict[str, str]] = []
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
+        self.asked: list[Asked] = []
+        super().__init__(ports, KEY, self._said)
 
-    def _serve(self) -> None:
-        while True:
-            data, sender = self._socket.recvfrom(65_000)
-            if data == b"end":
-                return
-            asked = wire.open_sealed(data, KEY)
-            self.asked.append(asked)
-            said = {"job": self._job, "node": self._node, "kind": "there", "to": asked["ask"],
-                    "ranks": self._ranks, "links": "rail r1 without carrier"}  # fmt: skip
-            self._socket.sendto(b"nonsense", sender)
-            self._socket.sendto(wire.seal(said, KEY), sender)
-
-    def close(self) -> None:
-        port = self._socket.getsockname()[1]
-        self._socket.sendto(b"end", ("::1", port, 0, 0) if ":" in self._socket.getsockname()[0]
-                            else ("127.0.0.1", port))  # fmt: skip
-        self._thread.join(5)
-        self._socket.close()
+    def _said(self, asked: Asked) -> Iterator[bytes]:
+        self.asked.append(asked)
+        said = {"job": self._job, "node": self._node, "kind": "there", "to": asked["ask"],
+                "ranks": self._ranks, "links": "rail r1 without carrier"}  # fmt: skip
+        yield b"nonsense"
+        yield wire.seal(said, KEY)
 
 
 @pytest.fixture
@@ -137,6 +121,8 @@ def test_ranks_at_one_place_share_a_line_the_many_first() -> None:
         ({"comm": 77}, " on "),
         ({"calls": 0}, "computing"),
         ({"calls": 2, "letter": "S"}, "asleep after"),
+        ({"state": RankState.FINALIZED, "comms": {1: CommSeen(0, 4, 1, 0)}}, "ended"),
+        ({"state": RankState.FINALIZED, "comms": {2: CommSeen(0, 1, 0, 0)}}, "finalized"),
     ],
 )
 def test_a_place_in_words(changes: dict[str, object], place: str) -> None:

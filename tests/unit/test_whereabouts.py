@@ -15,9 +15,10 @@ from fabricctl.agent.peers import PORTS, Send
 from fabricctl.agent.record import Assignment
 from fabricctl.agent.whereabouts import MESSAGES_PER_S, WATCH_S, Whereabouts
 from fabricctl.records import Envelope, JobStart
+from fabricctl.state.ckpt import events
 from fabricctl.state.track import block, position
 from fabricctl.state.track.position import CommSeen, Position
-from fabricctl.store.schema import PathEvent, PathLevel, RankState, StallKind
+from fabricctl.store.schema import CheckpointEvent, PathEvent, PathLevel, RankState, StallKind
 
 OPS = {name: number for number, name in enumerate(block.op_names())}
 STUCK = Position(
@@ -205,3 +206,21 @@ def test_what_a_first_word_is_about_is_told_as_soon_as_all_have_answered(
         box.it.receive({"kind": "there", "node": send.node, "at": send.fields["at"], **given})
     (row,) = box.rows
     assert (row[2], row[4]) == (StallKind.LINK, "n2")
+
+
+def test_a_program_that_gave_its_checkpoints_back_is_told_as_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = Box(tmp_path, 2, "n1", monkeypatch)
+    path = layout.NodeFiles(tmp_path).checkpoint_events(7)
+    path.parent.mkdir(parents=True)
+
+    def told(event: CheckpointEvent, launch: int) -> str:
+        numbers = dict.fromkeys(("step", "ranks", "bytes", "stall_ns"), 1)
+        events.tell(path, event, {**numbers, "launch": launch})
+        return (box.it.receive({"kind": "where"}) or {})["done"]
+
+    assert told(CheckpointEvent.SAVED, 2) == ""
+    assert told(CheckpointEvent.DONE, 2) == "2"
+    assert told(CheckpointEvent.BEGUN, 3) == ""
+    assert len(box.rows) == 3

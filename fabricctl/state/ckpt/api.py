@@ -7,24 +7,23 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-from fabricctl.errors import DataError, FabricError
+from fabricctl.errors import DataError, FabricError, SystemRefusedError, UsageError
 from fabricctl.state import torch_hooks
 from fabricctl.state.ckpt import client, partfile, sets, shares
 from fabricctl.state.ckpt.client import Client, Found, Manifest
-from fabricctl.state.ckpt.comms import adapt, track_step
+from fabricctl.state.ckpt.comms import MAIN, Regroup, adapt, track_step
 from fabricctl.state.ckpt.events import tell
-from fabricctl.state.ckpt.interval import MTBF_S, Interval
-from fabricctl.state.ckpt.items import Item, item_of
+from fabricctl.state.ckpt.interval import interval
+from fabricctl.state.ckpt.items import Fill, Item, item_of, ready
+from fabricctl.state.ckpt.link import RefusedError
+from fabricctl.state.ckpt.shared import SharedLevel
 from fabricctl.store.schema import CheckpointEvent
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+Answer = TypeVar("Answer")
 Step = tuple[int, int]  # a step, and by how many ranks it was saved
-
-
-class Regroup(Exception):  # noqa: N818 - no error: nothing went wrong
-    """All ranks have saved and shall leave the program's loop, to enter it in another group."""
 
 
 class Checkpoint:
@@ -48,7 +47,7 @@ class Checkpoint:
         self,
         comm: Any = None,
         *,
-        name: str = "main",
+        name: str = MAIN,
         every_steps: int | None = None,
         every_s: float | None = None,
         mtbf_s: float | None = None,
@@ -63,23 +62,24 @@ class Checkpoint:
         shared_keep: int = 2,
     ) -> None:
         self._comm = comm
-        self._rank, self._ranks, self._gather = adapt(comm)
-        self._name = name
-        mtbf_s = mtbf_s or float(os.environ.get("FABRIC_MTBF_S", MTBF_S))
-        self._interval = Interval(every_steps, every_s, mtbf_s)
+        self._rank, self._ranks, self._gather = adapt(comm, name)
+        self._name = partfile.called(name)
+        self._interval = interval(every_steps, every_s, mtbf_s)
         self._scheme = sets.scheme(scheme, copies, losses, set_size, apart)
         self._members: list[tuple[int, str]] | None = None  # of this rank's set, with their nodes
+        if disk_every < 0:
+            raise UsageError(f"checkpoint: disk_every={disk_every}: 0 (never) at least")
         self._disk_every = disk_every
-        self._shared = Path(shared).absolute() if shared else None
-        self._shared_every, self._shared_keep = shared_every, max(1, shared_keep)
+        root = Path(shared).absolute() if shared else None
+        self._shared = SharedLevel(root, name, shared_every, shared_keep)
         self._items: dict[str, Item] = {}
+        self._keeper = client.of_this_node(name, self._rank, self._ranks)
         place = client.keeper_socket()
-        link = None if place is None else client.connect(place)
-        self._keeper = None if link is None else Client(link, name, self._rank, self._ranks)
-        self._events = place.with_name("events") if place and link else None
+        self._events = place.with_name("events") if place and self._keeper else None
         self._committed: list[int] = []  # steps that all ranks have safe, oldest first
         self._pending: int | None = None
         self._sharing: int | None = None  # the last step on its way to the shared file system
+        self._unsafe = ""  # why what was saved last is not as safe as it should be
         self._dropped: set[Step] = set()  # steps that could not be restored as a whole
         self._size = self._saves = 0
         self._talk_s = 0.0  # the last save's word to the others; the last to come waits for nobody
@@ -115,8 +115,7 @@ class Checkpoint:
             if not common:
                 return self._restore_shared()
             step = max(common, key=self._better)
-            good = self._load(step, found[step])
-            if all(self._gather(good)):
+            if self._fill(self._load(step, found[step])):
                 n: int = step[0]
                 self._committed = [n]
                 self._tell(CheckpointEvent.RESTORED, n)
@@ -135,14 +134,22 @@ class Checkpoint:
         me = None
         if self._keeper is not None:
             with contextlib.suppress(OSError, FabricError, ValueError, KeyError):
-                me = self._keeper.who()
+                me = self._asked(Client.who)
         told = self._gather((me, time.time_ns()))
         self._serial = str(told[0][1])
+        without = [rank for rank, (who, _) in enumerate(told) if who is None]
+        if without and self._keeper is not None:
+            # One rank that cannot save makes every step worthless, and would not take part in what
+            # the others tell each other of it.
+            if self._rank == next(rank for rank, (who, _) in enumerate(told) if who is not None):
+                words = f"no step is kept in memory: no keeper for rank {without[0]}"
+                client.warn(f"{words}, {len(without)} of {self._ranks} in all")
+            self._keeper.link.close()
+            self._keeper = None
         if not self._scheme.losses:
             return
-        here = [who for who, _ in told if who is not None]
-        if len(here) == len(told):
-            self._members = sets.set_of(self._rank, here, self._scheme)
+        if not without:
+            self._members = sets.set_of(self._rank, [who for who, _ in told], self._scheme)
         if self._members is None:
             self._scheme = sets.Scheme(copies=self._scheme.losses)
             if self._rank == 0:
@@ -195,16 +202,17 @@ class Checkpoint:
         begin_s = time.monotonic()
         self._meet()
         before, (safe, why) = self._pending, self.wait_copied()
-        share = self._shared is not None and self._saves % self._shared_every == 0
+        share = self._shared.due(self._saves)
         if self._keeper is not None:
-            self._size = self._keeper.fill(n, self._items, self._wanted(n, share))
+            wanted = self._wanted(n, share)
+            self._size = self._asked(lambda keeper: keeper.fill(n, self._items, wanted))
             self._pending = n
             self._sharing = n if share else self._sharing
         elif share:
-            self._save_shared(n)
+            self._shared.save((self._rank, self._ranks, n), self._items)
         self._saves += 1
-        if share:
-            self._thin_shared()
+        if share and self._rank == 0:
+            self._shared.thin()
         took_s = time.monotonic() - begin_s
         told = self._gather((took_s, self._talk_s, self._step_s(n), safe))
         took, talk, steps, safe_on = zip(*told, strict=True)
@@ -215,6 +223,24 @@ class Checkpoint:
         cost_s, step_s = max(took) + min(talk), max(steps)
         self._tell(CheckpointEvent.SAVED, n, cost_s)
         self._interval.saved(n, cost_s, step_s)
+
+    def _asked(self, question: Callable[[Client], Answer]) -> Answer:
+        """Of the keeper, or of the new one where it has died: what it held is with its partner.
+
+        Raises :class:`RefusedError`, :class:`SystemRefusedError` when there is none."""
+        assert self._keeper is not None
+        try:
+            return question(self._keeper)
+        except RefusedError:
+            raise
+        except (OSError, DataError) as error:
+            client.warn(f"rank {self._rank}: the keeper of this node is gone: {error}")
+            self._keeper.link.close()
+        fresh = client.of_this_node(self._name, self._rank, self._ranks)
+        if fresh is None:
+            raise SystemRefusedError(f"checkpoint of rank {self._rank}: no keeper on this node")
+        self._keeper = fresh
+        return question(fresh)
 
     def _step_s(self, n: int) -> float:
         return (time.monotonic() - self._begin_s) / max(1, n - self._begin_step)
@@ -236,7 +262,7 @@ class Checkpoint:
             "set": of,
             "keep": [*self._committed, *pending][-2:],  # others may not have that safe yet
             "disk": bool(self._disk_every) and self._saves % self._disk_every == 0,
-            "shared": str(self._shared) if share else "",
+            "shared": str(self._shared.root) if share else "",
         }
 
     def _agree(self, n: int) -> None:
@@ -264,10 +290,12 @@ class Checkpoint:
 
     def _settle(self, step: int, safe: bool, why: str) -> None:
         """The second phase of a save: where every rank's part is safe, older ones may go."""
+        told = "" if safe else next(filter(None, self._gather(why)), "nobody says why")
         if safe:
             self._committed = [*self._committed[-1:], step]
-        elif (told := next(filter(None, self._gather(why)), "")) and self._rank == 0:
-            client.warn(f"step {step} is not safe: {told}")
+        if told != self._unsafe and self._rank == 0:  # each trouble once, not at each save
+            client.warn(f"step {step} is " + (f"not safe: {told}" if told else "safe again"))
+        self._unsafe = told
 
     # Restoring
 
@@ -276,7 +304,8 @@ class Checkpoint:
         if self._keeper is None:
             return {}
         try:
-            found = self._keeper.find(os.environ.get("FABRIC_DEAD_NODES", ""))
+            dead = os.environ.get("FABRIC_DEAD_NODES", "")
+            found = self._asked(lambda keeper: keeper.find(dead))
         except (OSError, FabricError, ValueError) as error:
             client.warn(f"rank {self._rank}: {error}")
             return {}
@@ -303,7 +332,14 @@ class Checkpoint:
             item.of_whole == ("same",) for item in self._items.values()
         )
 
-    def _load(self, step: Step, found: list[Found]) -> bool:
+    def _fill(self, fill: Fill | None) -> bool:
+        """Only when all ranks can: who begins anew must have what it began with."""
+        if not all(self._gather(fill is not None)) or fill is None:
+            return False
+        fill()
+        return True
+
+    def _load(self, step: Step, found: list[Found]) -> Fill | None:
         def part(rank: int) -> tuple[Manifest, memoryview]:
             return self._part(rank, step[0], [one.node for one in found if one.rank == rank])
 
@@ -312,11 +348,10 @@ class Checkpoint:
         have = sorted({one.rank for one in found}, key=lambda rank: rank != self._rank)
         for rank in have if self._replicas else [self._rank]:
             try:
-                self._fill(*part(rank))
-                return True
+                return ready(self._items, *part(rank))
             except (OSError, FabricError, ValueError, KeyError) as error:
                 client.warn(f"rank {self._rank}, step {step[0]} of rank {rank}: {error}")
-        return False
+        return None
 
     def _part(self, rank: int, step: int, nodes: list[str]) -> tuple[Manifest, memoryview]:
         """From this node first (its keeper lists itself last), else over the network, else made
@@ -333,7 +368,9 @@ class Checkpoint:
                 failure = DataError(str(error))
         raise failure
 
-    def _reshape(self, ranks: int, part: Callable[[int], tuple[Manifest, memoryview]]) -> bool:
+    def _reshape(
+        self, ranks: int, part: Callable[[int], tuple[Manifest, memoryview]]
+    ) -> Fill | None:
         """From a step of another number of ranks; each looks at its share of the old ones first."""
         here = self._rank * ranks // self._ranks
         mine = {here, *range(here, (self._rank + 1) * ranks // self._ranks)}
@@ -354,25 +391,13 @@ class Checkpoint:
             heads = None
         told = self._gather(heads)
         if any(each is None for each in told):
-            return False
+            return None
         try:
             everything = {rank: head for each in told for rank, head in each.items()}
-            shares.refill(self._items, everything, here, view_of)
-            return True
+            return shares.refill(self._items, everything, here, view_of)
         except (OSError, FabricError, ValueError, LookupError) as error:
             client.warn(f"rank {self._rank}: {error}")
-            return False
-
-    def _fill(self, manifest: Manifest, view: memoryview) -> None:
-        """Raises :class:`DataError`; checksums have been looked at."""
-        names = [part[0] for part in manifest]
-        if sorted(names) != sorted(self._items):
-            raise DataError(
-                f"restore: {', '.join(sorted(names))} were saved, "
-                f"{', '.join(sorted(self._items))} are protected"
-            )
-        for name, _, begin, count, *_ in manifest:
-            self._items[name].load(view[begin : begin + count])
+            return None
 
     def _forget(self, step: Step) -> None:
         """A step that cannot be restored as a whole must not be offered again."""
@@ -382,25 +407,14 @@ class Checkpoint:
 
     # The shared file system
 
-    def _save_shared(self, n: int) -> None:
-        """By the rank itself, where there is no keeper that could do it meanwhile."""
-        assert self._shared is not None
-        partfile.save(self._shared, self._name, (self._rank, self._ranks, n), self._items)
-
-    def _thin_shared(self) -> None:
-        if self._shared is not None and self._rank == 0:
-            partfile.thin(self._shared, self._name, self._shared_keep)
-
     def _restore_shared(self) -> int:
-        whole: list[Step] = []
-        if self._shared is not None and self._rank == 0:
-            whole = list(partfile.whole_steps(self._shared, self._name).items())
+        whole: list[Step] = self._shared.whole() if self._rank == 0 else []
         free = bool(self._items) and all(item.of_whole for item in self._items.values())
         listed = [(int(step), int(ranks)) for step, ranks in self._gather(whole)[0]]
         for step in sorted(listed, key=self._better, reverse=True):
             if step[1] != self._ranks and not free:
                 continue
-            if all(self._gather(self._load_shared(step))):
+            if self._fill(self._load_shared(step)):
                 self._tell(CheckpointEvent.RESTORED_SHARED, step[0])
                 self._start_at(step[0])
                 return step[0]
@@ -408,23 +422,17 @@ class Checkpoint:
         self._start_at(0)
         return 0
 
-    def _load_shared(self, step: Step) -> bool:
-        assert self._shared is not None
-        root = self._shared
-
+    def _load_shared(self, step: Step) -> Fill | None:
         def part(rank: int) -> tuple[Manifest, memoryview]:
-            head, view = partfile.read(partfile.place(root, self._name, rank, step[1], step[0]))
-            client.check(head.manifest, view)
-            return head.manifest, view
+            return self._shared.part(rank, step)
 
         if step[1] != self._ranks:
             return self._reshape(step[1], part)
         try:
-            self._fill(*part(self._rank))
-            return True
+            return ready(self._items, *part(self._rank))
         except (OSError, ValueError, FabricError, KeyError) as error:
-            client.warn(f"rank {self._rank}, step {step[0]} in {root}: {error}")
-            return False
+            client.warn(f"rank {self._rank}, step {step[0]} in {self._shared.root}: {error}")
+            return None
 
     # Signals, and the end
 
@@ -451,9 +459,9 @@ class Checkpoint:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """A program that ended well needs its checkpoints no more; else they are held. Where one
-        rank failed the others are not asked: they may never answer."""
-        if kind is not None:
+        """A program that ended well, also by sys.exit(0), needs its checkpoints no more; else they
+        are held. Where one rank failed the others are not asked: they may never answer."""
+        if kind is not None and not (isinstance(error, SystemExit) and error.code in (None, 0)):
             self.leave()
         else:
             self.close(done=not self.ending)
@@ -464,14 +472,16 @@ class Checkpoint:
         if self._keeper is not None:
             self._commit()  # a copy that comes after its keeper was told to forget would stay
             if done:
-                self._gather(True)
+                if self._met:  # else nothing was saved, and not all may have a keeper
+                    self._gather(True)
                 self.forget()
             elif self._sharing is not None:
                 good, why = self._keeper.safe(self._sharing, shared=True)
                 if not good:
                     client.warn(f"step {self._sharing} is not on the shared level: {why}")
                 self._gather(good)
-                self._thin_shared()
+                if self._rank == 0:
+                    self._shared.thin()
         self.leave()
 
     def give_up(self) -> None:
@@ -484,6 +494,7 @@ class Checkpoint:
         if self._keeper is not None:
             with contextlib.suppress(OSError, FabricError):
                 self._keeper.ask("done", everywhere=int(self._rank == 0))
+        self._tell(CheckpointEvent.DONE, max(self._committed, default=0))
         self.leave()
 
     def leave(self) -> None:

@@ -20,6 +20,7 @@ from fabricctl.state.ckpt.link import Link
 ALIGN = 64  # where each item begins in the keeper's memory: the copy is quicker
 KEEPER_S = 5.0  # a keeper begins half a second after its job
 WAIT_SAFE_S = 120.0
+MAPS_MOST = 4  # of the keeper's memory: three are used in turn
 LOOK_S = 0.2  # of that at a time: who gives up is not held for longer
 
 Manifest = list[list[Any]]  # name, kind, begin, bytes, CRC-32C, where it belongs in the whole
@@ -41,7 +42,7 @@ class Client:
     def __init__(self, link: Link, name: str, rank: int, ranks: int) -> None:
         self.link = link
         self._head = {"name": name, "rank": str(rank), "ranks": str(ranks)}
-        self._maps: dict[int, mmap.mmap] = {}  # by inode of the keeper's memory
+        self._maps: dict[int, mmap.mmap] = {}  # by inode, the one used last is last
         self.given_up = False  # set by another thread: nothing is waited for any more
 
     def ask(self, kind: str, **more: object) -> dict[str, str]:
@@ -107,16 +108,20 @@ class Client:
         return manifest, memoryview(self._map(int(answer["size"])))
 
     def _map(self, size: int) -> mmap.mmap:
-        """The memory whose descriptor comes next; mapped once, it is used again and again."""
+        """The memory whose descriptor comes next; mapped once, it is used again and again. What was
+        not used for long the keeper has given up: our map would hold it, whole, for ever."""
         _, fds, _, _ = socket.recv_fds(self.link.socket, 1, 1)
         if len(fds) != 1:
             raise DataError("checkpoint: the keeper gave no memory")
         try:
             inode = os.fstat(fds[0]).st_ino
-            if inode not in self._maps:
-                flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
-                self._maps[inode] = mmap.mmap(fds[0], size, flags=flags)
-            return self._maps[inode]
+            known = self._maps.pop(inode, None)
+            if known is None:
+                known = mmap.mmap(fds[0], size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+            self._maps[inode] = known
+            while len(self._maps) > MAPS_MOST:
+                del self._maps[next(iter(self._maps))]  # it goes with the last view of it
+            return known
         finally:
             os.close(fds[0])
 
@@ -135,6 +140,13 @@ def keeper_socket() -> Path | None:
     if not job_dir:
         return None
     return Path(job_dir).parents[1] / "track" / Path(job_dir).name / "keeper"
+
+
+def of_this_node(name: str, rank: int, ranks: int) -> Client | None:
+    """None, and a word, where there is no keeper."""
+    place = keeper_socket()
+    link = None if place is None else connect(place)
+    return None if link is None else Client(link, name, rank, ranks)
 
 
 def connect(given: Path) -> Link | None:

@@ -1,16 +1,31 @@
 """What a program's ranks talk by: mpi4py, torch.distributed, or nothing."""
 
 import ctypes
+import os
 from collections.abc import Callable
 from typing import Any
 
+from fabricctl.errors import UsageError
 from fabricctl.state import torch_hooks
 
+MAIN = "main"  # the name of a checkpoint that was given none
 
-def adapt(comm: Any) -> tuple[int, int, Callable[[Any], list[Any]]]:
+
+class Regroup(Exception):  # noqa: N818 - no error: nothing went wrong
+    """All ranks have saved and shall leave the program's loop, to enter it in another group."""
+
+
+def adapt(comm: Any, name: str) -> tuple[int, int, Callable[[Any], list[Any]]]:
     """Rank, number of ranks, and how all of them learn what each has to say; all say the same kind
-    of thing. A tuple of floats and bools may come back as floats."""
+    of thing. A tuple of floats and bools may come back as floats.
+
+    Raises :class:`UsageError` where processes of a step would take each other's for their own."""
     if comm is None:
+        if name == MAIN and (processes := step_tasks()) > 1:
+            raise UsageError(
+                f"checkpoint: one of {processes} processes of a step, and no communicator: give "
+                'mpi4py\'s or "torch", or each a name of its own: name=f"main-{rank}"'
+            )
         return 0, 1, lambda value: [value]
     if comm == "torch":
         import torch
@@ -30,6 +45,12 @@ def adapt(comm: Any) -> tuple[int, int, Callable[[Any], list[Any]]]:
 
         return dist.get_rank(), dist.get_world_size(), gather
     return comm.Get_rank(), comm.Get_size(), comm.allgather
+
+
+def step_tasks() -> int:
+    """Processes of the Slurm step that this one is of; 1 outside of any, as in a job script."""
+    given = os.environ.get("SLURM_STEP_NUM_TASKS", "")
+    return int(given) if given.isdecimal() else 1
 
 
 def _are_numbers(value: Any) -> bool:

@@ -2,6 +2,7 @@
  * do not like to be forked, posix_spawn does not copy the process. */
 #include "fabric_ckpt.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <limits.h>
@@ -25,9 +26,25 @@ static const char *of_env(const char *name, const char *other)
 	return value && *value ? value : other;
 }
 
+/* Files, not directories, which nobody commits either. */
+static void empty(const char *path)
+{
+	DIR *stream = opendir(path);
+	struct dirent *entry;
+
+	if (!stream)
+		return;
+	while ((entry = readdir(stream)))
+		unlinkat(dirfd(stream), entry->d_name, 0);
+	closedir(stream);
+}
+
 EXPORT const char *fabric_ckpt_dir(void)
 {
 	const char *given = of_env("FABRIC_CKPT_DIR", NULL), *rank = of_env("SLURM_PROCID", NULL);
+	/* Starts by `fabricctl run` come one after the other: the next one takes the place of one that
+	 * was killed, else each would leave its files behind. */
+	const char *step = of_env("FABRIC_LAUNCH", NULL) ? "run" : of_env("SLURM_STEP_ID", "0");
 	int length;
 
 	if (*directory)
@@ -38,8 +55,7 @@ EXPORT const char *fabric_ckpt_dir(void)
 		length = snprintf(directory, sizeof directory, "%s", given);
 	else
 		length = snprintf(directory, sizeof directory, "%s/fabric-ckpt-%s.%s.%s",
-				  of_env("TMPDIR", "/tmp"), of_env("SLURM_JOB_ID", "0"),
-				  of_env("SLURM_STEP_ID", "0"), rank);
+				  of_env("TMPDIR", "/tmp"), of_env("SLURM_JOB_ID", "0"), step, rank);
 	if (length >= (int)sizeof directory) {
 		errno = ENAMETOOLONG;
 		goto fail;
@@ -54,6 +70,8 @@ EXPORT const char *fabric_ckpt_dir(void)
 			errno = EPERM;
 			goto fail;
 		}
+		if (!given && of_env("FABRIC_LAUNCH", NULL))
+			empty(directory);
 	}
 	return directory;
 fail:
@@ -130,6 +148,12 @@ EXPORT int fabric_ckpt_restore(uint64_t *step, uint64_t before)
 EXPORT int fabric_ckpt_done(void)
 {
 	char answer[64], *argv[] = {(char *)of_env("FABRICCTL", "fabricctl"), "ckpt", "done", NULL};
+	int status = run(argv, answer, sizeof answer);
 
-	return run(argv, answer, sizeof answer);
+	if (status == 0 && *directory && !of_env("FABRIC_CKPT_DIR", NULL)) {
+		empty(directory); /* a directory that was named is its user's */
+		rmdir(directory);
+		*directory = 0;
+	}
+	return status;
 }

@@ -24,7 +24,8 @@ int fabric_ckpt_commit(uint64_t step);
  * called by all ranks when one of them could not have the newest. */
 int fabric_ckpt_restore(uint64_t *step, uint64_t before);
 
-/* The program ended well: all its checkpoints in memory are forgotten. By all ranks. As above. */
+/* The program ended well: all its checkpoints in memory are forgotten, and the files in a directory
+ * that fabric_ckpt_dir made below $TMPDIR or /tmp. By all ranks. As above. */
 int fabric_ckpt_done(void);
 
 #ifdef __cplusplus

@@ -13,6 +13,7 @@ from fabricctl.errors import DataError, FabricError, NotFoundError, SystemRefuse
 from fabricctl.state.ckpt import client, sets
 from fabricctl.state.ckpt.api import Checkpoint, Step
 from fabricctl.state.ckpt.client import Manifest
+from fabricctl.state.ckpt.items import ready
 from fabricctl.state.ckpt.sets import Scheme
 
 FILES_MOST = 1000
@@ -74,7 +75,10 @@ class Files(Checkpoint):
         """
         assert self._keeper is not None
         self._meet()
-        files = sorted(path for path in directory.iterdir() if path.is_file())
+        files = sorted(directory.iterdir())
+        for path in files:
+            if not path.is_file():  # it would not come back, and nobody would know
+                raise DataError(f"{path}: is no file: all must lie in one directory")
         if not 0 < len(files) <= FILES_MOST:
             raise DataError(f"{directory}: {len(files)} files, 1 to {FILES_MOST} can be committed")
         for path in files:
@@ -115,4 +119,4 @@ class Files(Checkpoint):
             if not isinstance(name, str) or "/" in name or name in ("", ".", ".."):
                 raise DataError("checkpoint: a file name that leaves the directory")
             self.protect(name, directory / name)
-        self._fill(manifest, view)
+        ready(self._items, manifest, view)()

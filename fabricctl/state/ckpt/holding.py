@@ -120,6 +120,6 @@ def key_of(message: Mapping[str, str]) -> tuple[str, int, int]:
 def name_of(message: Mapping[str, str]) -> str:
     """Of the checkpoint; raises :class:`DataError`."""
     name = message.get("name", "")
-    if not 0 < len(name) <= _NAME_MAX or not name.replace("-", "").replace("_", "").isalnum():
+    if partfile.CALLED.fullmatch(name) is None:
         raise DataError(f"keeper: {name[:_NAME_MAX]!r} is no name of a checkpoint")
     return name

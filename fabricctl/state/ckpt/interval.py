@@ -1,7 +1,10 @@
 """When the next checkpoint is due, from what one costs and how often the job fails."""
 
 import math
+import os
 from dataclasses import dataclass
+
+from fabricctl.errors import UsageError
 
 AGREE_S = 1.0  # how soon all ranks hear of a signal that one of them got
 MTBF_S = 6 * 3600.0  # of the whole job, where nobody says better: a big job's day has four
@@ -45,3 +48,16 @@ class Interval:
     def agreed(self, n: int, step_s: float) -> None:
         """All ranks were asked for signals at step ``n``."""
         self.agree_step = n + max(1, int(AGREE_S / max(step_s, 1e-9)))
+
+
+def interval(every_steps: int | None, every_s: float | None, mtbf_s: float | None) -> Interval:
+    """From what a program says; raises :class:`UsageError`."""
+    given = mtbf_s if mtbf_s is not None else os.environ.get("FABRIC_MTBF_S") or MTBF_S
+    try:
+        mtbf_s = float(given)
+    except ValueError:
+        raise UsageError(f"checkpoint: FABRIC_MTBF_S={given!r}: seconds are wanted") from None
+    for name, value in (("every_steps", every_steps), ("every_s", every_s), ("mtbf_s", mtbf_s)):
+        if value is not None and not value > 0:
+            raise UsageError(f"checkpoint: {name}={value}: more than 0, or None for the default")
+    return Interval(every_steps, every_s, mtbf_s)

@@ -1,7 +1,7 @@
 """What a program protects, as bytes: arrays in place, everything else pickled."""
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ class Item:
     load: Callable[[memoryview], None]
     # ("same",) or ("share", first row, rows, rows of all ranks); None: it is this rank's alone.
     of_whole: tuple[Any, ...] | None = None
+    # Raises DataError where ``load`` would find that these are not bytes of its size.
+    check: Callable[[memoryview], None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ def item_of(name: str, thing: Any) -> Item:
     if isinstance(thing, Same):
         return replace(item_of(name, thing.thing), of_whole=("same",))
     if isinstance(thing, Share):
+        if _by_columns(thing.array):
+            raise DataError(f"protect {name!r}: its rows do not lie together: order='C' is wanted")
         where = ("share", thing.first, len(thing.array), thing.total)
         return replace(item_of(name, thing.array), of_whole=where)
     if hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict"):
@@ -62,15 +66,28 @@ def item_of(name: str, thing: Any) -> Item:
         return Item("dict", lambda: _pickled(thing), lambda view: _refill(thing, view))
     if isinstance(thing, Path):
         return Item("file", lambda: memoryview(thing.read_bytes()), lambda v: _write(thing, v))
-    if hasattr(thing, "detach") and hasattr(thing, "numpy"):  # a tensor
-        if thing.device.type == "cpu" and thing.is_contiguous():
-            return _buffer(name, thing.detach().numpy())
-        return Item(
-            "tensor",
-            lambda: _flat(name, thing.detach().cpu().contiguous().numpy()),
-            lambda view: _copy_tensor(thing, view),
-        )
+    if hasattr(thing, "detach") and hasattr(thing, "numpy"):
+        return _tensor(name, thing)
     return _buffer(name, thing)
+
+
+def _tensor(name: str, thing: Any) -> Item:
+    """Its memory is looked for anew each time: ``data`` may be another tensor's by then."""
+    return Item(
+        "buffer",
+        lambda: _flat(name, _bytes_of(thing)),
+        lambda data: _refill_tensor(name, thing, data),
+        check=lambda data: _is_size(name, thing.numel() * thing.element_size(), data),
+    )
+
+
+def _bytes_of(tensor: Any) -> Any:
+    """As an array, without a copy where it is whole in this machine's memory. Of bytes, because
+    numpy does not know all types that tensors have."""
+    import torch
+
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return plain.reshape(-1).view(torch.uint8).numpy()
 
 
 def _buffer(name: str, thing: Any) -> Item:
@@ -78,10 +95,29 @@ def _buffer(name: str, thing: Any) -> Item:
     if view.readonly:
         raise DataError(f"protect {name!r}: it is read-only and could not be restored")
     # Taken anew each time: the object may have been resized meanwhile.
-    return Item("buffer", lambda: _flat(name, thing), lambda data: _fill(name, thing, data))
+    return Item(
+        "buffer by columns" if _by_columns(thing) else "buffer",
+        lambda: _flat(name, thing),
+        lambda data: _fill(name, thing, data),
+        check=lambda data: _is_size(name, _flat(name, thing).nbytes, data),
+    )
+
+
+def _by_columns(thing: Any) -> bool:
+    """Of numpy's arrays, those laid out as Fortran does."""
+    flags: Any = getattr(thing, "flags", None)
+    return bool(getattr(flags, "f_contiguous", False) and not flags.c_contiguous)
 
 
 def _flat(name: str, thing: Any) -> memoryview:
+    dtype = getattr(thing, "dtype", None)
+    if getattr(dtype, "hasobject", False) or hasattr(thing, "mask"):
+        what = "has a mask" if hasattr(thing, "mask") else "holds Python objects"
+        raise DataError(f"protect {name!r}: an array that {what}; put it into a dict")
+    if _by_columns(thing):
+        thing = thing.T
+    if getattr(dtype, "kind", "") in ("m", "M"):  # times, which no buffer can be of
+        thing = thing.view("i8")
     try:
         view = memoryview(thing)
     except TypeError:
@@ -94,10 +130,13 @@ def _flat(name: str, thing: Any) -> memoryview:
     return view.cast("B") if view.nbytes else memoryview(bytearray())
 
 
+def _is_size(name: str, wanted: int, data: memoryview) -> None:
+    if wanted != data.nbytes:
+        raise DataError(f"restore {name!r}: {data.nbytes} bytes were saved, {wanted} expected")
+
+
 def _fill(name: str, thing: Any, data: memoryview) -> None:
-    into = _flat(name, thing)
-    if into.nbytes != data.nbytes:
-        raise DataError(f"restore {name!r}: {data.nbytes} bytes were saved, {into.nbytes} expected")
+    _is_size(name, (into := _flat(name, thing)).nbytes, data)
     into[:] = data
 
 
@@ -121,8 +160,35 @@ def _write(path: Path, data: memoryview) -> None:
     fresh.replace(path)
 
 
-def _copy_tensor(thing: Any, data: memoryview) -> None:
+def _refill_tensor(name: str, thing: Any, data: memoryview) -> None:
     import torch
 
-    flat = torch.frombuffer(bytearray(data), dtype=thing.dtype)
-    thing.data.copy_(flat.reshape(thing.shape))
+    into = _bytes_of(thing)
+    if thing.device.type == "cpu" and into.ctypes.data == thing.data_ptr():
+        _fill(name, into, data)
+    elif data.nbytes:
+        flat = torch.frombuffer(bytearray(data), dtype=thing.dtype)
+        thing.data.copy_(flat.reshape(thing.shape))
+
+
+Fill = Callable[[], None]
+
+
+def ready(items: Mapping[str, Item], manifest: Sequence[Sequence[Any]], view: memoryview) -> Fill:
+    """What fills them; raises :class:`DataError` when other things were saved."""
+    names = [part[0] for part in manifest]
+    if sorted(names) != sorted(items):
+        raise DataError(
+            f"restore: {', '.join(sorted(names))} were saved, "
+            f"{', '.join(sorted(items))} are protected"
+        )
+    for name, kind, begin, count, *_ in manifest:
+        if kind != items[name].kind:
+            raise DataError(f"restore {name!r}: {kind} was saved, {items[name].kind} is protected")
+        items[name].check(view[begin : begin + count])
+
+    def fill() -> None:
+        for name, _, begin, count, *_ in manifest:
+            items[name].load(view[begin : begin + count])
+
+    return fill

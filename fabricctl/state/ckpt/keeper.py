@@ -30,6 +30,8 @@ from fabricctl.state.ckpt.parts import Part, Wanted
 from fabricctl.state.ckpt.remote import Remote
 
 TRANSFER_S = 300.0
+FIRST_S = 5.0  # for a caller to show that it has the job's key
+UNKNOWN_MOST = 64  # callers at once that have not shown it yet
 CLEAR_TRIES = 5  # of CALL_S each
 FROM_SET = "=set"  # in the place of a node's name: the part can be made from the rest of its set
 _UCRED = struct.Struct("=3i")
@@ -56,6 +58,7 @@ class Keeper:
             (_local_socket(given.socket), self._talk_local),
             (listen(candidates), self._talk_remote),
         )
+        self._unknown = threading.Semaphore(UNKNOWN_MOST)
         self._inode = given.socket.stat().st_ino
         self._ended = threading.Event()
 
@@ -88,12 +91,19 @@ class Keeper:
             except OSError:
                 time.sleep(0.1)
                 continue
+            if talk == self._talk_remote:
+                self._unknown.acquire()
             threading.Thread(target=talk, args=(made,), daemon=True).start()
 
-    def _talk(self, link: Link, do: Callable[[Link, dict[str, str]], None]) -> None:
+    def _talk(
+        self,
+        link: Link,
+        do: Callable[[Link, dict[str, str]], None],
+        first: dict[str, str] | None = None,
+    ) -> None:
         try:
             while True:
-                message = link.receive()
+                message, first = first or link.receive(), None
                 try:
                     do(link, message)
                 except FabricError as error:
@@ -105,12 +115,16 @@ class Keeper:
 
     def _talk_remote(self, made: socket.socket) -> None:
         try:
-            made.settimeout(TRANSFER_S)
+            made.settimeout(FIRST_S)
             link = Link.answer(made, self._given.key)
-        except OSError:
+            first = link.receive()
+        except (OSError, FabricError):
             made.close()
             return
-        self._talk(link, self._remote.do)
+        finally:
+            self._unknown.release()
+        made.settimeout(TRANSFER_S)
+        self._talk(link, self._remote.do, first)
 
     # Ranks of this node
 

@@ -59,6 +59,10 @@ def keep_alive(made: socket.socket) -> None:
         made.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
+class RefusedError(DataError):
+    """The other side said no; the connection is as good as before."""
+
+
 class Link:
     """One connection. What raises OSError or :class:`DataError` has ended it: close it."""
 
@@ -70,12 +74,15 @@ class Link:
 
     @classmethod
     def call(cls, address: tuple[str, int], key: bytes, timeout_s: float) -> "Link":
-        """To a keeper on another node."""
+        """To a keeper on another node. Raises TimeoutError only where nobody takes connections."""
         made = socket.create_connection(address, timeout_s)
         try:
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             keep_alive(made)
             return cls(made, key, receive_exactly(made, 32))
+        except TimeoutError:
+            made.close()
+            raise DataError("keeper: a connection, and not a word") from None
         except BaseException:
             made.close()
             raise
@@ -142,7 +149,7 @@ class Link:
         return bytes(into)
 
     def ask(self, message: Mapping[str, str]) -> dict[str, str]:
-        """One question, one answer; raises :class:`DataError` with what the other side said."""
+        """One question, one answer; raises :class:`RefusedError` with what the other side said."""
         self.send(message)
         return self.told()
 
@@ -150,7 +157,7 @@ class Link:
         """An answer that must not be an error."""
         answer = self.receive()
         if answer.get("kind") == "error":
-            raise DataError(answer.get("why", "refused"))
+            raise RefusedError(answer.get("why", "refused"))
         return answer
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ class Others:
         self._ports = candidates
         self._addresses: dict[str, str] = {}
         self._avoid_until_s: dict[str, float] = {}
+        self._port: dict[str, int] = {}  # that it answered on
         self._open: dict[str, weakref.WeakSet[Link]] = {}
         self._lock = threading.Lock()
 
@@ -75,15 +76,21 @@ class Others:
                 raise OSError(0, f"{node}: its name cannot be resolved")
             self._addresses[node] = found[0]
         failure = OSError(0, "no port")
-        for port in self._ports:
+        known = [self._port[node]] if node in self._port else []
+        for port in dict.fromkeys([*known, *self._ports]):
+            link: Link | None = None
             try:
                 link = Link.call((self._addresses[node], port), self._given.key, CALL_S)
                 link.ask({"kind": "hello", "job": str(self._given.job), "to": node})
+                self._port[node] = port
                 with self._lock:
                     self._open.setdefault(node, weakref.WeakSet()).add(link)
                 return link
-            except TimeoutError:
-                raise
             except (OSError, FabricError) as error:
+                if link is not None:
+                    link.close()
+                elif isinstance(error, TimeoutError):
+                    raise  # the node is gone
+                # Who listens there may be anybody: another user's program, which says nothing.
                 failure = error if isinstance(error, OSError) else OSError(0, str(error))
         raise failure

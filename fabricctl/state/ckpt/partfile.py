@@ -21,14 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fabricctl.errors import DataError
+from fabricctl.errors import DataError, UsageError
 from fabricctl.state.ckpt import bytes as raw
 from fabricctl.state.ckpt.items import Item
 
 VERSION = 1
 HEAD_MOST = 64 << 20
 _LENGTHS = struct.Struct(">QI")
-_NAME = re.compile(r"(?P<name>[A-Za-z0-9_-]{1,40})\.(?P<step>[0-9]{1,18})")
+CALLED = re.compile(r"[A-Za-z0-9_-]{1,40}")  # a checkpoint's name
+_NAME = re.compile(rf"(?P<name>{CALLED.pattern})\.(?P<step>[0-9]{{1,18}})")
 _FILE = re.compile(r"(?P<rank>[0-9]{1,9})-of-(?P<ranks>[0-9]{1,9})\.part")
 
 
@@ -43,6 +44,13 @@ class Head:
     used: int
     crc: int
     manifest: list[Any]
+
+
+def called(name: str) -> str:
+    """A checkpoint's name; raises :class:`UsageError` for what can be none."""
+    if CALLED.fullmatch(name) is None:
+        raise UsageError(f"checkpoint: name={name[:60]!r}: 1 to 40 letters, digits, - and _")
+    return name
 
 
 def place(root: Path, name: str, rank: int, ranks: int, step: int) -> Path:

@@ -13,6 +13,9 @@ from fabricctl.state.ckpt import bytes as raw
 if TYPE_CHECKING:
     from fabricctl.state.ckpt.parity import Set
 
+SPARED_BYTES = 64 << 20  # of a node's memory, for the program's next step
+_MEMINFO = Path("/proc/meminfo")
+
 Key = tuple[str, int, int]  # name of the checkpoint, rank, step
 
 
@@ -122,6 +125,12 @@ class Parts:
                 f"checkpoint of rank {rank}: {size >> 20} MiB do not fit: {taken >> 20} of "
                 f"{self.quota_bytes >> 20} MiB are taken on this node (state.memory_share)"
             )
+        free = available_bytes()
+        if free is not None and size > free - SPARED_BYTES:
+            raise SystemRefusedError(
+                f"checkpoint of rank {rank}: {size >> 20} MiB do not fit: {free >> 20} MiB of this "
+                "node's memory are free, and somebody would be killed for it"
+            )
         fd = os.memfd_create(f"fabric-{name}-{rank}", os.MFD_CLOEXEC)
         try:
             os.posix_fallocate(fd, 0, size)  # pages are the keeper's, not the job's
@@ -178,6 +187,20 @@ class Parts:
         with self._lock:
             for key in [key for key in self._parts if key[0] == name]:
                 self.drop(key)
+
+
+def available_bytes() -> int | None:
+    """Of this machine's memory, before it would swap or kill (proc_meminfo(5), MemAvailable); None
+    where the kernel does not say."""
+    try:
+        lines = _MEMINFO.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name == "MemAvailable" and value.split()[0].isdecimal():
+            return int(value.split()[0]) << 10
+    return None
 
 
 def _free(part: Part) -> None:

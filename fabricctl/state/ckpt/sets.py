@@ -26,6 +26,8 @@ def scheme(name: str, copies: int, losses: int, size: int, apart: str) -> Scheme
     """From what a program says; raises :class:`UsageError`."""
     if apart not in APART:
         raise UsageError(f"checkpoint: apart={apart!r}: {', '.join(APART)} can be had")
+    if copies < 0:
+        raise UsageError(f"checkpoint: copies={copies}: 0 at least")
     if name in ("single", "partner"):
         return Scheme(copies if name == "partner" else 0, 0, size, apart)
     if name not in ("xor", "rs"):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fabricctl.errors import DataError
-from fabricctl.state.ckpt.items import Item
+from fabricctl.state.ckpt.items import Fill, Item
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def refill(
     heads: Mapping[int, Head],
     here: int,
     part: Callable[[int], memoryview],
-) -> None:
-    """Fills a rank's items from parts of another number of ranks; ``part(old rank)`` gives one
+) -> Fill:
+    """What fills a rank's items from parts of another number of ranks; ``part(old rank)`` gives one
     whose checksums are good; ``here``: whose part is at hand. Raises :class:`DataError`."""
     names = sorted(str(entry[0]) for entry in heads[here])
     if names != sorted(items):
@@ -72,8 +72,14 @@ def refill(
         else:
             view = _rows(name, item, heads, part)
         ready.append((item, view))
-    for item, view in ready:  # only when all of it is there
-        item.load(view)
+    for item, view in ready:
+        item.check(view)
+
+    def fill() -> None:
+        for item, view in ready:
+            item.load(view)
+
+    return fill
 
 
 def _rows(

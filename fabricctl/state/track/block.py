@@ -44,6 +44,7 @@ HOOK_OPS = {
     150: "ncclRecv",
 }
 
+WORLD, SELF = 1, 2  # ids of the communicators that every MPI program has
 NCCL = "NCCL"  # library of the second block of a process
 
 _HEAD = struct.Struct("=8s9I2i3I24s40s6Q")

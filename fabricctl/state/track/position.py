@@ -56,6 +56,11 @@ class Position:
         return self.calls % 2 == 1
 
     @property
+    def of_mpi(self) -> bool:
+        """Whether its program called MPI_Init: then it has MPI_COMM_SELF, which no other has."""
+        return block.SELF in self.comms
+
+    @property
     def op_name(self) -> str:
         """Of the call that it is in, or was in last."""
         return block.op_name(self.op)

@@ -103,7 +103,7 @@ def _at_fault(
 ) -> Verdict | None:
     gone = [at for at in positions if at.state == RankState.GONE]
     if gone and len(gone) < len(positions):  # all at once: the job was ended
-        return _ranks(StallKind.RANK, gone, "ended without MPI_Finalize")
+        return _ranks(StallKind.RANK, gone, _died(gone[0]))
     if not waiting:
         return None
     stopped = [at for at in positions if at.state == RankState.STOPPED]
@@ -121,6 +121,11 @@ def _at_fault(
         or _deadlock(positions, waiting, down.paths)
         or _late(positions, waiting, usual_s)
     )
+
+
+def _died(at: Position) -> str:
+    """Of one whose process is gone."""
+    return "ended without MPI_Finalize" if at.of_mpi else "died: killed, or by an error"
 
 
 def _ranks(kind: StallKind, at_fault: Sequence[Position], what: str, hard: bool = True) -> Verdict:
@@ -145,7 +150,7 @@ def _mismatch(positions: Sequence[Position]) -> Verdict | None:
     for at in positions:
         if at.comm and at.coll and waits(at):
             meetings.setdefault((at.comm, at.coll), []).append(at)
-    for (comm, coll), there in meetings.items():
+    for (_, coll), there in meetings.items():
         ops = Counter((at.op, at.peer) for at in there)
         if len(ops) < 2:
             continue
@@ -153,7 +158,7 @@ def _mismatch(positions: Sequence[Position]) -> Verdict | None:
         odd = [at for at in there if (at.op, at.peer) != (usual_op, usual_root)]
         call = block.op_name(usual_op) + (f" of root {usual_root}" if usual_root >= 0 else "")
         theirs = odd[0].op_name + (f" of root {odd[0].peer}" if odd[0].peer >= 0 else "")
-        what = f"is in {theirs}, the others in {call} (collective {coll} of {comm_name(comm)})"
+        what = f"is in {theirs}, the others in {call} (collective {coll} of {comm_name(odd[0])})"
         return _ranks(StallKind.APPLICATION, odd, what)
     return _passed(positions)
 
@@ -176,7 +181,7 @@ def _passed(positions: Sequence[Position]) -> Verdict | None:
         ]
         if not past:
             continue
-        where = f"{at.op_name} (collective {at.coll} of {comm_name(at.comm)})"
+        where = f"{at.op_name} (collective {at.coll} of {comm_name(at)})"
         theirs = block.op_name(past[0].comms[at.comm].op_of(at.coll) or 0)
         if len(here) <= len(past):
             what = f"is in {where}, the others called {theirs}"
@@ -185,11 +190,15 @@ def _passed(positions: Sequence[Position]) -> Verdict | None:
     return None
 
 
-def comm_name(comm: int) -> str:
-    """For people."""
-    return {0: "an unknown communicator", 1: "MPI_COMM_WORLD", 2: "MPI_COMM_SELF"}.get(
-        comm, f"communicator {comm & 0xFFFF:04x}"
-    )
+def comm_name(at: Position) -> str:
+    """The communicator of the call that it is in, for people."""
+    if at.comm == block.WORLD and not at.of_mpi:
+        return "the default group"
+    return {
+        0: "an unknown communicator",
+        block.WORLD: "MPI_COMM_WORLD",
+        block.SELF: "MPI_COMM_SELF",
+    }.get(at.comm, f"communicator {at.comm & 0xFFFF:04x}")
 
 
 def _link(
@@ -232,7 +241,8 @@ def _left(positions: Sequence[Position], waiting: Sequence[Position]) -> Verdict
             or (other.inside and other.op_name == "MPI_Finalize")
         ]
         if ended:
-            what = f"went to MPI_Finalize and never came to {at.op_name} of rank {at.rank}"
+            went = "went to MPI_Finalize" if ended[0].of_mpi else "ended"
+            what = f"{went} and never came to {at.op_name} of rank {at.rank}"
             return replace(_ranks(StallKind.APPLICATION, ended, what), compared=True)
     return None
 

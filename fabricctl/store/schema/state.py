@@ -23,6 +23,7 @@ class CheckpointEvent(IntEnum):
     RESTORED = 1  # from memory
     RESTORED_SHARED = 2  # from the shared file system
     BEGUN = 3  # there was nothing to go on from
+    DONE = 4  # the program ended well: nothing is held for it any more
 
 
 class LaunchEvent(IntEnum):

@@ -1,0 +1,286 @@
+"""Checkpoints whose keeper dies, whose caller is a stranger, or that cannot be."""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fabricctl.errors import DataError, SystemRefusedError, UsageError
+from fabricctl.state.ckpt import keeper, others, parts
+from fabricctl.state.ckpt.api import Checkpoint
+from fabricctl.state.ckpt.assignment import Assignment
+from fabricctl.state.ckpt.files import Alone, Files
+from fabricctl.state.ckpt.link import Link, ports
+from tests.support.keepers import KEY, KeeperSet
+from tests.support.ranks import RANKS, program, run
+
+
+@pytest.fixture
+def keepers(tmp_path: Path) -> Iterator[KeeperSet]:
+    with KeeperSet(tmp_path) as made:
+        yield made
+
+
+def test_a_keeper_that_dies_meanwhile_costs_no_rank_and_no_step(
+    keepers: KeeperSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The node service starts a new one, which the program finds; the copies are elsewhere."""
+
+    def goes_on(checkpoint: Checkpoint, rank: int) -> int:
+        grid = np.full(50_000, float(rank))
+        checkpoint.protect(grid=grid).restore()
+        for n in (1, 2, 3, 4):
+            if n == 3:
+                checkpoint._commit()
+                checkpoint._gather(True)
+                if rank == 1:
+                    keepers.kill("n1")
+                    keepers.start("n1")
+                checkpoint._gather(True)
+            grid += 1
+            checkpoint.step(n)
+        checkpoint.close(done=False)
+        return int(grid[0])
+
+    assert run(keepers, goes_on, every_steps=1) == [4, 5, 6]
+    assert "rank 1: the keeper of this node is gone" in capsys.readouterr().err
+    keepers.kill("n0")  # the new one of n1 has its own and n0's parts again
+
+    def looks(checkpoint: Checkpoint, _rank: int) -> tuple[int, float]:
+        grid = np.zeros(50_000)
+        return checkpoint.protect(grid=grid).restore(), float(grid[0])
+
+    found = run(keepers, looks, places=["n1", "n1", "n2"])
+    assert found == [(4, 4.0), (4, 5.0), (4, 6.0)]
+
+
+def test_a_keeper_that_dies_before_a_restore_sends_nobody_to_the_beginning(
+    keepers: KeeperSet,
+) -> None:
+    run(keepers, program(10), every_steps=1)
+
+    def goes_on(checkpoint: Checkpoint, rank: int) -> int:
+        if rank == 1:
+            keepers.kill("n1")
+            keepers.start("n1")
+        checkpoint._gather(True)
+        return checkpoint.protect(grid=np.zeros(50_000), other={}).restore()
+
+    assert run(keepers, goes_on) == [10] * RANKS
+
+
+def test_a_trouble_is_told_once_and_its_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not at each of a million saves."""
+    with KeeperSet(tmp_path, nodes=2) as keepers:
+
+        def saves(checkpoint: Checkpoint, _rank: int) -> bool:
+            checkpoint.protect(grid=np.zeros(10)).restore()
+            checkpoint.save(1)
+            checkpoint.wait_copied()
+            keepers.kill("n1")
+            for n in range(2, 6):
+                checkpoint.save(n)
+            keepers.start("n1")
+            end_s = time.monotonic() + 60
+            while checkpoint._unsafe and time.monotonic() < end_s:
+                checkpoint.save(n := n + 1)
+            checkpoint.close(done=False)
+            return True
+
+        run(keepers, saves, ranks=1, every_steps=1)
+    said = [line for line in capsys.readouterr().err.splitlines() if "safe" in line]
+    assert len(said) == 2, said
+    assert "step 2 is not safe: n1: " in said[0] and said[1].endswith("is safe again")
+
+
+def test_a_state_that_grows_takes_no_more_memory_than_it_has(keepers: KeeperSet) -> None:
+    """A list in a dict, longer each time: what the keeper gave up must not stay mapped."""
+
+    def maps() -> int:
+        return Path("/proc/self/maps").read_text().count("memfd:fabric-grows")
+
+    def grows(checkpoint: Checkpoint, _rank: int) -> int:
+        losses: dict[str, bytes] = {}
+        checkpoint.protect(losses=losses).restore()
+        for n in range(1, 30):
+            losses["all"] = bytes(n * 10_000)
+            checkpoint.step(n)
+        found = maps()
+        checkpoint.close(done=True)
+        return found
+
+    (most,) = run(keepers, grows, ranks=1, name="grows", every_steps=1)
+    assert 0 < most <= 4
+
+
+def test_what_cannot_be_restored_as_a_whole_changes_nothing(keepers: KeeperSet) -> None:
+    """The program's second array has another size now: it begins anew, with what it began with."""
+
+    def saves(checkpoint: Checkpoint, _rank: int) -> int:
+        checkpoint.protect(small=np.ones(10), grid=np.ones(1000)).restore()
+        checkpoint.save(5)
+        checkpoint.close(done=False)
+        return 1
+
+    def other(checkpoint: Checkpoint, _rank: int) -> tuple[int, float]:
+        small = np.zeros(10)
+        begin = checkpoint.protect(small=small, grid=np.zeros(2000)).restore()
+        return begin, float(small.sum())
+
+    run(keepers, saves)
+    assert run(keepers, other) == [(0, 0.0)] * RANKS
+
+
+def test_where_one_rank_cannot_restore_no_other_is_changed(keepers: KeeperSet) -> None:
+    """It begins at step 0: with step 5 in the others' arrays the result would be anything."""
+
+    def saves(checkpoint: Checkpoint, _rank: int) -> int:
+        checkpoint.protect(grid=np.ones(1000)).restore()
+        checkpoint.save(5)
+        checkpoint.close(done=False)
+        return 1
+
+    def other(checkpoint: Checkpoint, rank: int) -> tuple[int, float]:
+        grid = np.zeros(2000 if rank == 1 else 1000)
+        begin = checkpoint.protect(grid=grid).restore()
+        return begin, float(grid.sum())
+
+    run(keepers, saves)
+    assert run(keepers, other) == [(0, 0.0)] * RANKS
+
+
+def test_a_node_without_a_keeper_keeps_nobody_waiting(
+    keepers: KeeperSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its rank had no word on what the others saved: they waited for it for ever."""
+
+    def program(checkpoint: Checkpoint, rank: int) -> tuple[int, int]:
+        begin = checkpoint.protect(grid=np.full(1000, float(rank))).restore()
+        for n in (1, 2, 3):
+            checkpoint.step(n)
+        checkpoint.close(done=True)
+        return begin, rank
+
+    found = run(keepers, program, places=["n0", "nowhere", "n2"], every_steps=1)
+    assert found == [(0, 0), (0, 1), (0, 2)]
+    said = capsys.readouterr().err
+    assert said.count("no step is kept in memory: no keeper for rank 1, 1 of 3 in all") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"every_steps": 0}, "every_steps=0"),
+        ({"every_s": -1.0}, "every_s=-1.0"),
+        ({"mtbf_s": 0.0}, "mtbf_s=0.0"),
+        ({"shared_every": 0}, "shared_every=0"),
+        ({"shared_keep": 0}, "shared_keep=0"),
+        ({"copies": -1}, "copies=-1"),
+        ({"name": "../other"}, "name='../other'"),
+        ({"disk_every": -1}, "disk_every=-1"),
+    ],
+)
+def test_what_a_checkpoint_cannot_be_is_refused_at_once(options: dict[str, Any], why: str) -> None:
+    """Not by a division by zero at the first save, hours later."""
+    with pytest.raises(UsageError, match=why.replace(".", r"\.")):
+        Checkpoint(**options)
+
+
+def test_a_time_between_failures_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FABRIC_MTBF_S", "6h")
+    with pytest.raises(UsageError, match="FABRIC_MTBF_S='6h': seconds"):
+        Checkpoint()
+
+
+def test_directories_among_the_files_are_not_passed_over(
+    keepers: KeeperSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FABRIC_KEEPER", str(keepers.where / "n0"))
+    work = tmp_path / "work"
+    (work / "fields").mkdir(parents=True)
+    (work / "seed.txt").write_text("1")
+    files = Files(Alone(0, 1))
+    with pytest.raises(DataError, match="fields: is no file"):
+        files.commit(work, 1)
+    files.close(done=False)
+
+
+def test_processes_of_a_step_without_a_communicator_are_no_one_rank(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each would be rank 0 of 1, and restore what another saved."""
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(UsageError, match="one of 4 processes of a step, and no communicator"):
+        Checkpoint()
+    Checkpoint(name="mine-3").leave()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    Checkpoint().leave()
+
+
+def test_a_strangers_program_on_a_keepers_port_is_passed_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ports follow from the job's number: anybody may have bound the first before, and take
+    connections without a word."""
+    monkeypatch.setattr(others, "CALL_S", 0.3)
+    strangers, own = (socket.create_server(("", 0)) for _ in range(2))
+    heard: list[dict[str, str]] = []
+
+    def answer() -> None:
+        for _ in range(2):
+            made, _ = own.accept()
+            link = Link.answer(made, KEY)
+            heard.append(link.receive())
+            link.send({"kind": "hello", "node": "n1"})
+            made.close()
+
+    thread = threading.Thread(target=answer, daemon=True)
+    thread.start()
+    nodes, name = ("n0", "n1"), lambda _: ["127.0.0.1"]
+    given = Assignment(1, 0, KEY, "n0", nodes, tmp_path, 1, 1, 1, name)
+    known = others.Others(given, [each.getsockname()[1] for each in (strangers, own)])
+    known.call("n1").close()
+    strangers.close()
+    known.call("n1").close()
+    thread.join(60)
+    own.close()
+    assert [one["to"] for one in heard] == ["n1", "n1"]
+
+
+def test_callers_without_the_key_do_not_fill_a_keeper(tmp_path: Path) -> None:
+    with KeeperSet(tmp_path, nodes=1) as keepers, contextlib.ExitStack() as stack:
+        (process,) = keepers.processes.values()
+        threads = Path(f"/proc/{process.pid}/task")
+        before = len(list(threads.iterdir()))
+        candidates = ports(os.getpid(), 24000, 6000)
+        for _ in range(300):
+            with contextlib.suppress(OSError):
+                made = socket.create_connection(("127.0.0.1", candidates[0]), 1)
+                stack.callback(made.close)
+        assert len(list(threads.iterdir())) <= before + keeper.UNKNOWN_MOST
+
+
+def test_memory_that_the_node_has_not_is_refused_and_nobody_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The quota is a share of all there is; the program may have taken that."""
+    meminfo = tmp_path / "meminfo"
+    monkeypatch.setattr(parts, "_MEMINFO", meminfo)
+    meminfo.write_text("MemTotal:  900000 kB\nMemFree: 1 kB\nMemAvailable:   102400 kB\n")
+    assert parts.available_bytes() == 100 << 20
+    held = parts.Parts(1 << 40)
+    assert len(held.room(("main", 0, 1), 1, 30 << 20, set()).memory) == 30 << 20
+    with pytest.raises(SystemRefusedError, match="40 MiB do not fit: 100 MiB of this node's"):
+        held.room(("main", 0, 2), 1, 40 << 20, {1})
+    meminfo.unlink()
+    assert parts.available_bytes() is None
+    held.clear("main")
