@@ -42,7 +42,9 @@ def box(tmp_path: Path) -> Iterator[NodeBox]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Six nodes and their ranks on two cores: what fails is tried once more, and the closing line
-    counts how often that was. Every rerun is a fault to be found, in the test or in the product."""
+    counts how often that was. Every rerun is a fault to be found, in the test or in the product; a
+    soak has none (FABRIC_RERUNS=0)."""
+    reruns = int(os.environ.get("FABRIC_RERUNS", "2"))
     for item in items:
         if item.get_closest_marker("lab"):
-            item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=3))
+            item.add_marker(pytest.mark.flaky(reruns=reruns, reruns_delay=3))
