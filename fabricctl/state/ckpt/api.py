@@ -11,19 +11,19 @@ from typing import Any, TypeVar
 
 from fabricctl.errors import DataError, FabricError, SystemRefusedError, UsageError
 from fabricctl.state import torch_hooks
-from fabricctl.state.ckpt import client, partfile, sets, shares
-from fabricctl.state.ckpt.client import Client, Found, Manifest
+from fabricctl.state.ckpt import client, partfile, sets
+from fabricctl.state.ckpt.client import Client, Found
 from fabricctl.state.ckpt.comms import MAIN, Regroup, adapt, track_step
 from fabricctl.state.ckpt.events import tell
 from fabricctl.state.ckpt.interval import interval
-from fabricctl.state.ckpt.items import Fill, Item, item_of, ready
+from fabricctl.state.ckpt.items import Fill, Item, item_of
 from fabricctl.state.ckpt.link import RefusedError
 from fabricctl.state.ckpt.shared import SharedLevel
+from fabricctl.state.ckpt.sources import Sources, Step
 from fabricctl.store.schema import CheckpointEvent
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 Answer = TypeVar("Answer")
-Step = tuple[int, int]  # a step, and by how many ranks it was saved
 
 
 class Checkpoint:
@@ -73,6 +73,8 @@ class Checkpoint:
         root = Path(shared).absolute() if shared else None
         self._shared = SharedLevel(root, name, shared_every, shared_keep)
         self._items: dict[str, Item] = {}
+        me = self._rank, self._ranks
+        self._sources = Sources(*me, self._gather, self._items, self._shared)
         self._keeper = client.of_this_node(name, self._rank, self._ranks)
         place = client.keeper_socket()
         self._events = place.with_name("events") if place and self._keeper else None
@@ -80,7 +82,6 @@ class Checkpoint:
         self._pending: int | None = None
         self._sharing: int | None = None  # the last step on its way to the shared file system
         self._unsafe = ""  # why what was saved last is not as safe as it should be
-        self._dropped: set[Step] = set()  # steps that could not be restored as a whole
         self._size = self._saves = 0
         self._talk_s = 0.0  # the last save's word to the others; the last to come waits for nobody
         self._serial = ""  # tells apart what this start saves
@@ -114,7 +115,7 @@ class Checkpoint:
             common = set.intersection(*(set(mine) for mine in self._gather(sorted(found))))
             if not common:
                 return self._restore_shared()
-            step = max(common, key=self._better)
+            step = self._sources.best_first(common)[0]
             if self._fill(self._load(step, found[step])):
                 n: int = step[0]
                 self._committed = [n]
@@ -122,9 +123,6 @@ class Checkpoint:
                 self._start_at(n)
                 return n
             self._forget(step)
-
-    def _better(self, step: Step) -> tuple[int, bool, int]:
-        return step[0], step[1] == self._ranks, step[1]
 
     def _meet(self) -> None:
         """All ranks learn where each is, and which are a set."""
@@ -305,32 +303,14 @@ class Checkpoint:
             return {}
         try:
             dead = os.environ.get("FABRIC_DEAD_NODES", "")
-            found = self._asked(lambda keeper: keeper.find(dead))
+            return self._sources.usable(self._asked(lambda keeper: keeper.find(dead)))
         except (OSError, FabricError, ValueError) as error:
             client.warn(f"rank {self._rank}: {error}")
             return {}
-        steps: dict[Step, list[Found]] = {}
-        for one in found:
-            steps.setdefault((one.step, one.ranks), []).append(one)
-        free = all(item.of_whole is not None for item in self._items.values())
-        return {
-            step: parts
-            for step, parts in steps.items()
-            if (step[1] == self._ranks or (free and self._items))
-            and step not in self._dropped
-            # What is the same on every rank is whole with one rank's part.
-            and (
-                len({part.rank for part in parts}) == step[1]
-                or (self._replicas and step[1] == self._ranks)
-            )
-        }
 
-    @property
-    def _replicas(self) -> bool:
-        """Whether every rank has the same."""
-        return bool(self._items) and all(
-            item.of_whole == ("same",) for item in self._items.values()
-        )
+    def _load(self, step: Step, found: list[Found]) -> Fill | None:
+        assert self._keeper is not None
+        return self._sources.load(self._keeper, step, found)
 
     def _fill(self, fill: Fill | None) -> bool:
         """Only when all ranks can: who begins anew must have what it began with."""
@@ -339,100 +319,23 @@ class Checkpoint:
         fill()
         return True
 
-    def _load(self, step: Step, found: list[Found]) -> Fill | None:
-        def part(rank: int) -> tuple[Manifest, memoryview]:
-            return self._part(rank, step[0], [one.node for one in found if one.rank == rank])
-
-        if step[1] != self._ranks:
-            return self._reshape(step[1], part)
-        have = sorted({one.rank for one in found}, key=lambda rank: rank != self._rank)
-        for rank in have if self._replicas else [self._rank]:
-            try:
-                return ready(self._items, *part(rank))
-            except (OSError, FabricError, ValueError, KeyError) as error:
-                client.warn(f"rank {self._rank}, step {step[0]} of rank {rank}: {error}")
-        return None
-
-    def _part(self, rank: int, step: int, nodes: list[str]) -> tuple[Manifest, memoryview]:
-        """From this node first (its keeper lists itself last), else over the network, else made
-        from what is left of the rank's set. Raises :class:`DataError`."""
-        assert self._keeper is not None
-        failure = DataError("nobody has it")
-        for node in reversed(nodes):
-            try:
-                manifest, view = self._keeper.get(rank, step, node)
-                client.check(manifest, view)
-                return manifest, view
-            except (OSError, FabricError, ValueError, KeyError) as error:
-                client.warn(f"rank {rank}, step {step} on {node}: {error}")
-                failure = DataError(str(error))
-        raise failure
-
-    def _reshape(
-        self, ranks: int, part: Callable[[int], tuple[Manifest, memoryview]]
-    ) -> Fill | None:
-        """From a step of another number of ranks; each looks at its share of the old ones first."""
-        here = self._rank * ranks // self._ranks
-        mine = {here, *range(here, (self._rank + 1) * ranks // self._ranks)}
-        views: dict[int, memoryview] = {}
-
-        def view_of(rank: int) -> memoryview:
-            if rank not in views:
-                views[rank] = part(rank)[1]
-            return views[rank]
-
-        heads: dict[int, Manifest] | None = {}
-        try:
-            for rank in mine:
-                head, views[rank] = part(rank)
-                heads = {**(heads or {}), rank: head}
-        except (OSError, FabricError, ValueError, KeyError) as error:
-            client.warn(f"rank {self._rank}: {error}")
-            heads = None
-        told = self._gather(heads)
-        if any(each is None for each in told):
-            return None
-        try:
-            everything = {rank: head for each in told for rank, head in each.items()}
-            return shares.refill(self._items, everything, here, view_of)
-        except (OSError, FabricError, ValueError, LookupError) as error:
-            client.warn(f"rank {self._rank}: {error}")
-            return None
-
     def _forget(self, step: Step) -> None:
         """A step that cannot be restored as a whole must not be offered again."""
         if self._keeper is not None and step[1] == self._ranks:
             self._keeper.drop(step[0])
-        self._dropped.add(step)
-
-    # The shared file system
+        self._sources.dropped.add(step)
 
     def _restore_shared(self) -> int:
         whole: list[Step] = self._shared.whole() if self._rank == 0 else []
-        free = bool(self._items) and all(item.of_whole for item in self._items.values())
         listed = [(int(step), int(ranks)) for step, ranks in self._gather(whole)[0]]
-        for step in sorted(listed, key=self._better, reverse=True):
-            if step[1] != self._ranks and not free:
-                continue
-            if self._fill(self._load_shared(step)):
+        for step in self._sources.best_first(listed):
+            if self._fill(self._sources.load_shared(step)):
                 self._tell(CheckpointEvent.RESTORED_SHARED, step[0])
                 self._start_at(step[0])
                 return step[0]
         self._tell(CheckpointEvent.BEGUN, 0)
         self._start_at(0)
         return 0
-
-    def _load_shared(self, step: Step) -> Fill | None:
-        def part(rank: int) -> tuple[Manifest, memoryview]:
-            return self._shared.part(rank, step)
-
-        if step[1] != self._ranks:
-            return self._reshape(step[1], part)
-        try:
-            return ready(self._items, *part(self._rank))
-        except (OSError, ValueError, FabricError, KeyError) as error:
-            client.warn(f"rank {self._rank}, step {step[0]} in {self._shared.root}: {error}")
-            return None
 
     # Signals, and the end
 

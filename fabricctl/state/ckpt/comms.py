@@ -8,6 +8,7 @@ from typing import Any
 from fabricctl.errors import UsageError
 from fabricctl.state import torch_hooks
 
+Gather = Callable[[Any], list[Any]]  # what each rank has to say, in their order
 MAIN = "main"  # the name of a checkpoint that was given none
 
 
@@ -15,7 +16,7 @@ class Regroup(Exception):  # noqa: N818 - no error: nothing went wrong
     """All ranks have saved and shall leave the program's loop, to enter it in another group."""
 
 
-def adapt(comm: Any, name: str) -> tuple[int, int, Callable[[Any], list[Any]]]:
+def adapt(comm: Any, name: str) -> tuple[int, int, Gather]:
     """Rank, number of ranks, and how all of them learn what each has to say; all say the same kind
     of thing. A tuple of floats and bools may come back as floats.
 

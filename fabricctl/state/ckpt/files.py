@@ -11,10 +11,11 @@ from typing import Any
 
 from fabricctl.errors import DataError, FabricError, NotFoundError, SystemRefusedError
 from fabricctl.state.ckpt import client, sets
-from fabricctl.state.ckpt.api import Checkpoint, Step
+from fabricctl.state.ckpt.api import Checkpoint
 from fabricctl.state.ckpt.client import Manifest
 from fabricctl.state.ckpt.items import ready
 from fabricctl.state.ckpt.sets import Scheme
+from fabricctl.state.ckpt.sources import Step, from_keepers
 
 FILES_MOST = 1000
 
@@ -99,6 +100,7 @@ class Files(Checkpoint):
 
         Raises :class:`NotFoundError` when there is none.
         """
+        assert self._keeper is not None
         found = {step: parts for step, parts in self._find().items() if step[1] == self._ranks}
         wanted: list[Step] = [step for step in found if before is None or step[0] < before]
         if not wanted:
@@ -106,7 +108,7 @@ class Files(Checkpoint):
         step = max(wanted)
         nodes = [one.node for one in found[step] if one.rank == self._rank]
         try:
-            manifest, view = self._part(self._rank, step[0], nodes)
+            manifest, view = from_keepers(self._keeper, self._rank, step[0], nodes)
         except FabricError:
             raise DataError(
                 f"checkpoint: step {step[0]} cannot be read; all ranks: --before {step[0]}"
