@@ -24,6 +24,7 @@ import sys
 import time
 from pathlib import Path
 
+from bench.needs import need
 from bench.reads import Reads
 from fabricctl.lab.cluster import Lab
 from fabricctl.lab.spec import LabSpec
@@ -42,6 +43,7 @@ PROGRAMS = {
     "place": f"{PYTHON}/stencil.py --cells 4096",
     "live": f"--live {PYTHON}/train_torch.py --width 32",
 }
+NEEDS = {"place": ("mpi4py",), "live": ("torch",)}
 HEAD = "#!/bin/bash\nexport OMPI_MCA_mpi_yield_when_idle=1 OMP_NUM_THREADS=1\n"
 
 
@@ -228,6 +230,7 @@ def main() -> int:
     )
     parser.add_argument("--name", default="bench")
     options = parser.parse_args()
+    need(*NEEDS[options.road], extra="dev" if options.road == "place" else "torch")
     end_s = time.monotonic() + options.limit
     if options.gap:
         options.spares = options.kills

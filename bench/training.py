@@ -21,6 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.needs import need
 from fabricctl import hostlist
 from fabricctl.lab.cluster import Lab
 from fabricctl.lab.spec import LabSpec
@@ -172,13 +173,15 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--name", default="bench")
     options = parser.parse_args()
+    ways = options.ways.split(",")
+    need(*(("torch", "torchft") if "torchft" in ways else ("torch",)), extra="peers")
     found = {}
     if options.json is not None and options.json.exists():
         found = json.loads(options.json.read_text())
     lab = Lab(LabSpec(name=options.name, nodes=6))
     lab.up()
     try:
-        for way in options.ways.split(","):
+        for way in ways:
             lab.heal_all()
             lab.up()
             run = Run(lab, way, options.steps, options.pause)

@@ -1,12 +1,13 @@
 """`bench/recover.py` reads what a job of many ranks says while it says it."""
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from bench import recover
+from bench import needs, recover
 
 BEGUN = "began at 1.5\nfrom step 0\nfirst step done at 2.5\n"
 RANKS = [{"node": f"n{nth}"} for nth in (1, 2, 3, 4)]
@@ -61,3 +62,25 @@ def test_a_step_that_never_comes_is_said(
     monkeypatch.setattr(recover, "WAIT_S", -1.0)
     with pytest.raises(SystemExit, match="step 5 did not come:\nbegan at"):
         run.wait_step(5)
+
+
+def test_a_benchmark_says_at_once_which_package_its_programs_lack(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(needs, "PYTHON", Path(sys.executable))
+    monkeypatch.setattr(sys, "argv", ["bench/recover.py"])
+    needs.need("json", "numpy", extra="torch")
+    with pytest.raises(SystemExit) as ended:
+        needs.need("json", "no_such_package", extra="torch")
+    assert ended.value.code == 69
+    told = capsys.readouterr().err
+    assert told.startswith("recover: ") and "lacks no_such_package: " in told
+
+
+def test_a_benchmark_without_the_venv_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(needs, "PYTHON", tmp_path / "none")
+    with pytest.raises(SystemExit):
+        needs.need("json", extra="dev")
+    assert "make build-dev" in capsys.readouterr().err
