@@ -147,6 +147,7 @@ void probing_receive(struct daemon *d);
 void probing_send(struct daemon *d, struct peer *peer, uint8_t flags); /* enum wire_flag */
 uint64_t probing_interval_ns(const struct daemon *d, const struct peer *peer);
 uint64_t probing_idle_ns(const struct daemon *d); /* to a peer without traffic */
+uint64_t probing_doubt_ns(const struct daemon *d, const struct peer *peer); /* while in doubt about it */
 void probing_turn(struct daemon *d);
 
 /* moving.c */

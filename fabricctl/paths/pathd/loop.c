@@ -164,10 +164,9 @@ static uint64_t tick_ns(const struct daemon *d)
 
 		if (back > d->now_ns && back - d->now_ns < tick)
 			tick = back - d->now_ns;
-
 		if (peer->known && pair_in_doubt(&peer->pair, d->now_ns) &&
-		    (!peer->pair.stalled_ns || d->now_ns - peer->pair.stalled_ns < 100 * MS))
-			tick = TICK_DOUBT_NS;
+		    probing_doubt_ns(d, peer) / 2 < tick)
+			tick = probing_doubt_ns(d, peer) / 2;
 	}
 	if (d->now_ns < d->hurry_until_ns && tick > TICK_HURRY_NS)
 		tick = TICK_HURRY_NS;

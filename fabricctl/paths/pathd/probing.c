@@ -8,6 +8,7 @@
 #define QUIET_NS (20 * MS) /* to peers whose streams carry nothing, at least */
 #define URGENT_NS (5 * MS) /* after one, more are looked for in each turn */
 #define DOUBT_NS (MS / 2)
+#define CALM_NS (5 * MS) /* in doubt about a peer without traffic: nobody waits for that verdict */
 #define HURRY_NS (4 * MS)
 #define STALLED_NS (20 * MS) /* to a peer that is silent everywhere */
 #define ANSWER_GAP_NS (MS / 4)
@@ -44,6 +45,16 @@ uint64_t probing_interval_ns(const struct daemon *d, const struct peer *peer)
 		return peer->open ? quiet_ns(d) : probing_idle_ns(d);
 	least = (uint64_t)d->active * d->conf.rails * S / d->conf.budget_pps;
 	return wanted > least ? wanted : least;
+}
+
+/* What a peer is told of our next probe. One without traffic gets it in one of the next idle ticks, and
+ * each of them may be late: were it told the interval alone, every busy node would be in doubt of every
+ * other one all the time, and the quick probes of that doubt would keep all of them busy. */
+static uint64_t promise_ns(const struct daemon *d, const struct peer *peer)
+{
+	uint64_t interval = probing_interval_ns(d, peer);
+
+	return d->now_ns > peer->active_until_ns ? interval + interval / 2 : interval;
 }
 
 static uint16_t queue_units(const struct path *path)
@@ -107,7 +118,7 @@ static void send_one(struct daemon *d, struct peer *peer, unsigned rail, uint8_t
 	wire.probe.echo_sent_ns = peer->echo_sent_ns[rail];
 	if (peer->echo_sent_ns[rail] && now - peer->echo_received_ns[rail] < UINT32_MAX)
 		wire.probe.echo_hold_ns = (uint32_t)(now - peer->echo_received_ns[rail]);
-	wire.probe.next_us = (uint32_t)(probing_interval_ns(d, peer) / 1000);
+	wire.probe.next_us = (uint32_t)(promise_ns(d, peer) / 1000);
 	fill_view(d, peer, &wire);
 	size = wire_encode(&wire, d->conf.key, data);
 	if (whole > size) {
@@ -246,11 +257,13 @@ void probing_receive(struct daemon *d)
 	receive_all(d, d->manage, MAX_RAILS);
 }
 
-static uint64_t doubt_gap(const struct daemon *d, const struct peer *peer)
+uint64_t probing_doubt_ns(const struct daemon *d, const struct peer *peer)
 {
 	uint64_t stalled = peer->pair.stalled_ns;
 
-	return stalled && d->now_ns - stalled > 100 * MS ? STALLED_NS : DOUBT_NS;
+	if (stalled && d->now_ns - stalled > 100 * MS)
+		return STALLED_NS;
+	return d->now_ns > peer->active_until_ns ? CALM_NS : DOUBT_NS;
 }
 
 void probing_turn(struct daemon *d)
@@ -264,8 +277,8 @@ void probing_turn(struct daemon *d)
 		if (!peer->known)
 			continue;
 		if (pair_in_doubt(&peer->pair, d->now_ns) &&
-		    peer->next_send_ns > peer->last_send_ns + doubt_gap(d, peer))
-			peer->next_send_ns = peer->last_send_ns + doubt_gap(d, peer);
+		    peer->next_send_ns > peer->last_send_ns + probing_doubt_ns(d, peer))
+			peer->next_send_ns = peer->last_send_ns + probing_doubt_ns(d, peer);
 		if (soon_ns >= peer->next_send_ns)
 			probing_send(d, peer, 0);
 	}
