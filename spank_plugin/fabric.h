@@ -118,18 +118,26 @@ time_t rundir_announced_s(int run, uint32_t job);
 bool rundir_is_of(int run, uint32_t job, uid_t uid);
 int rundir_mark_step(int run, uint32_t job, const char *step);
 
-/* run_dir/paths: the node has link failover. paths/<job>: root's; -1 with errno when not there. */
-bool rundir_has_paths(int run);
-int rundir_open_paths(int run, uint32_t job);
+/* run_dir/paths: the node has link failover; -1 with errno when not there. */
+int rundir_open_paths(int run);
+/* paths/<job>: root's; -1 with errno when not there. */
+int rundir_open_job_paths(int run, uint32_t job);
 
 /* --- paths.c: link failover of the job on this node ------------------------------------------ */
 
 #define PATHS_NAME_SIZE 64
 #define PATHS_VALUE_SIZE 256
 
-/* Waits until fabric-pathd of the job says that it is ready, or that it will not be; true when it
- * is ready. At once where the node has none, or the job is no new one. */
-bool paths_wait(int run, uint32_t job, unsigned wait_ms);
+enum paths_state {
+	PATHS_OFF,    /* none for this job, or none on this node: that was decided */
+	PATHS_ABSENT, /* nothing on this node has decided about the job, or will */
+	PATHS_STARTING,
+	PATHS_READY
+};
+
+/* Waits until fabric-pathd of the job says that it is ready, or that it will not be. At once where
+ * the node has none, or the job is no new one. */
+enum paths_state paths_wait(int run, uint32_t job, unsigned wait_ms);
 /* The next NAME=value of a text of them, with spaces or line breaks between; false: no more. What
  * is malformed, or names a variable that decides what programs run, is passed over. */
 bool paths_next(const char **at, char name[PATHS_NAME_SIZE], char value[PATHS_VALUE_SIZE]);

@@ -12,50 +12,50 @@
  * will not come in time for this step. */
 #define START_S 12
 
-enum paths_state { PATHS_NONE, PATHS_STARTING, PATHS_READY };
-
-static enum paths_state state_of_text(char *text, size_t length, bool may_start)
+static enum paths_state state_of_text(char *text, size_t length)
 {
 	char why[FIELDS_WHY_SIZE];
 	struct fields fields;
 	const char *state;
 
 	if (fields_decode(&fields, text, length, '\n', why))
-		return PATHS_NONE;
+		return PATHS_OFF;
 	state = fields_get(&fields, "state");
 	if (state && !strcmp(state, "ready"))
 		return PATHS_READY;
-	return state && !strcmp(state, "starting") && may_start ? PATHS_STARTING : PATHS_NONE;
+	return state && !strcmp(state, "starting") ? PATHS_STARTING : PATHS_OFF;
 }
 
 static enum paths_state look(int run, uint32_t job)
 {
 	time_t since_s = rundir_announced_s(run, job);
 	bool may_start = since_s && time(NULL) - since_s <= START_S && rundir_service_lives(run);
-	enum paths_state state = may_start ? PATHS_STARTING : PATHS_NONE;
-	int directory = rundir_open_paths(run, job);
+	enum paths_state state = PATHS_STARTING;
+	int directory = rundir_open_job_paths(run, job);
 	size_t length = 0;
 	char *text = directory < 0 ? NULL : rundir_read(directory, "state", &length);
 
 	if (text)
-		state = state_of_text(text, length, may_start);
+		state = state_of_text(text, length);
 	free(text);
 	if (directory >= 0)
 		close(directory);
-	return state;
+	return state == PATHS_STARTING && !may_start ? PATHS_ABSENT : state;
 }
 
-bool paths_wait(int run, uint32_t job, unsigned wait_ms)
+enum paths_state paths_wait(int run, uint32_t job, unsigned wait_ms)
 {
 	const struct timespec pause = {.tv_nsec = LOOK_MS * 1000000L};
+	int paths = rundir_open_paths(run);
 
-	if (!rundir_has_paths(run))
-		return false; /* the site wants none on this node */
+	if (paths < 0)
+		return PATHS_OFF; /* the site wants none on this node */
+	close(paths);
 	for (unsigned waited = 0;; waited += LOOK_MS) {
 		enum paths_state state = look(run, job);
 
 		if (state != PATHS_STARTING || waited >= wait_ms)
-			return state == PATHS_READY;
+			return state;
 		nanosleep(&pause, NULL);
 	}
 }

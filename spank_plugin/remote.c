@@ -165,61 +165,61 @@ static void set_environment(spank_t spank, enum mode mode, const char *run_dir)
 	spank_setenv(spank, "FABRIC_JOB_DIR", job_dir, 1);
 }
 
-/* Whether what leads Open MPI onto the rails would do so on this node. */
-static bool rails_are_here(const char *name, const char *value)
+static bool devices_are_here(const char *list)
 {
 	char device[IF_NAMESIZE];
 
-	if (strcmp(name, "OMPI_MCA_btl_tcp_if_include"))
-		return true;
-	while (*value) {
-		size_t length = strcspn(value, ",");
+	while (*list) {
+		size_t length = strcspn(list, ",");
 
 		if (!length || length >= sizeof device)
 			return false;
-		memcpy(device, value, length);
+		memcpy(device, list, length);
 		device[length] = '\0';
 		if (!if_nametoindex(device))
 			return false;
-		value += length + (value[length] == ',');
+		list += length + (list[length] == ',');
 	}
 	return true;
 }
 
-/* What the step around us was given: of its node, and not the user's wish. A node on which nothing
- * looks after the paths keeps it where it fits: its ranks would offer addresses that the others do
- * not connect to, and Open MPI waits for ever then. */
-static void forget_paths(spank_t spank, bool have_own)
+/* Whether what leads Open MPI onto the rails would do so on this node. */
+static bool rails_are_here(const char *list)
+{
+	char name[PATHS_NAME_SIZE], value[PATHS_VALUE_SIZE];
+
+	while (paths_next(&list, name, value))
+		if (!strcmp(name, "OMPI_MCA_btl_tcp_if_include") && !devices_are_here(value))
+			return false;
+	return true;
+}
+
+/* What the step around us was given: of its node, and not the user's wish. Whether it was kept: a
+ * node on which nothing looks after the paths keeps it where it fits. */
+static bool keep_paths(spank_t spank, bool wanted)
 {
 	char list[PATHS_LIST_SIZE], now[PATHS_VALUE_SIZE];
 	char name[PATHS_NAME_SIZE], value[PATHS_VALUE_SIZE];
 	const char *at = list;
-	bool fits = !have_own;
 
 	if (spank_getenv(spank, PATHS_VARIABLE, list, sizeof list) != ESPANK_SUCCESS)
-		return;
-	while (fits && paths_next(&at, name, value))
-		fits = rails_are_here(name, value);
-	if (fits)
-		return;
-	at = list;
+		return false;
+	if (wanted && rails_are_here(list))
+		return true;
 	while (paths_next(&at, name, value))
 		if (spank_getenv(spank, name, now, sizeof now) == ESPANK_SUCCESS &&
 		    !strcmp(now, value))
 			spank_unsetenv(spank, name);
 	spank_unsetenv(spank, PATHS_VARIABLE);
+	return false;
 }
 
-/* Leads the tasks' communication libraries onto the rails, but for what the user chose. */
-static void set_paths(spank_t spank, int run)
+static void set_paths(spank_t spank, const char *text)
 {
 	char list[PATHS_LIST_SIZE] = "", name[PATHS_NAME_SIZE], value[PATHS_VALUE_SIZE];
-	int directory = rundir_open_paths(run, step.job);
-	size_t length = 0, used = 0;
-	char *text = directory < 0 ? NULL : rundir_read(directory, "env", &length);
-	const char *at = text;
+	size_t used = 0;
 
-	while (text && paths_next(&at, name, value)) {
+	while (paths_next(&text, name, value)) {
 		char there[4];
 		spank_err_t found = spank_getenv(spank, name, there, sizeof there);
 		int more;
@@ -236,9 +236,30 @@ static void set_paths(spank_t spank, int run)
 	}
 	if (used)
 		spank_setenv(spank, PATHS_VARIABLE, list, 1);
-	free(text);
-	if (directory >= 0)
+}
+
+/* Leads the job's communication onto the rails. On a node that is not protected, too: its ranks
+ * would offer addresses that the others do not connect to, and Open MPI waits for ever then. It
+ * takes what the step around it was given, or what its own rails were when its service began. */
+static void lead_paths(spank_t spank, int run, bool wanted)
+{
+	enum paths_state state = wanted ? paths_wait(run, step.job, PATHS_WAIT_MS) : PATHS_OFF;
+	bool own = state == PATHS_READY;
+	bool kept = keep_paths(spank, wanted && !own);
+	size_t length = 0;
+	char *text = NULL;
+	int directory;
+
+	if (kept || state == PATHS_OFF)
+		return;
+	directory = own ? rundir_open_job_paths(run, step.job) : rundir_open_paths(run);
+	if (directory >= 0) {
+		text = rundir_read(directory, "env", &length);
 		close(directory);
+	}
+	if (text && (own || rails_are_here(text)))
+		set_paths(spank, text);
+	free(text);
 }
 
 void remote_begin(spank_t spank, const struct args *args)
@@ -246,7 +267,6 @@ void remote_begin(spank_t spank, const struct args *args)
 	uint32_t step_id = 0;
 	int run = rundir_open(args->run_dir);
 	const char *name;
-	bool have_paths;
 	char number[16];
 	enum mode mode;
 
@@ -271,11 +291,7 @@ void remote_begin(spank_t spank, const struct args *args)
 	mode = decide(spank, run, args);
 	set_environment(spank, mode, args->run_dir);
 	step.asked = mode != MODE_OFF && step_id != SLURM_EXTERN_CONT;
-	have_paths = step.asked && mode == MODE_ON && run >= 0 &&
-		     paths_wait(run, step.job, PATHS_WAIT_MS);
-	forget_paths(spank, have_paths || !step.asked || mode != MODE_ON);
-	if (have_paths)
-		set_paths(spank, run);
+	lead_paths(spank, run, step.asked && mode == MODE_ON);
 	if (step.asked)
 		protect_look(&step.view, args->run_dir, step.job);
 out:

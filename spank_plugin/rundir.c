@@ -64,18 +64,14 @@ int rundir_open_job(int run, uint32_t job)
 	return open_below(run, "jobs", name, O_PATH | O_DIRECTORY);
 }
 
-bool rundir_has_paths(int run)
+int rundir_open_paths(int run)
 {
-	int fd = open_roots(run, "paths");
-
-	if (fd >= 0)
-		close(fd);
-	return fd >= 0;
+	return open_roots(run, "paths");
 }
 
-int rundir_open_paths(int run, uint32_t job)
+int rundir_open_job_paths(int run, uint32_t job)
 {
-	int paths = open_roots(run, "paths"), fd = -1;
+	int paths = rundir_open_paths(run), fd = -1;
 	char name[16];
 
 	if (paths < 0)

@@ -204,7 +204,7 @@ class PathsKeeper:
         self._sweep_s = None
         keep = {job for job, running in self._running.items() if not running.stopping}
         with contextlib.suppress(OSError):
-            self._sweeper = fork_worker(lambda: _sweep(self._files, keep))
+            self._sweeper = fork_worker(lambda: _sweep(self._files, keep, self._config))
 
     def _say(self, running: _Running, text: str, severity: Severity) -> None:
         self._log.write(f"paths job={running.start.job}", text, severity)
@@ -216,13 +216,13 @@ def _become_pathd(start: JobStart, config: Config, keep: Collection[int]) -> Non
     launch.become_pathd(start, config, keep)
 
 
-def _sweep(files: PathsFiles, keep: Collection[int]) -> None:
+def _sweep(files: PathsFiles, keep: Collection[int], config: Config) -> None:
     from fabricctl.paths import launch
 
-    try:
+    with contextlib.suppress(FabricError):  # without the executable nothing was ever made
         launch.clean(files, keep)
-    except FabricError:
-        pass  # without the executable nothing was ever made
+    if files.leases.is_dir():
+        files.set_node_env(launch.node_env(config))
 
 
 def fork_worker(work: Callable[[], None]) -> int:

@@ -77,6 +77,19 @@ def steered(config: Config, rails: Sequence[Rail], ports: Sequence[verbs.Port]) 
     return steering.environment(configure.devices(config.paths, rails), bool(ports)) | off
 
 
+def node_env(config: Config) -> str:
+    """What an unprotected node's tasks are told in place of a job's own ``env``: they take part in
+    jobs whose other nodes are led so. Empty where devices of our own would be needed for it, and
+    where partitions differ."""
+    every = (config, *map(config.for_partition, config.partitions))
+    if any(each.agent.max_mode != "on" or not each.paths.enabled for each in every):
+        return ""
+    if not config.rails.interfaces or config.paths.addresses != "own":
+        return ""
+    rails, why_not = find_rails(config, "")
+    return "" if why_not else steering.text(steered(config, rails, verbs.look()))
+
+
 def become_pathd(start: JobStart, config: Config, keep: Collection[int]) -> None:
     """Does not return: this process becomes fabric-pathd, or ends with the reason in ``state``."""
     files = PathsFiles(config.node.run_dir)

@@ -166,10 +166,11 @@ static int mark(char *const av[])
 
 static int wait_paths(char *const av[])
 {
+	static const char *const states[] = {"off", "absent", "starting", "ready"};
 	int run = rundir_open(av[0]);
 	uint32_t job = (uint32_t)strtoul(av[1], NULL, 10);
 
-	puts(run >= 0 && paths_wait(run, job, (unsigned)strtoul(av[2], NULL, 10)) ? "ready" : "no");
+	puts(states[paths_wait(run, job, (unsigned)strtoul(av[2], NULL, 10))]);
 	if (run >= 0)
 		close(run);
 	return 0;

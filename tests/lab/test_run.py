@@ -167,13 +167,26 @@ def test_a_program_that_fails_at_once_is_not_started_for_ever(lab: Lab) -> None:
     assert "it failed 3 times within 60 s of its start" in said
 
 
-def test_a_node_without_protection_runs_with_the_others(lab: Lab) -> None:
+@pytest.mark.parametrize("node", ["n1", "n2"])
+def test_a_node_without_protection_runs_with_the_others(lab: Lab, node: str) -> None:
     """Open MPI there offered all its addresses, the others connected to rails alone, and everybody
-    waited for ever; and its rank had no word on what the others saved."""
-    lab.fault("stop", "n2", "fabricctl.node.service")
+    waited for ever; and its rank had no word on what the others saved. n1 has the job script, which
+    hands on what it was given."""
+    lab.fault("stop", node, "fabricctl.node.service")
     command = stencil(0.0).replace("--hang-timeout 2", "--hang-timeout 0").replace("600", "100")
     run = Run(lab, command.replace("--spares 1", "--spares 0"), nodes=2)
     run.result()
-    assert "n2 is not protected" in run.output, run.output
-    assert "no step is kept in memory: no keeper for rank 1" in run.output
+    assert f"{node} is not protected" in run.output, run.output
+    alone = "no step is kept in memory: no keeper for rank 1"
+    assert (alone if node == "n2" else "the program runs under srun alone") in run.output
     assert run.output.count("from step") == 1
+
+
+def test_a_step_from_outside_runs_on_a_node_without_protection(lab: Lab) -> None:
+    """Nothing that its tasks inherit leads them to where the others are."""
+    lab.fault("stop", "n2", "fabricctl.node.service")
+    program = [f"{PYTHON}", f"{ROOT}/examples/allreduce.py", "--seconds", "1", "--kib", "64"]
+    argv = ["srun", "--mpi=pmix", "--fabric-resilience", "-N2", "-n2", "-t1", *program]
+    done = lab.run(argv, user="alice", timeout_s=90)
+    assert "every sum right" in done.stdout
+    assert "n2 is not protected" in done.stderr

@@ -36,6 +36,7 @@ PROGRAMS = {
 }
 HEAD = "#!/bin/bash\nexport OMPI_MCA_mpi_yield_when_idle=1\n"
 REQUEUE_S = 10.0  # after the death of a job script's node, by its user
+COLLECT_S = 60.0  # after a job's end its nodes' parts come together
 AT_ONCE = 4  # jobs: their ranks share the machine's few cores
 # Faults that may end a job by themselves, whatever we do: Slurm's own parts and the file system.
 SLURMS = ("slurmd", "slurmctld", "munged", "m0", "disk", "shared-full")
@@ -249,15 +250,15 @@ class Storm(Campaign):
 
     # What is told
 
+    def during(self, item: Tracked, after_s: float = 2) -> list[Harm]:
+        """What was harmed, anywhere, in the job's time and a little after it."""
+        begin_s, end_s = item.begin_s - 2, item.end_s + after_s
+        return [harm for harm in self.harmed if harm.begin_s < end_s and harm.end_s > begin_s]
+
     def excuses(self, item: Tracked) -> list[Harm]:
         """What may have ended the job for reasons that are not ours to mend."""
-        near = [
-            harm
-            for harm in self.harmed
-            if harm.where in (item.nodes | {"ctl", "shared"})
-            and harm.begin_s < item.end_s + 2
-            and harm.end_s > item.begin_s - 2
-        ]
+        places = item.nodes | {"ctl", "shared"}
+        near = [harm for harm in self.during(item) if harm.where in places]
         deaths = [harm for harm in near if harm.kind in DEATHS]
         spare = item.kind == "ring"
         if spare and len(deaths) == 1:
@@ -290,15 +291,15 @@ class Storm(Campaign):
                 yield "has no trace"
             return
         with open_trace(path) as trace:
-            harmed = {harm.where for harm in self.harmed if harm.kind in (*SLURMS, *DEATHS)}
+            near = self.during(item, COLLECT_S)
+            harmed = {harm.where for harm in near if harm.kind in (*SLURMS, *DEATHS)}
             if "ctl" not in harmed:
                 for node in set(trace.job.missing_nodes) - harmed:
                     yield "\n".join([f"without {node}", *said_of(self.lab, node, item.job)])
+            dead = {harm.where for harm in near if harm.kind in DEATHS}
             for nodes in launches(trace, schema.LaunchEvent.NODE_DEAD):
-                for node in hostlist.expand(nodes):
-                    dead = [h for h in self.harmed if h.where == node and h.kind in DEATHS]
-                    if not dead:
-                        yield f"{node} was called dead and was not"
+                for node in set(hostlist.expand(nodes)) - dead:
+                    yield f"{node} was called dead and was not"
 
     def stuck(self, item: Tracked) -> str:
         """What is to be known of a job that does not end."""

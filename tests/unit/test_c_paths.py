@@ -2,6 +2,7 @@
 
 # ruff: noqa: F811 (fixtures)
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -33,11 +34,11 @@ def test_nothing_is_waited_for_without_link_failover(
 ) -> None:
     begin_s = time.monotonic()
     with service(run_dir):
-        assert wait(runner, run_dir, 10_000) == "no"
+        assert wait(runner, run_dir, 10_000) == "off"
     assert time.monotonic() - begin_s < 5
 
 
-@pytest.mark.parametrize(("state", "answer"), [("ready", "ready"), ("off", "no"), ("?", "no")])
+@pytest.mark.parametrize(("state", "answer"), [("ready", "ready"), ("off", "off"), ("?", "off")])
 def test_what_is_decided_is_not_waited_for(
     runner: Runner,
     run_dir: Path,
@@ -63,7 +64,7 @@ def test_a_job_that_begins_is_waited_for(runner: Runner, run_dir: Path) -> None:
 def test_the_wait_has_an_end(runner: Runner, run_dir: Path) -> None:
     paths(run_dir, "starting")
     with service(run_dir):
-        assert wait(runner, run_dir, 100) == "no"
+        assert wait(runner, run_dir, 100) == "starting"
 
 
 def test_an_old_job_without_a_word_is_not_waited_for(
@@ -75,8 +76,16 @@ def test_an_old_job_without_a_word_is_not_waited_for(
     os.utime(run_dir / "jobs" / str(JOB), (old, old))
     begin_s = time.monotonic()
     with service(run_dir):
-        assert wait(runner, run_dir, 10_000) == "no"
+        assert wait(runner, run_dir, 10_000) == "absent"
     assert time.monotonic() - begin_s < 5
+
+
+def test_a_job_that_nobody_announced_is_nobodys(runner: Runner, run_dir: Path) -> None:
+    """Its tasks are led as the node's others would be: the job's other nodes count on it."""
+    paths(run_dir)
+    shutil.rmtree(run_dir / "jobs" / str(JOB))
+    with service(run_dir):
+        assert wait(runner, run_dir, 10_000) == "absent"
 
 
 def test_a_directory_that_others_can_write_to_is_not_believed(
@@ -84,7 +93,7 @@ def test_a_directory_that_others_can_write_to_is_not_believed(
     run_dir: Path,
 ) -> None:
     paths(run_dir, "ready").chmod(0o777)
-    assert wait(runner, run_dir) == "no"
+    assert wait(runner, run_dir) == "absent"
 
 
 def test_only_whole_and_harmless_variables_are_taken(runner: Runner) -> None:

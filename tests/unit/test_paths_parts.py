@@ -26,7 +26,7 @@ from fabricctl.paths.events import Follower, row
 from fabricctl.paths.files import PathsFiles, read_state, write_off
 from fabricctl.paths.keeper import PathsKeeper
 from fabricctl.records import Envelope, JobStart
-from fabricctl.sections import NodeConfig, PathsConfig, RailsConfig, ShareConfig
+from fabricctl.sections import AgentConfig, NodeConfig, PathsConfig, RailsConfig, ShareConfig
 from fabricctl.store import schema
 from fabricctl.store.journal import JournalWriter
 from fabricctl.store.schema import Severity
@@ -333,6 +333,33 @@ def test_libraries_are_led_onto_named_rails_only() -> None:
     assert launch.steered(found, RAILS, ()) == {}
     fabric = Config(paths=PathsConfig(addresses="fabric"))
     assert launch.steered(fabric, RAILS, ())["FI_TCP_IFACE"] == "fab0"
+
+
+def test_tasks_without_protection_are_led_as_the_jobs_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(launch, "find_rails", lambda _config, _node: (RAILS, ""))
+    monkeypatch.setattr(verbs, "look", tuple)
+    rails = RailsConfig(interfaces=("r*",))
+    assert "OMPI_MCA_btl_tcp_if_include=r0,r1\n" in launch.node_env(Config(rails=rails))
+    for other in (
+        Config(),
+        Config(rails=rails, paths=PathsConfig(addresses="fabric")),
+        Config(rails=rails, paths=PathsConfig(enabled=False)),
+        Config(rails=rails, agent=AgentConfig(max_mode="observe")),
+    ):
+        assert launch.node_env(other) == ""
+    monkeypatch.setattr(launch, "find_rails", lambda _config, _node: (RAILS[:1], "one rail"))
+    assert launch.node_env(Config(rails=rails)) == ""
+
+
+def test_what_tasks_without_protection_are_told_goes_with_link_failover(tmp_path: Path) -> None:
+    files = PathsFiles(tmp_path)
+    files.make_node()
+    files.set_node_env("A=1\n")
+    assert (files.leases / "env").read_text() == "A=1\n" and files.jobs() == []
+    files.remove_node()
+    assert not files.leases.exists()
 
 
 class Heard:
