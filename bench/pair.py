@@ -49,6 +49,7 @@ dir {dir}/7
 leases {dir}
 own 1000
 interval_us {interval}
+rto_min_ms {rto_min}
 congestion {congestion}
 hold_ms 200
 hold_max_ms 200
@@ -100,6 +101,7 @@ class Pair:
             begun.stdin.write(CONFIGURATION.format(
                 self=number, host=number + 1, dir=self.work / node,
                 interval=args.interval_us, congestion=args.congestion,
+                rto_min=args.rto_min_ms,
             ))  # fmt: skip
             begun.stdin.close()
         spin = ["sh", "-c", "while :; do :; done"]
@@ -299,6 +301,7 @@ def main() -> int:
     parser.add_argument("--hogs", type=int, default=0, help="busy loops beside them")
     parser.add_argument("--pause", type=float, default=0.0005)
     parser.add_argument("--congestion", default="cubic", help="of the streams: cubic, bbr...")
+    parser.add_argument("--rto-min-ms", type=int, default=4, help="of the routes")
     parser.add_argument("--pathd", default=str(ROOT / "build" / "paths" / "fabric-pathd"))
     args = parser.parse_args()
     run = {"stall": stall, "healthy": healthy, "freeze": freeze, "cpu": cpu}[args.what]

@@ -40,17 +40,18 @@ end
 TALK = """
 import socket, sys, threading, time
 stop = threading.Event()
+SIZE = int(sys.argv[2])
 there = socket.create_server(("10.91.0.2", 5001)) if sys.argv[1] == "serve" else None
 print("there", flush=True)
 link = there.accept()[0] if there else socket.create_connection(("10.91.0.2", 5001), 10)
 threading.Thread(target=lambda: (sys.stdin.readline(), stop.set()), daemon=True).start()
 while not stop.is_set() or there:
     if there:
-        link.sendall(link.recv(64) or sys.exit())
+        link.sendall(link.recv(SIZE, socket.MSG_WAITALL) or sys.exit())
     else:
-        link.sendall(b"x" * 64)
-        link.recv(64)
-        time.sleep(0.01)
+        link.sendall(b"x" * SIZE)
+        link.recv(SIZE, socket.MSG_WAITALL)
+        time.sleep(0.005)
 print("quiet", flush=True)
 time.sleep(60)
 """
@@ -116,11 +117,11 @@ class Pair:
         told = [[fields.decode(line, ";") for line in text.splitlines()] for text in texts]
         return [[event for event in one if event["event"] == kind] for one in told]
 
-    def talk(self, stack: contextlib.ExitStack) -> subprocess.Popen[str]:
+    def talk(self, stack: contextlib.ExitStack, size: int = 64) -> subprocess.Popen[str]:
         """A stream between both; a line to the client's standard input and it rests."""
         pipe = subprocess.PIPE
         for what, node in (("serve", self.nodes[1]), ("ask", self.nodes[0])):
-            argv = ["ip", "netns", "exec", node, sys.executable, "-c", TALK, what]
+            argv = ["ip", "netns", "exec", node, sys.executable, "-c", TALK, what, str(size)]
             started = subprocess.Popen(argv, text=True, stdin=pipe, stdout=pipe)
             talker = stack.enter_context(started)
             stack.callback(talker.kill)
@@ -168,9 +169,28 @@ def test_both_ends_leave_a_silent_rail_and_come_back(pair: Pair) -> None:
     moves = [event["rail"] for one in pair.events("path") for event in one]
     assert set(moves) == {"0"}
     # What makes TCP's recovery short is on our routes, every one of them.
-    argv = ["ip", "-n", pair.nodes[0], "route", "show", "table", "0x46000000"]
+    shown = routes(pair.nodes[0])
+    assert [line.count("rto_min lock 4ms congctl reno") for line in shown] == [1] * 6
+
+
+def routes(node: str) -> list[str]:
+    argv = ["ip", "-n", node, "route", "show", "table", "0x46000000"]
     shown = subprocess.run(argv, check=True, timeout=30, capture_output=True, text=True).stdout
-    assert shown.count("rto_min lock 4ms congctl reno") == len(shown.splitlines()) == 6
+    return shown.splitlines()
+
+
+def test_routes_ask_for_acknowledgements_at_once_while_messages_are_long(pair: Pair) -> None:
+    wait_for(lambda: all(pair.events("met")))
+
+    def asked() -> set[bool]:
+        return {"quickack 1" in line for node in pair.nodes for line in routes(node)}
+
+    assert asked() == {False}
+    for size, expected in ((65_536, True), (64, False)):
+        with contextlib.ExitStack() as stack:
+            pair.talk(stack, size)
+            wait_for(lambda expected=expected: asked() == {expected})  # type: ignore[misc]
+    assert not any(pair.events("trouble"))
 
 
 def left(node: str) -> int:

@@ -58,6 +58,9 @@ struct peer {
 	uint64_t next_send_ns, last_send_ns, next_look_ns, active_until_ns;
 	unsigned open; /* TCP streams to it */
 	uint64_t streamed, streamed_before; /* what they carried both ways, at the last two looks */
+	uint64_t received, received_before; /* bytes from it */
+	uint64_t room, room_before; /* what the segments that brought them could have held */
+	bool long_messages; /* from it, lately */
 	uint64_t received_ns; /* newest trusted message of any kind, hellos too */
 	uint8_t told_level[MAX_RAILS]; /* what the last event said */
 	struct recovery recovery[MAX_RAILS];
@@ -105,7 +108,7 @@ struct daemon {
 	bool late, realtime;
 	uint64_t next_manage_ns, next_diag_ns, next_second_ns, next_census_ns, probes_sent, probes_received, moves;
 	bool state_changed, rules_gone;
-	uint64_t next_rules_ns, next_neighbours_ns;
+	uint64_t next_rules_ns, next_neighbours_ns, acks_ns;
 	unsigned next_neighbour;
 	int program[2], program_error; /* filters of a share: by uid, and for probes; -1: none */
 	uint8_t sliced; /* rails where the job has its share */

@@ -69,6 +69,7 @@ static void see_socket(const struct nlmsghdr *head, void *arg)
 		memcpy(&info, RTA_DATA(table[INET_DIAG_INFO]), size < sizeof(info) ? size : sizeof(info));
 		found.acked_bytes = info.tcpi_bytes_acked;
 		found.received_bytes = info.tcpi_bytes_received;
+		found.received_room = (uint64_t)info.tcpi_data_segs_in * info.tcpi_advmss;
 		found.last_ack_ms = info.tcpi_last_ack_recv;
 		found.retransmitted = info.tcpi_total_retrans;
 	}

@@ -11,6 +11,7 @@ struct diag_socket {
 	uint16_t source_port, to_port;
 	uint32_t waiting_bytes; /* sent or to be sent, not acknowledged */
 	uint64_t acked_bytes, received_bytes;
+	uint64_t received_room; /* what the segments with data that came could have held */
 	uint32_t last_ack_ms; /* since the newest acknowledgement */
 	uint32_t retransmitted; /* segments, over the socket's life */
 };

@@ -89,12 +89,13 @@ static int group_set(struct mover *mover, const struct mover_peer *peer, int fam
 	return rtnl_call(&mover->rtnl, &msg);
 }
 
-/* rto_min holds only where it is locked (net/ipv4/tcp_input.c, tcp_rto_min). Why congestion control: decision 26. */
-static void put_metrics(struct rtnl_msg *msg, unsigned rto_min_ms, const char *congestion)
+/* rto_min holds only where it is locked (net/ipv4/tcp_input.c, tcp_rto_min). Why the others: decisions 26 and 27. */
+static void put_metrics(struct rtnl_msg *msg, unsigned rto_min_ms, const char *congestion,
+			bool acks_at_once)
 {
 	size_t nest;
 
-	if (!rto_min_ms && !congestion[0])
+	if (!rto_min_ms && !congestion[0] && !acks_at_once)
 		return;
 	nest = rtnl_nest(msg, RTA_METRICS);
 	if (rto_min_ms) {
@@ -103,6 +104,8 @@ static void put_metrics(struct rtnl_msg *msg, unsigned rto_min_ms, const char *c
 	}
 	if (congestion[0])
 		rtnl_put_text(msg, RTAX_CC_ALGO, congestion);
+	if (acks_at_once)
+		rtnl_put_u32(msg, RTAX_QUICKACK, 1);
 	rtnl_nest_end(msg, nest);
 }
 
@@ -125,7 +128,7 @@ static void route_begin(struct rtnl_msg *msg, const struct net *to, uint32_t tab
 }
 
 static int route_set(struct mover *mover, const struct ip *to, const struct ip *source,
-		     uint32_t metric, uint32_t hop)
+		     uint32_t metric, uint32_t hop, bool acks_at_once)
 {
 	struct net host = {*to, (uint8_t)(8 * ip_bytes(to))};
 	struct rtnl_msg msg;
@@ -134,12 +137,12 @@ static int route_set(struct mover *mover, const struct ip *to, const struct ip *
 	route_begin(&msg, &host, FABRIC_TABLE + mover->slot, source);
 	rtnl_put_u32(&msg, RTA_PRIORITY, metric);
 	rtnl_put_u32(&msg, RTA_NH_ID, hop);
-	put_metrics(&msg, mover->rto_min_ms, mover->congestion);
+	put_metrics(&msg, mover->rto_min_ms, mover->congestion, acks_at_once);
 	error = rtnl_call(&mover->rtnl, &msg);
 	if (error != -EINVAL || !mover->congestion[0])
 		return error;
 	mover->congestion[0] = '\0'; /* the kernel has none of that name: moving matters more */
-	return route_set(mover, to, source, metric, hop);
+	return route_set(mover, to, source, metric, hop, acks_at_once);
 }
 
 /* Link-local addresses mean something on one link only: they are not moved. */
@@ -165,11 +168,11 @@ static int install_routes(struct mover *mover, struct mover_peer *peer, int fami
 
 	if (peer->members[rail] & peer->usable)
 		error = route_set(mover, to, source, METRIC_GROUP,
-				  group_id(mover, peer, family, rail));
+				  group_id(mover, peer, family, rail), peer->acks_at_once);
 	for (unsigned other = 0; !error && other < mover->rails; other++)
 		if (peer->usable >> other & 1 && peer->via[family][other].family)
 			error = route_set(mover, to, source, METRIC_FALLBACK + other,
-					  hop_id(mover, peer, family, other));
+					  hop_id(mover, peer, family, other), peer->acks_at_once);
 	return error;
 }
 
@@ -186,11 +189,28 @@ static int install_address(struct mover *mover, struct mover_peer *peer, int fam
 	if (fabric && !error)
 		error = install_routes(mover, peer, family, rail, to, source);
 	if (fabric && !error)
-		error = route_set(mover, to, source, METRIC_LAST, last_id(mover, family, rail));
+		error = route_set(mover, to, source, METRIC_LAST, last_id(mover, family, rail),
+				  peer->acks_at_once);
 	if (own && !error)
 		error = install_routes(mover, peer, family, rail, &peer->via[family][rail],
 				       &mover->own[family][rail]);
 	return error;
+}
+
+static int install_addresses(struct mover *mover, struct mover_peer *peer)
+{
+	int error = 0;
+
+	for (int family = 0; family < FAMILIES; family++)
+		for (unsigned rail = 0; !error && rail < mover->rails; rail++)
+			error = install_address(mover, peer, family, rail);
+	return error;
+}
+
+int mover_peer_acks(struct mover *mover, struct mover_peer *peer, bool at_once)
+{
+	peer->acks_at_once = at_once;
+	return install_addresses(mover, peer);
 }
 
 int mover_peer_install(struct mover *mover, struct mover_peer *peer, uint8_t carrier)
@@ -217,10 +237,7 @@ int mover_peer_install(struct mover *mover, struct mover_peer *peer, uint8_t car
 		if (any)
 			peer->usable |= (uint8_t)(1u << rail);
 	}
-	for (int family = 0; family < FAMILIES; family++)
-		for (unsigned rail = 0; !error && rail < mover->rails; rail++)
-			error = install_address(mover, peer, family, rail);
-	return error;
+	return install_addresses(mover, peer);
 }
 
 int mover_peer_set(struct mover *mover, struct mover_peer *peer, unsigned rail, uint8_t members)
@@ -242,7 +259,7 @@ int mover_sink_add(struct rtnl *rtnl, const struct net *part, const struct ip *s
 
 	route_begin(&msg, part, RT_TABLE_MAIN, source);
 	rtnl_put_u32(&msg, RTA_OIF, ifindex);
-	put_metrics(&msg, rto_min_ms, "");
+	put_metrics(&msg, rto_min_ms, "", false);
 	return rtnl_call(rtnl, &msg);
 }
 

@@ -50,6 +50,7 @@ struct mover_peer {
 	struct ip fabric[FAMILIES][MAX_RAILS];
 	uint8_t members[MAX_RAILS]; /* per fabric address: bit per rail that carries it now */
 	uint8_t usable; /* rails whose nexthops are in the kernel */
+	bool acks_at_once; /* its routes ask for them: decision 27 */
 };
 
 /* The shared part. Calls are idempotent; 0 or -errno, `what` then names the object. */
@@ -72,6 +73,9 @@ int mover_peer_install(struct mover *mover, struct mover_peer *peer, uint8_t car
 
 /* Moves one fabric address of a peer to the rails in `members`: one message a family. */
 int mover_peer_set(struct mover *mover, struct mover_peer *peer, unsigned rail, uint8_t members);
+
+/* TCP acknowledges what comes from the peer at once, or when it likes. */
+int mover_peer_acks(struct mover *mover, struct mover_peer *peer, bool at_once);
 
 /* Which rails carried each fabric address of each peer when the last fabric-pathd of this slot
  * ended: `each` gets peer number, rail and members of every group that is in the kernel. */

@@ -176,6 +176,10 @@ void moving_look(struct daemon *d, struct peer *peer)
 	if (peer->reinstall)
 		install(d, peer);
 	move_addresses(d, peer, &moved);
+	if (peer->long_messages != peer->route.acks_at_once && d->acks_ns != d->now_ns) {
+		d->acks_ns = d->now_ns; /* one peer a turn: a thousand at once would keep us from probing */
+		mover_peer_acks(&d->mover, &peer->route, peer->long_messages);
+	}
 	if (!moved && !count && !level_changed(d, peer))
 		return;
 	probing_send(d, peer, WIRE_NEWS); /* the other end moves as soon as it knows */

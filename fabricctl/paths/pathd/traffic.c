@@ -12,6 +12,9 @@
 #define POLL_SHARE 500
 #define ACTIVE_NS (2 * S) /* quick probes outlive a pause of the job's traffic by this much */
 #define WATCH_NS (2 * S)
+/* Long messages fill their segments: 24 KiB and more of 1,460 bytes. Less than ROOM_LEAST tells nothing. */
+#define FULL_PERCENT 95
+#define ROOM_LEAST (64 << 10)
 /* Between looks at streams that wait: the time since the move is known this well. */
 #define LOOK_NS (3 * MS)
 #define LOOK_SHARE 5
@@ -72,6 +75,8 @@ static void see_open(const struct diag_socket *socket, void *arg)
 		return;
 	peer->open++;
 	peer->streamed += socket->acked_bytes + socket->received_bytes + 1;
+	peer->received += socket->received_bytes;
+	peer->room += socket->received_room;
 	if (socket->waiting_bytes) /* on its way, or it does not get through */
 		see_traffic(d, peer);
 }
@@ -97,6 +102,15 @@ static void dump_all(struct daemon *d, diag_each *each, void *arg)
 	}
 }
 
+/* A stream that ended took its part with it: then the sums are less, or say little. */
+static void see_lengths(struct peer *peer)
+{
+	uint64_t room = peer->room - peer->room_before, received = peer->received - peer->received_before;
+
+	if (peer->room >= peer->room_before + ROOM_LEAST && peer->received >= peer->received_before)
+		peer->long_messages = received * 100 >= room * FULL_PERCENT;
+}
+
 void traffic_poll(struct daemon *d)
 {
 	uint64_t begin, pause;
@@ -108,6 +122,9 @@ void traffic_poll(struct daemon *d)
 		d->peer[i].open = 0;
 		d->peer[i].streamed_before = d->peer[i].streamed;
 		d->peer[i].streamed = 0;
+		d->peer[i].received_before = d->peer[i].received;
+		d->peer[i].room_before = d->peer[i].room;
+		d->peer[i].received = d->peer[i].room = 0;
 	}
 	dump_all(d, see_open, d);
 	pause = (mono_ns() - begin) * POLL_SHARE;
@@ -119,6 +136,7 @@ void traffic_poll(struct daemon *d)
 
 		if (peer->streamed != peer->streamed_before && peer->open)
 			see_traffic(d, peer);
+		see_lengths(peer);
 		d->active += peer->active_until_ns > d->now_ns;
 		d->quiet += peer->open && peer->active_until_ns <= d->now_ns;
 	}
