@@ -210,6 +210,14 @@ class StateConfig:
         0.2,
         60,
     )
+    script_lost_s: int = key(
+        60,
+        "Seconds without a word from the job script's node, which Slurm does not reach either, "
+        "after which a job of --no-kill is requeued, or ended where it may not be. 0: never.",
+        0,
+        3600,
+        per_partition=True,
+    )
     disk_dir: str = key(
         "",
         "Directory on each node's own disk for checkpoints that programs want there too; each job "

@@ -19,12 +19,14 @@ LEMON_INCIDENTS, LEMON_CHANCE = 3, 1e-3
 # What ends a program: by `fabricctl run`'s word, or by the accounting's.
 FAILURES = {
     "node_dead": "a node died",
+    "script_lost": "a job script's node died",
     "ranks_dead": "ranks died, their nodes lived",
     "hang": "ranks hung and were ended",
     "node_fail": "Slurm: NODE_FAIL",
     "boot_fail": "Slurm: BOOT_FAIL",
 }
-OF_NODES = ("node_dead", "node_fail", "boot_fail")
+TOLD = ("node_dead", "script_lost")  # by a trace
+OF_NODES = (*TOLD, "node_fail", "boot_fail")
 SwitchOf = Callable[[str, str | None], str | None]  # of a node's interface
 
 
@@ -198,7 +200,7 @@ class Fleet:
         told = set()
         for one in self.digests:
             counts.update(one.failures or {})
-            if (one.failures or {}).get("node_dead"):
+            if any((one.failures or {}).get(kind) for kind in TOLD):
                 told.add((one.job, one.requeue))
         for job, attempts in self.attempts.items():
             for nth, use in enumerate(attempts):

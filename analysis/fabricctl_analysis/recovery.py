@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from fabricctl.store.schema import CheckpointEvent, LaunchEvent
 from fabricctl_analysis.job_state import JobState, Launched, Told
 
-_DEATHS = (LaunchEvent.NODE_DEAD, LaunchEvent.RANKS_DEAD, LaunchEvent.HANG)
+_DEATHS = (
+    LaunchEvent.NODE_DEAD,
+    LaunchEvent.RANKS_DEAD,
+    LaunchEvent.HANG,
+    LaunchEvent.SCRIPT_LOST,
+)
 _BACK = (CheckpointEvent.RESTORED, CheckpointEvent.RESTORED_SHARED, CheckpointEvent.BEGUN)
 
 

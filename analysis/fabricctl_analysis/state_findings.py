@@ -77,6 +77,7 @@ _WHAT = {
     LaunchEvent.NODE_DEAD: "Node {nodes} was found dead",
     LaunchEvent.RANKS_DEAD: "The program died on living nodes",
     LaunchEvent.HANG: "The program hung ({text}) and was ended",
+    LaunchEvent.SCRIPT_LOST: "The job script's node {nodes} was lost ({text})",
 }
 
 

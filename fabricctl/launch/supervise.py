@@ -11,10 +11,11 @@ from types import FrameType
 
 from fabricctl import built, hostlist
 from fabricctl.agent.ask import Asker
+from fabricctl.agent.knock import Knocking, rails_told
 from fabricctl.agent.orders import TOLD_MOST
 from fabricctl.config import Config
 from fabricctl.errors import DataError, FabricError
-from fabricctl.launch.heartbeat import Heartbeat, Knocking, Witness, rails_told
+from fabricctl.launch.heartbeat import Heartbeat, Witness
 from fabricctl.launch.live import LiveStep
 from fabricctl.launch.orders import Orders
 from fabricctl.launch.placement import Placement

@@ -21,6 +21,7 @@ from fabricctl.config import Config
 from fabricctl.errors import DataError, FabricError
 from fabricctl.membership import Member
 from fabricctl.node import rootfiles, spawn
+from fabricctl.node.script import Script
 from fabricctl.records import JobStart
 from fabricctl.state import groups
 from fabricctl.state.ckpt.assignment import Assignment
@@ -287,17 +288,25 @@ def _become_keeper(start: JobStart, config: Config, files: layout.NodeFiles, log
         )
     )
     threading.Thread(target=keeper.serve, daemon=True).start()
-    _hold_on(keeper, config.state.hold_s, is_there)
+    running = threading.Event()
+    if config.state.script_lost_s and len(start.nodes) > 1:
+        script = Script(files, start, config, log)
+        threading.Thread(target=script.watch, args=(running.is_set,), daemon=True).start()
+    _hold_on(keeper, config.state.hold_s, is_there, running)
     keeper.end()
 
 
-def _hold_on(keeper: Keeper, hold_s: float, is_there: Callable[[], bool]) -> None:
-    """Until the job ended, and then while there is something to hold and time to hold it.
+def _hold_on(
+    keeper: Keeper, hold_s: float, is_there: Callable[[], bool], running: threading.Event
+) -> None:
+    """Until the job ended (it is ``running`` till then), and then while there is something to hold
+    and time to hold it.
 
     The service says when; should it die before it does, the job's directory is gone."""
     end_s: float | None = None
     now_s = time.monotonic()
     while True:
+        running.set() if end_s is None else running.clear()
         wait_s = LOOK_S if end_s is None else min(LOOK_S, max(0.0, end_s - now_s))
         found = signal.sigtimedwait(SIGNALS, wait_s)
         now_s = time.monotonic()

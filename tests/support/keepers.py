@@ -44,7 +44,7 @@ keeper = Keeper(Assignment(int(job), os.getuid(), b"k" * 32, node, tuple(nodes.s
 if not hold_s:
     keeper.serve()
 threading.Thread(target=keeper.serve, daemon=True).start()
-keepers._hold_on(keeper, float(hold_s), (Path(where) / "job").exists)
+keepers._hold_on(keeper, float(hold_s), (Path(where) / "job").exists, threading.Event())
 keeper.end()
 """
 

@@ -146,7 +146,8 @@ class Storm(Campaign):
                 self.admin("release", str(item.job))
 
     def has_lost_its_script(self, item: Tracked) -> bool:
-        """With --no-kill such a job stays as it is until somebody requeues it."""
+        """Its node is back before the job's others act (`state.script_lost_s`), and before Slurm
+        misses the script: a real one takes minutes to start."""
         if item.script in self.dead(but="freeze"):
             item.lost_s = time.monotonic() if item.lost_s is None else item.lost_s
         return item.lost_s is not None and time.monotonic() > item.lost_s + REQUEUE_S

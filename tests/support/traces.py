@@ -309,7 +309,7 @@ def _launches(life: _Life) -> np.ndarray:
     launch = -1
     for row, (_, at, event, nodes) in zip(rows, mine, strict=True):
         launch += event == LaunchEvent.START
-        row["time_real_ns"], row["launch"] = life.real(at), launch
+        row["time_real_ns"], row["launch"] = life.real(at), max(launch, 0)
         row["event"], row["node"] = event, nodes.encode()
     return rows
 

@@ -2,22 +2,17 @@
 
 import contextlib
 import socket
+import time
 from collections.abc import Collection
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from fabricctl.agent.knock import KNOCKS_MOST, Knocking, rails_told
 from fabricctl.errors import UsageError
 from fabricctl.launch import supervise
-from fabricctl.launch.heartbeat import (
-    ASK_S,
-    CUT_OFF_S,
-    KNOCKS_MOST,
-    Heartbeat,
-    Knocking,
-    rails_told,
-)
+from fabricctl.launch.heartbeat import ASK_S, CUT_OFF_S, Heartbeat
 from fabricctl.launch.placement import first
 
 NODES = ["n1", "n2", "n3", "n4", "n5"]
@@ -129,7 +124,12 @@ def test_a_machine_that_refuses_or_takes_a_connection_is_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         taken = Knocking(["127.0.0.1"], [port])
-        assert taken.answered()
+        assert taken.answered() and not taken.speaks()  # a kernel's own doing
+        with server.accept()[0] as keeper:
+            keeper.sendall(b"nonce")
+            end_s = time.monotonic() + 10
+            while not taken.speaks():
+                assert time.monotonic() < end_s
         taken.close()
     refused = Knocking(["127.0.0.1"], [port])
     assert refused.answered()

@@ -106,6 +106,16 @@ def test_ranks_that_ran_on_are_back_before_their_start_is_told(tmp_path: Path) -
     assert "2 failures 4.00 s (16.0 rank-seconds)" in one.text
 
 
+def test_the_loss_of_the_job_scripts_node_is_told_by_who_had_the_job_requeued(
+    tmp_path: Path,
+) -> None:
+    """Its own node's part of the trace is lost with it, and with that the program's starts."""
+    (one,) = told(tmp_path, Plan(launches=(("n2", 50.0, LaunchEvent.SCRIPT_LOST, "n1"),)))[
+        "restart"
+    ]
+    assert one.text.startswith("The job script's node n1 was lost (")
+
+
 def test_without_a_restore_after_a_failure_ettr_is_not_known(tmp_path: Path) -> None:
     saved = [("n1", float(at), CheckpointEvent.SAVED, at) for at in range(2, 30)]
     (one,) = told(tmp_path, Plan(checkpoints=saved, launches=LAUNCHES[:3]))["ettr"]

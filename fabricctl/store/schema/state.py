@@ -35,6 +35,7 @@ class LaunchEvent(IntEnum):
     NODE_DEAD = 3
     GIVE_UP = 4  # it is not started again, `text` says why
     HANG = 5  # its ranks hung, `text` says how, and were ended
+    SCRIPT_LOST = 6  # the job script's node died, `text` says what Slurm was asked for and by whom
 
 
 class StallKind(IntEnum):
