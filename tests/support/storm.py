@@ -34,6 +34,7 @@ PROGRAMS = {
     ),
     "steps": (2, "srun true && srun sleep 2 && srun -l sh -c 'echo task'", r"1: (task)"),
 }
+BEGUN = "the job script begins"
 HEAD = "#!/bin/bash\nexport OMPI_MCA_mpi_yield_when_idle=1\n"
 REQUEUE_S = 10.0  # after the death of a job script's node, by its user
 COLLECT_S = 60.0  # after a job's end its nodes' parts come together
@@ -91,7 +92,7 @@ class Storm(Campaign):
         argv = ["sbatch", "--parsable", "--no-kill", "--requeue", "--open-mode=append", "-pall"]
         argv += [f"-N{nodes}", f"-n{nodes}", "-o", "storm-%j.out", "--mem=64"]
         argv += ["--fabric-resilience"] if flag else []
-        text = f"{HEAD}{script}\nstatus=$?\necho exit status $status\nexit $status\n"
+        text = f"{HEAD}echo {BEGUN}\n{script}\nstatus=$?\necho exit status $status\nexit $status\n"
         job = int(self.lab.run(argv, user=user, input=text).stdout)
         self.tracked.append(Tracked(job, user, kind, flag, time.monotonic()))
         return self.tracked[-1]
@@ -314,14 +315,18 @@ class Storm(Campaign):
         return "\n".join([*told, self.around(item)])
 
     def of_restarts(self, item: Tracked, text: str) -> Iterator[str]:
-        """Each start but the first has its reason in the job's traces, one of each requeue."""
+        """Each start but the first of a job script has its reason in the job's traces. That the
+        script itself runs again is Slurm's doing: a requeue, or a slurmctld that was killed and
+        takes up jobs as it had last written them. It says so, where there was room, and where it
+        was protected there is one more trace."""
         paths = sorted(trace_path(self.lab, item.user, item.job).parent.glob(f"job-{item.job}.*h5"))
         told = 0
         for path in paths:
             with open_trace(path) as trace:
                 told += len(launches(trace, *FAILED))
-        if text.count("from step") > max(1, len(paths)) + told:
-            yield f"{text.count('from step')} starts, {told} failures in {len(paths)} traces"
+        starts, scripts = text.count("from step"), max(1, text.count(BEGUN), len(paths))
+        if starts > scripts + told:
+            yield f"{starts} starts in {scripts} scripts, {told} failures in {len(paths)} traces"
 
     def around(self, item: Tracked) -> str:
         """The mischief in the job's time."""
