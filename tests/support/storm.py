@@ -37,6 +37,7 @@ PROGRAMS = {
 BEGUN = "the job script begins"
 HEAD = "#!/bin/bash\nexport OMPI_MCA_mpi_yield_when_idle=1\n"
 REQUEUE_S = 10.0  # after the death of a job script's node, by its user
+FORGOTTEN_S = 20.0
 COLLECT_S = 60.0  # after a job's end its nodes' parts come together
 AT_ONCE = 4  # jobs: their ranks share the machine's few cores
 # Faults that may end a job by themselves, whatever we do: Slurm's own parts and the file system.
@@ -73,6 +74,7 @@ class Tracked:
     nodes: set[str] = field(default_factory=set)
     script: str = ""  # the node of the job script
     lost_s: float | None = None  # when that one died
+    unknown_s: float | None = None  # since when Slurm does not know the job
 
 
 @dataclass
@@ -131,6 +133,8 @@ class Storm(Campaign):
         for item in self.active():
             state, nodes, why = found.get(item.job, ("", "", ""))
             item.state = state or item.state
+            if self.is_forgotten(item, known=bool(state)):
+                item.state, item.end_s = "FORGOTTEN", time.monotonic()
             item.nodes |= set(hostlist.expand(nodes)) if nodes else set()
             if state == "RUNNING":
                 item.script = hostlist.expand(nodes)[0]
@@ -145,6 +149,14 @@ class Storm(Campaign):
                 state == "PENDING" and "held" in why.lower()
             ):  # by Slurm: slurmctld died as it began
                 self.admin("release", str(item.job))
+
+    def is_forgotten(self, item: Tracked, *, known: bool) -> bool:
+        """A slurmctld that was killed knows no job that began after it had last written them."""
+        if known:
+            item.unknown_s = None
+        elif item.unknown_s is None:
+            item.unknown_s = time.monotonic()
+        return item.unknown_s is not None and time.monotonic() > item.unknown_s + FORGOTTEN_S
 
     def has_lost_its_script(self, item: Tracked) -> bool:
         """Its node is back before the job's others act (`state.script_lost_s`), and before Slurm
