@@ -34,12 +34,12 @@ class Registry:
 
     def all(self) -> list[InForce]:
         """In the order in which they were put in."""
-        found = [self._read(path) for path in self._paths.faults.glob("*.json")]
+        read = (self._read(path) for path in self._paths.faults.glob("*.json"))
+        found = [item for item in read if item is not None]
         return sorted(found, key=lambda item: item.begun.mono_ns if item.begun else 1 << 63)
 
     def get(self, fault_id: str) -> InForce | None:
-        path = self._path(fault_id)
-        return self._read(path) if path.exists() else None
+        return self._read(self._path(fault_id))
 
     def put(self, item: InForce) -> None:
         path = self._path(item.fault.id)
@@ -53,7 +53,8 @@ class Registry:
     def _path(self, fault_id: str) -> Path:
         return self._paths.faults / f"{fault_id}.json"
 
-    def _read(self, path: Path) -> InForce:
+    def _read(self, path: Path) -> InForce | None:
+        """None: it has been healed."""
         try:
             given = json.loads(path.read_text())
             fault = given["fault"]
@@ -64,6 +65,8 @@ class Registry:
                 until_mono_ns=given["until_mono_ns"],
                 actor=tuple(given["actor"]) if given["actor"] else None,
             )
+        except FileNotFoundError:
+            return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise LabError(f"{path}: not a fault's record ({error})") from None
 
