@@ -18,7 +18,7 @@ from tests.support.storm import launches
 pytestmark = pytest.mark.lab
 
 ROOT = Path(__file__).parents[2]
-SOON = "\n[partition.all]\nstate.script_lost_s = 5\n"
+OWN = "\n[partition.all]\nstate.script_lost_s = 5\n"
 STENCIL = (
     f"export OMPI_MCA_mpi_yield_when_idle=1\nfabricctl run --spares 1 {ROOT}/.venv/bin/python "
     f"{ROOT}/examples/stencil.py --steps 400 --cells 4096 --every 5 --say 1 --pause %g\n"
@@ -26,19 +26,19 @@ STENCIL = (
 )
 
 
-# How long Slurm lets a requeued job wait: until then no node would run its prolog for it again.
-CREDENTIALS = {"AuthInfo": "cred_expire=20"}
+# How long Slurm lets a requeued job wait (two minutes), and until it gives a node up (30 s here).
+SOONER = {"AuthInfo": "cred_expire=20", "SlurmdTimeout": "20"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def site() -> Iterator[Lab]:
     """Services read their configuration when they start."""
     subprocess.run(["make", "-s", "-C", str(ROOT / "fabricctl" / "state")], check=True)
-    lab = Lab(LabSpec(name=lab_name("script"), conf=CREDENTIALS))
+    lab = Lab(LabSpec(name=lab_name("script"), conf=SOONER))
     lab.down()
     with lab:
         file = lab.paths.etc / "fabricctl.toml"
-        file.write_text(file.read_text() + SOON)
+        file.write_text(file.read_text() + OWN)
         for node in lab.spec.compute_nodes:
             lab.exec(node, ["pkill", "-TERM", "-f", "fabricctl[.]node[.]service"], check=False)
         time.sleep(2)
@@ -76,6 +76,34 @@ class Job:
         wait("the end", lambda: "exit status" in self.output)
         assert "exit status 0" in self.output, self.output
         return re.findall(r"ring ([0-9a-f]{16})", self.output)[-1]
+
+
+def test_a_script_whose_management_network_is_out_is_left_alone(site: Lab) -> None:
+    run = Job(site, STENCIL % 0.08, "-N3", "-n3", "--requeue")
+    wait("step 10", lambda: re.search(r"^at step \d\d$", run.output, re.MULTILINE))
+    time.sleep(10)  # all nodes have heard the script's
+    site.fault("cut", "n1", "m0")
+    time.sleep(15)  # three times what is waited for; Slurm itself gives the node up after it
+    site.heal("cut", "n1", "m0")
+    run.ring()
+    assert run.output.count("from step") == 1, run.output
+    for node in ("n2", "n3"):
+        log = site.exec(node, ["cat", "/var/log/fabricctl.log"]).stdout
+        assert "the script's node, is silent" not in log
+
+
+def test_a_script_whose_node_stands_still_is_given_up_when_slurm_gives_the_node_up(
+    site: Lab,
+) -> None:
+    job = Job(site, "srun sleep 900", "-N2", "-n2", "--requeue")
+    wait("it runs", lambda: job.state() == "RUNNING n1")
+    time.sleep(10)
+    site.fault("freeze", "n1")
+    wait("it runs elsewhere", lambda: job.state() == "RUNNING n2")
+    site.heal("freeze", "n1")
+    site.exec("ctl", ["scancel", str(job.number)])
+    argv = ["sinfo", "-h", "-n", "n1", "-p", "all", "-o", "%T"]
+    wait("n1 is back", lambda: site.exec("ctl", argv).stdout.strip() == "idle")
 
 
 def test_a_job_whose_script_died_with_its_node_is_requeued_or_ended(site: Lab) -> None:
