@@ -193,6 +193,22 @@ def test_routes_ask_for_acknowledgements_at_once_while_messages_are_long(pair: P
     assert not any(pair.events("trouble"))
 
 
+def test_a_nexthop_that_went_with_its_port_costs_the_routes_nothing_else(pair: Pair) -> None:
+    """A route by it is refused as one with a congestion control is that the kernel does not have."""
+    wait_for(lambda: all(pair.events("met")))
+    node = pair.nodes[0]
+    shown = subprocess.run(
+        ["ip", "-n", node, "-j", "nexthop", "show", "dev", "r1"],
+        check=True, timeout=30, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    sh(f"ip -n {node} nexthop del id {json.loads(shown)[0]['id']}")
+    for size, asked in ((65_536, True), (64, False)):
+        with contextlib.ExitStack() as stack:
+            pair.talk(stack, size)
+            wait_for(lambda asked=asked: ("quickack 1" in routes(node)[0]) == asked)  # type: ignore[misc]
+    assert {"congctl reno" in line for line in routes(node)} == {True}
+
+
 def left(node: str) -> int:
     """Packets that left by rail 0."""
     argv = ["ip", "-n", node, "-s", "-j", "link", "show", "dev", "r0"]

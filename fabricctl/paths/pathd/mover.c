@@ -131,6 +131,7 @@ static int route_set(struct mover *mover, const struct ip *to, const struct ip *
 		     uint32_t metric, uint32_t hop, bool acks_at_once)
 {
 	struct net host = {*to, (uint8_t)(8 * ip_bytes(to))};
+	char first = mover->congestion[0];
 	struct rtnl_msg msg;
 	int error;
 
@@ -142,7 +143,10 @@ static int route_set(struct mover *mover, const struct ip *to, const struct ip *
 	if (error != -EINVAL || !mover->congestion[0])
 		return error;
 	mover->congestion[0] = '\0'; /* the kernel has none of that name: moving matters more */
-	return route_set(mover, to, source, metric, hop, acks_at_once);
+	error = route_set(mover, to, source, metric, hop, acks_at_once);
+	if (error) /* nor is it the name: the nexthop went with its port */
+		mover->congestion[0] = first;
+	return error;
 }
 
 /* Link-local addresses mean something on one link only: they are not moved. */
