@@ -194,7 +194,7 @@ def test_routes_ask_for_acknowledgements_at_once_while_messages_are_long(pair: P
 
 
 def test_a_nexthop_that_went_with_its_port_costs_the_routes_nothing_else(pair: Pair) -> None:
-    """A route by it is refused as one with a congestion control is that the kernel does not have."""
+    """A route by it is refused like one with a congestion control that the kernel lacks."""
     wait_for(lambda: all(pair.events("met")))
     node = pair.nodes[0]
     shown = subprocess.run(
