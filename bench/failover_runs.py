@@ -90,7 +90,7 @@ def job_script(system: System, seconds: float) -> str:
     script = f"{ROOT}/bench/failover_mpi.py --seconds {seconds} --keep {KEEP}"
     where = ",".join(NODES[: system.nodes])
     ranks = f"-N{system.nodes} -n{system.nodes} -w {where}"
-    lines.append(f"srun {ranks} --mpi={system.mpi} {system.python} {script}")
+    lines.append(f"srun -K1 {ranks} --mpi={system.mpi} {system.python} {script}")
     return "\n".join([*lines, ""])
 
 
