@@ -14,7 +14,7 @@ demo: build-lab ## bring a lab up, run a protected job, pull a cable, show the r
 test: build-dev ## everything CI runs: lint, types, C under valgrind, unit tests, lab tests on a real Slurm
 	tools/check
 	tools/valgrind
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=12
 
 coverage: build-dev ## the whole test run with its lines counted: build/coverage/coverage.txt
 	tools/coverage

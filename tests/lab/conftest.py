@@ -43,8 +43,10 @@ def box(tmp_path: Path) -> Iterator[NodeBox]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Six nodes and their ranks on two cores: what fails is tried once more, and the closing line
     counts how often that was. Every rerun is a fault to be found, in the test or in the product; a
-    soak has none (FABRIC_RERUNS=0)."""
+    soak has none (FABRIC_RERUNS=0). They come first: what takes long must not be left to the end,
+    when the other worker has nothing to do."""
     reruns = int(os.environ.get("FABRIC_RERUNS", "2"))
+    items.sort(key=lambda item: item.get_closest_marker("lab") is None)
     for item in items:
         if item.get_closest_marker("lab"):
             item.add_marker(pytest.mark.flaky(reruns=reruns, reruns_delay=3))
