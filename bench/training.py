@@ -132,7 +132,7 @@ class Run:
         """Seconds, and the weights; raises SystemExit when it takes too long."""
         end_s = time.monotonic() + LIMIT_S
         left = [] if self.way == "free" else [one for one in FAILURES if one[0] < self.steps]
-        # Not from the beginning of a line: what torch says at the end of a process has no line's end.
+        # Not from a line's beginning: what torch says at the end of a process has no line's end.
         last = rf"step {self.steps}(?:,| of).*weights (\w+)"
         while not (found := re.findall(last, text := self.output())):
             if time.monotonic() > end_s:
