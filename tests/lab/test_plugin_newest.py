@@ -34,6 +34,7 @@ say batch sbatch -W -Q -wn1 --fabric-resilience=observe -o /tmp/job.out /tmp/job
 cat /tmp/job.out
 echo 'optional /out/fabric.so on_missing=refuse alow=on' >/etc/slurm/plugstack.conf
 say refuse srun -wn1 --fabric-resilience echo ran
+for _ in $(seq 100); do sinfo -h -n n1 -p main -o %t | grep -q comp || break; sleep 0.2; done
 sinfo -h -n n1 -p main -o 'state %t'
 """
 ALONE = "fabric: step: n1 is not protected: it has no fabricctl, or its node service never ran"
