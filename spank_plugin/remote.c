@@ -240,7 +240,7 @@ static void set_paths(spank_t spank, const char *text)
 
 /* Leads the job's communication onto the rails. On a node that is not protected, too: its ranks
  * would offer addresses that the others do not connect to, and Open MPI waits for ever then. It
- * takes what the step around it was given, or what its own rails were when its service began. */
+ * takes what the step around it was given, or what its service last found its own rails to be. */
 static void lead_paths(spank_t spank, int run, bool wanted)
 {
 	enum paths_state state = wanted ? paths_wait(run, step.job, PATHS_WAIT_MS) : PATHS_OFF;
