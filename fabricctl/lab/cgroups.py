@@ -65,15 +65,14 @@ def has_slurm_v1(trees: list[Hierarchy]) -> bool:
 _LAB_REALTIME_US, _NODE_REALTIME_US = 450_000, 50_000
 
 
-def make(lab: str, node: str) -> list[Path]:
-    """The node's groups, made where missing."""
+def _make(lab: str, node: str) -> list[Path]:
+    """The node's groups, made where missing; one that a killed tool left half made is completed."""
     made: list[Path] = []
     for tree in hierarchies():
         top = tree.group(lab)
         for group in (top, top / node):
-            if not group.is_dir():
-                group.mkdir()
-                _prepare(tree, group)
+            group.mkdir(exist_ok=True)
+            _prepare(tree, group)
         made.append(top / node)
     return made
 
@@ -82,7 +81,7 @@ def renew(lab: str, node: str) -> list[Path]:
     """The groups of a node that is about to boot, without what the last boot left in them."""
     for top in groups(lab):
         _remove_tree(top / node)
-    return make(lab, node)
+    return _make(lab, node)
 
 
 def entry(group: Path) -> Path:

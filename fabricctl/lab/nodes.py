@@ -174,7 +174,7 @@ class Nodes:
         }
         return control.enter_argv(
             pid,
-            [cgroups.entry(group) for group in cgroups.make(self.spec.name, node)],
+            [cgroups.entry(top / node) for top in cgroups.groups(self.spec.name)],
             argv,
             user=user,
             directory=home,

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from fabricctl.errors import LabError
+from fabricctl.lab import cgroups
 from fabricctl.lab.cluster import Lab
 from fabricctl.lab.spec import LabSpec
 from tests.support.labname import lab_name
@@ -186,6 +187,14 @@ def test_a_tool_killed_in_the_middle_leaves_nothing_that_down_does_not_find(
     small.down()
     time.sleep(0.3)  # what was starting when the tool died has come to the fore by now
     assert traces() == before
+
+
+def test_control_groups_that_a_killed_tool_left_half_made_are_completed(small: Lab) -> None:
+    """A version 1 cpuset is born empty, and an empty one takes no process and no child's CPUs."""
+    for tree in cgroups.hierarchies():
+        tree.group(NAME).mkdir()
+    small.up()
+    assert small.exec("n1", ["true"]).returncode == 0
 
 
 def test_down_leaves_nothing_of_a_lab_with_faults_and_jobs(small: Lab) -> None:
