@@ -124,9 +124,11 @@ class Lab:
         state.mkdir(parents=True, exist_ok=True)
         if not kernel.is_mount(state):
             kernel.mount("fabricctl-lab", state, "tmpfs", kernel.MS_NOSUID, "mode=700")
-            # Mounts below must not spread into other mount namespaces and stay there.
-            kernel.mount("none", state, "", kernel.MS_PRIVATE)
-        self.paths.spec.write_text(self.spec.to_json())
+        # Mounts below must not spread into other mount namespaces and stay there.
+        kernel.mount("none", state, "", kernel.MS_PRIVATE)
+        new = self.paths.spec.with_suffix(".new")
+        new.write_text(self.spec.to_json())
+        new.replace(self.paths.spec)
         for path in (self.paths.nodes, self.paths.faults):
             path.mkdir(exist_ok=True)
         mount_tmpfs(self.paths.shared, "755")

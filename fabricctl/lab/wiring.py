@@ -33,22 +33,19 @@ def wire(spec: LabSpec, paths: LabPaths) -> None:
 
 
 def _namespace(path: Path) -> None:
-    if is_mount(path):
-        return
-    pin_new_netns(path)
-    with Rtnl(path) as net:
+    if not is_mount(path):
+        pin_new_netns(path)
+    with Rtnl(path) as net:  # also in one whose maker was killed right after
         net.set_up(net.links()["lo"].index, True)
 
 
 def _wire_switch(spec: LabSpec, paths: LabPaths, interface: str) -> None:
     switch = paths.switch_netns(interface)
-    fresh = not is_mount(switch)
     _namespace(switch)
-    if fresh:
-        with in_netns(switch):
-            # A switch speaks no IPv6 of its own: no router solicitations on the nodes' links.
-            _write_sysctl("net/ipv6/conf/default/disable_ipv6", "1")
-            _write_sysctl("net/ipv6/conf/all/disable_ipv6", "1")
+    with in_netns(switch):
+        # A switch speaks no IPv6 of its own: no router solicitations on the nodes' links.
+        _write_sysctl("net/ipv6/conf/default/disable_ipv6", "1")
+        _write_sysctl("net/ipv6/conf/all/disable_ipv6", "1")
     with Rtnl(switch) as net:
         links = net.links()
         if BRIDGE not in links:
