@@ -287,7 +287,9 @@ def cpu(pair: Pair, args: argparse.Namespace) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("stall", "healthy", "freeze", "cpu"))
+    parser.add_argument(
+        "what", nargs="?", default="stall", choices=("stall", "healthy", "freeze", "cpu")
+    )
     parser.add_argument("--turns", type=int, default=25)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--block", type=int, default=1024)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +37,18 @@ def test_every_benchmark_is_found(bench: ModuleType) -> None:
     assert bench.programs(["scale"]) == ["scale"]
     with pytest.raises(SystemExit, match="no nonsense"):
         bench.programs(["nonsense"])
+
+
+def test_every_benchmark_takes_the_arguments_that_it_is_run_with(bench: ModuleType) -> None:
+    """`make bench` ended in "usage:" for four of them."""
+    assert set(bench.SHORT) <= set(bench.programs())
+    for name in bench.programs():
+        file = ROOT / "bench" / f"{name}.py"
+        source = (file if file.exists() else ROOT / "bench" / name / "__main__.py").read_text()
+        wanted = re.findall(r'add_argument\(\s*"\w[^)]*', source)
+        assert all("nargs" in one for one in wanted), (name, wanted)
+        for word in bench.SHORT.get(name, "").split():
+            assert not word.startswith("--") or f'"{word}"' in source, (name, word)
 
 
 def test_a_figure_that_moved_is_told_and_noise_is_not(bench: ModuleType) -> None:
