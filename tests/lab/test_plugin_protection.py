@@ -79,7 +79,7 @@ def srun(lab: Lab, *argv: str, nodes: str = "n1,n2") -> subprocess.CompletedProc
 def told(done: subprocess.CompletedProcess[str]) -> list[str]:
     """Our lines, sorted: nodes speak in any order."""
     return sorted(
-        line.removeprefix("fabric: step: ")
+        re.sub(r"heard 1\d\d s", "heard 100 s", line.removeprefix("fabric: step: "))
         for line in done.stderr.splitlines()
         if line.startswith("fabric: ")
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import threading
 import time
@@ -70,6 +71,23 @@ def test_a_keeper_that_dies_before_a_restore_sends_nobody_to_the_beginning(
         if rank == 1:
             keepers.kill("n1")
             keepers.start("n1")
+        checkpoint._gather(True)
+        return checkpoint.protect(grid=np.zeros(50_000), other={}).restore()
+
+    assert run(keepers, goes_on) == [10] * RANKS
+
+
+def test_keepers_that_stand_still_for_seconds_send_nobody_to_the_beginning(
+    keepers: KeeperSet,
+) -> None:
+    """As where ranks that start take all cores: what they held was taken for lost after a second."""
+    run(keepers, program(10), every_steps=1)
+
+    def goes_on(checkpoint: Checkpoint, rank: int) -> int:
+        if rank != 0:  # a part and its copy
+            process = keepers.processes[f"n{rank}"]
+            process.send_signal(signal.SIGSTOP)
+            threading.Timer(2.5, process.send_signal, [signal.SIGCONT]).start()
         checkpoint._gather(True)
         return checkpoint.protect(grid=np.zeros(50_000), other={}).restore()
 
@@ -231,7 +249,7 @@ def test_a_strangers_program_on_a_keepers_port_is_passed_by(
 ) -> None:
     """Ports follow from the job's number: anybody may have bound the first before, and take
     connections without a word."""
-    monkeypatch.setattr(others, "CALL_S", 0.3)
+    monkeypatch.setattr(others, "WORD_S", 0.3)
     strangers, own = (socket.create_server(("", 0)) for _ in range(2))
     heard: list[dict[str, str]] = []
 

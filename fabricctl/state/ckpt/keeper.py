@@ -30,9 +30,10 @@ from fabricctl.state.ckpt.parts import Part, Wanted
 from fabricctl.state.ckpt.remote import Remote
 
 TRANSFER_S = 300.0
+FIND_S = 5.0  # for a node to say what it holds
 FIRST_S = 5.0  # for a caller to show that it has the job's key
 UNKNOWN_MOST = 64  # callers at once that have not shown it yet
-CLEAR_TRIES = 5  # of CALL_S each
+CLEAR_TRIES = 3  # of CALL_S or WORD_S each
 FROM_SET = "=set"  # in the place of a node's name: the part can be made from the rest of its set
 _UCRED = struct.Struct("=3i")
 
@@ -343,15 +344,22 @@ class Keeper:
         return made + [[node, *part] for node, each in told.items() for part in each["parts"]]
 
     def _inventory(self, node: str, name: str) -> dict[str, Any]:
-        nothing: dict[str, Any] = {"parts": [], "parity": []}
-        try:
-            with contextlib.closing(self._others.call(node)) as link:
-                answer = link.ask({"kind": "list", "name": name})
-                given = json.loads(link.small(answer))
-                parts = [[int(x) for x in part] for part in given["parts"] if len(part) == 3]
-                return {"parts": parts, "parity": list(given["parity"])}
-        except (OSError, FabricError, ValueError, TypeError, LookupError):
-            return nothing
+        """What a node says that it holds. One that is not known to be gone is asked again: what is
+        missed here may cost a step, or all of them."""
+        end_s = time.monotonic() + FIND_S
+        while True:
+            try:
+                with contextlib.closing(self._others.call(node)) as link:
+                    answer = link.ask({"kind": "list", "name": name})
+                    given = json.loads(link.small(answer))
+                    parts = [[int(x) for x in part] for part in given["parts"] if len(part) == 3]
+                    return {"parts": parts, "parity": list(given["parity"])}
+            except TimeoutError:
+                if time.monotonic() < end_s and not self._others.lost(node):
+                    continue
+            except (OSError, FabricError, ValueError, TypeError, LookupError):
+                pass
+            return {"parts": [], "parity": []}
 
     def _get(self, link: Link, message: Mapping[str, str]) -> None:
         """A part for a rank of this node, from here, from another keeper or from its set."""

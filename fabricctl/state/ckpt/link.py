@@ -73,10 +73,14 @@ class Link:
         self._sent = self._got = 0
 
     @classmethod
-    def call(cls, address: tuple[str, int], key: bytes, timeout_s: float) -> "Link":
-        """To a keeper on another node. Raises TimeoutError only where nobody takes connections."""
+    def call(
+        cls, address: tuple[str, int], key: bytes, timeout_s: float, word_s: float
+    ) -> "Link":
+        """To a keeper on another node, which has ``word_s`` for each thing that it says. Raises
+        TimeoutError only where nobody takes connections, after ``timeout_s``."""
         made = socket.create_connection(address, timeout_s)
         try:
+            made.settimeout(word_s)
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             keep_alive(made)
             return cls(made, key, receive_exactly(made, 32))

@@ -12,6 +12,7 @@ from fabricctl.state.ckpt.assignment import Assignment
 from fabricctl.state.ckpt.link import Link
 
 CALL_S = 1.0  # a node that is gone without a word is given up after that
+WORD_S = 5.0  # a busy one may take its time to say something
 AVOID_S = 60.0
 
 
@@ -23,6 +24,7 @@ class Others:
         self._ports = candidates
         self._addresses: dict[str, str] = {}
         self._avoid_until_s: dict[str, float] = {}
+        self._lost: set[str] = set()
         self._port: dict[str, int] = {}  # that it answered on
         self._open: dict[str, weakref.WeakSet[Link]] = {}
         self._lock = threading.Lock()
@@ -30,7 +32,7 @@ class Others:
     def move(self, given: Assignment) -> None:
         """The job has other nodes now."""
         self._given = given
-        self._avoid_until_s = {}
+        self._avoid_until_s, self._lost = {}, set()
 
     def partners(self) -> list[str]:
         """The other nodes: first those that share neither switch nor power with this one, each in
@@ -60,14 +62,19 @@ class Others:
         """These nodes are gone: what is under way to them ends now, not when TCP gives up."""
         for node in set(dead) & set(self._given.nodes) - {self._given.node}:
             self.avoid(node)
+            self._lost.add(node)
             with self._lock:
                 links = list(self._open.get(node, ()))
             for link in links:
                 with contextlib.suppress(OSError):  # it is closed
                     link.socket.shutdown(socket.SHUT_RDWR)
 
+    def lost(self, node: str) -> bool:
+        """Whether it is known to be gone."""
+        return node in self._lost
+
     def call(self, node: str) -> Link:
-        """Raises OSError."""
+        """Raises OSError: TimeoutError where nobody takes a connection, nobody refuses it either."""
         if node not in self._given.nodes:
             raise OSError(0, f"{node[:60]!r} is not a node of the job")
         if node not in self._addresses:
@@ -80,7 +87,7 @@ class Others:
         for port in dict.fromkeys([*known, *self._ports]):
             link: Link | None = None
             try:
-                link = Link.call((self._addresses[node], port), self._given.key, CALL_S)
+                link = Link.call((self._addresses[node], port), self._given.key, CALL_S, WORD_S)
                 link.ask({"kind": "hello", "job": str(self._given.job), "to": node})
                 self._port[node] = port
                 with self._lock:
