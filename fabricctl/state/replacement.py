@@ -359,7 +359,7 @@ def _call(given: str) -> Link:
     host, port, step = [*given.split(" "), "", ""][:3]
     if not port.isdecimal():
         raise DataError(f"FABRIC_LIVE={given[:60]!r}: HOST PORT STEP expected")
-    link = Link.call((host, int(port)), member.key, CALL_S)
+    link = Link.call((host, int(port)), member.key, CALL_S, CALL_S)
     link.socket.settimeout(None)
     local = os.environ.get("SLURM_LOCALID", "0")
     link.send({"kind": "join", "step": step, "local": local})

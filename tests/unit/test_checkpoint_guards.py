@@ -80,16 +80,18 @@ def test_a_keeper_that_dies_before_a_restore_sends_nobody_to_the_beginning(
 def test_keepers_that_stand_still_for_seconds_send_nobody_to_the_beginning(
     keepers: KeeperSet,
 ) -> None:
-    """As where ranks that start take all cores: what they held was taken for lost after a second."""
+    """As where ranks that start take all cores: after a second they were taken for lost."""
     run(keepers, program(10), every_steps=1)
 
     def goes_on(checkpoint: Checkpoint, rank: int) -> int:
+        checkpoint.protect(grid=np.zeros(50_000), other={})
+        checkpoint._meet()
         if rank != 0:  # a part and its copy
             process = keepers.processes[f"n{rank}"]
             process.send_signal(signal.SIGSTOP)
             threading.Timer(2.5, process.send_signal, [signal.SIGCONT]).start()
         checkpoint._gather(True)
-        return checkpoint.protect(grid=np.zeros(50_000), other={}).restore()
+        return checkpoint.restore()
 
     assert run(keepers, goes_on) == [10] * RANKS
 

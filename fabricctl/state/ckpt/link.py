@@ -73,9 +73,7 @@ class Link:
         self._sent = self._got = 0
 
     @classmethod
-    def call(
-        cls, address: tuple[str, int], key: bytes, timeout_s: float, word_s: float
-    ) -> "Link":
+    def call(cls, address: tuple[str, int], key: bytes, timeout_s: float, word_s: float) -> "Link":
         """To a keeper on another node, which has ``word_s`` for each thing that it says. Raises
         TimeoutError only where nobody takes connections, after ``timeout_s``."""
         made = socket.create_connection(address, timeout_s)

@@ -74,7 +74,7 @@ class Others:
         return node in self._lost
 
     def call(self, node: str) -> Link:
-        """Raises OSError: TimeoutError where nobody takes a connection, nobody refuses it either."""
+        """Raises OSError, of them TimeoutError where nobody takes or refuses a connection."""
         if node not in self._given.nodes:
             raise OSError(0, f"{node[:60]!r} is not a node of the job")
         if node not in self._addresses:
