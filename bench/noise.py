@@ -2,13 +2,14 @@
 
 In a lab: one rank a node repeats a fixed piece of work (0.1 to 1 ms of arithmetic) and, in turn,
 an Allreduce of 8 bytes over all nodes, in jobs that are observed at 1, 10 and 100 Hz. Within each
-job all agents are held (SIGSTOP) and let go again every PERIOD_S seconds, and neighbouring periods
-are compared: what differs between jobs, or drifts on the machine, is on both sides. The interval is
-a bootstrap over pairs of periods. ``--housekeeping CPUS`` keeps the node service and what it starts
-on these CPUs, as CPUAffinity= in its unit does where Slurm sets cores aside; the ranks then have
-the others.
+job all agents are held (SIGSTOP) for HELD_S seconds and let go for RUN_S, in turn, and neighbouring
+periods are compared: what differs between jobs, or drifts on the machine, is on both sides. What
+agents do in the first SETTLE_S after they were held is not counted: the job clock probes three
+times as often there, as at a job's begin. The interval is a bootstrap over pairs of periods.
+``--housekeeping CPUS`` keeps the node service and what it starts on these CPUs, as CPUAffinity= in
+its unit does where Slurm sets cores aside; the ranks then have the others.
 
-    python -m bench.noise [--seconds 40] [--nodes 2] [--rates 1 10 100] [--housekeeping 0]
+    python -m bench.noise [--seconds 240] [--nodes 2] [--rates 1 10 100] [--housekeeping 0]
                           [--json FILE]    (adds to what is in FILE)
 
 One kernel has all nodes of a lab: with fewer cores than ranks and agents the figures are an upper
@@ -31,18 +32,18 @@ from fabricctl.lab.cluster import Lab
 from fabricctl.lab.spec import LabSpec
 
 ROOT = Path(__file__).resolve().parents[1]
-PERIOD_S = 2.0
-SETTLE_S = 0.3  # after a change, before slots count
+HELD_S, RUN_S = 8.0, 32.0
+SETTLE_S = {"held": 0.3, "run": 22.0}  # after a change, before slots count
 GOALS = {1.0: 0.0, 100.0: 0.01}
 BOOTSTRAPS = 4000
 _TOGGLE = """
 for i in $(seq 300); do pids=$(pgrep fabric-agent) && [ -n "$pids" ] && break; sleep 0.1; done
 sleep 2
-end=$(($(date +%s) + {seconds}))
-while [ "$(date +%s)" -lt $end ]; do
-  kill -STOP $pids; echo "held $(date +%s.%N)"; sleep {period}
-  kill -CONT $pids; echo "run $(date +%s.%N)"; sleep {period}
+for i in $(seq {turns}); do
+  kill -STOP $pids; echo "held $(date +%s.%N)"; sleep {held}
+  kill -CONT $pids; echo "run $(date +%s.%N)"; sleep {run}
 done
+echo "end $(date +%s.%N)"
 """
 
 
@@ -105,7 +106,7 @@ def job(lab: Lab, program: str, seconds: float, nodes: int, cpus: str) -> list[S
     others = sorted(set(range(os.cpu_count() or 1)) - set(_cpus(cpus)))
     pinned = f"taskset -c {','.join(map(str, others))} " if cpus and others else ""
     inner = (
-        f"export OMPI_MCA_mpi_yield_when_idle=1; srun --mpi=pmix {pinned}{program} {seconds + 4}"
+        f"export OMPI_MCA_mpi_yield_when_idle=1; srun --mpi=pmix {pinned}{program} {seconds + 8}"
     )
     argv = ["sbatch", "-W", "-o", "/shared/home/alice/noise.out", f"-N{nodes}",
             "--ntasks-per-node=1", "--fabric-resilience=observe", "--wrap", inner]  # fmt: skip
@@ -125,7 +126,8 @@ def _cpus(text: str) -> list[int]:
 
 def measured(lab: Lab, program: str, options: argparse.Namespace) -> tuple[list[Slot], list[str]]:
     """Slots of one job, and the changes as one of its nodes wrote them down."""
-    script = _TOGGLE.format(seconds=int(options.seconds), period=PERIOD_S)
+    turns = int(options.seconds / (HELD_S + RUN_S))
+    script = _TOGGLE.format(turns=turns, held=HELD_S, run=RUN_S)
     togglers = [
         subprocess.Popen(
             lab.nodes.exec_argv(node, ["bash", "-c", script]), stdout=subprocess.PIPE, text=True
@@ -143,7 +145,8 @@ def pairs(slots: Sequence[Slot], changes: Sequence[str], what: str) -> list[tupl
     means: list[tuple[str, float]] = []
     for (state, begin_s), (_, end_s) in itertools.pairwise(marks):
         inside = [getattr(slot, what) for slot in slots
-                  if begin_s + SETTLE_S < slot.end_s - 0.1 and slot.end_s < end_s]  # fmt: skip
+                  if begin_s + SETTLE_S[state] < slot.end_s - 0.1
+                  and slot.end_s < end_s]  # fmt: skip
         if len(inside) >= 5:
             means.append((state, statistics.fmean(inside)))
     return [(one, two) for (a, one), (b, two) in itertools.pairwise(means)
@@ -174,7 +177,7 @@ def word(one: Effect) -> str:
 def main() -> int:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=40)
+    parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--rates", type=float, nargs="+", default=[1, 10, 100])
     parser.add_argument("--housekeeping", metavar="CPUS", default="")

@@ -46,7 +46,7 @@ SHORT = {  # where what a program does by itself takes more than a minute or two
     "diagnose": "--faults 4 --healthy 1",
     "failover": "--turns 2",
     "maintenance": "--seconds 1",
-    "noise": "--seconds 16 --rates 1 100",
+    "noise": "--seconds 130 --rates 1",
     "pair": "--turns 8",
     "prolog": "--jobs 12",
     "recover": "--kills 2",
