@@ -6,7 +6,11 @@ does it. Time is virtual: it jumps to the next message that is due as soon as no
 that seconds are those of a job, and CPU time is what the work took here. Collection is the real
 writer of parts and the real merge; the node list is read by the real codec.
 
-    python -m bench.scale [--nodes 64 256 1000 4000 10000] [--parts 64 256 1000] [--json FILE]
+    python -m bench.scale [--nodes 64 256 1000 4000 10000] [--parts 64 256 1000 4000 10000]
+                          [--rows 3600] [--json FILE]
+
+``--nodes`` or ``--parts`` without numbers leaves that half out; ``--rows``: seconds of a job that
+parts hold.
 
 Prints a table and the exponent of growth of each column (1: linear).
 """
@@ -216,38 +220,67 @@ class Collected:
 
     nodes: int
     part_cpu_ms: float  # of one node: its journal becomes its part
+    early_look_ms: float  # CPU of one node that looks and finds the last part missing
     merge_cpu_s: float  # of the one that merges
+    merge_s: float
     merge_cpu_ms_per_node: float
+    merge_peak_mib: float  # resident memory of the process that merges
+    late_look_ms: float  # CPU of one node that comes after the merge
     trace_kib_per_node: float
 
 
-def collection(count: int) -> Collected:
-    """An hour of a job of so many nodes at 1 Hz, from parts to the trace."""
+def collection(count: int, rows: int) -> Collected:
+    """So many seconds of a job of so many nodes at 1 Hz, from parts to the trace."""
     names = [f"n{number}" for number in range(count)]
     with tempfile.TemporaryDirectory() as work:
         Path(work).chmod(0o1777)
         user_dir = collect.ensure_user_dir(Path(work), "bench", os.geteuid())
         begin_s = time.process_time()
         for number, name in enumerate(names):
-            _part(user_dir, name, number, count)
+            _part(user_dir, name, number, count, rows)
         part_s = time.process_time() - begin_s
-        begin_s = time.process_time()
-        made = collect.merge(user_dir, 7, names, T0, True)
-        merge_s = time.process_time() - begin_s
-        if made is None:
-            raise SystemExit(f"scale: the parts of {count} nodes were not merged")
-        size = made.stat().st_size
-    per_node = merge_s / count * 1e3
-    return Collected(count, part_s / count * 1e3, merge_s, per_node, size / count / 1024)
+        early_s = _look(user_dir, [*names, "late"])
+        begin_s = time.monotonic()
+        used = _merged_by_child(user_dir, names)
+        merge_s = time.monotonic() - begin_s
+        late_s = _look(user_dir, names)
+        size = layout.trace_file(user_dir, 7, 0).stat().st_size
+    cpu_s = used.ru_utime + used.ru_stime
+    return Collected(
+        count, part_s / count * 1e3, early_s * 1e3, cpu_s, merge_s, cpu_s / count * 1e3,
+        used.ru_maxrss / 1024, late_s * 1e3, size / count / 1024,
+    )  # fmt: skip
 
 
-def _part(user_dir: Path, name: str, number: int, count: int) -> None:
-    rows = dtypes.empty(schema.JOB, 3600)
-    rows["time_mono_ns"] = np.arange(3600) * S
-    rows["cpu_ns"] = np.cumsum(np.random.default_rng(number).integers(0, S, 3600))
+def _look(user_dir: Path, names: Sequence[str]) -> float:
+    """CPU seconds of a node of the job that has nothing to merge."""
+    begin_s = time.process_time()
+    collect.merge(user_dir, 7, names, T0, True)
+    return time.process_time() - begin_s
+
+
+def _merged_by_child(user_dir: Path, names: Sequence[str]) -> resource.struct_rusage:
+    """The sealer, too, forks for each piece of work."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            status = int(collect.merge(user_dir, 7, names, T0, True) is None)
+        finally:
+            os._exit(status)
+    _, status, used = os.wait4(pid, 0)
+    if status:
+        raise SystemExit(f"scale: the parts of {len(names)} nodes were not merged")
+    return used
+
+
+def _part(user_dir: Path, name: str, number: int, count: int, seconds: int) -> None:
+    rows = dtypes.empty(schema.JOB, seconds)
+    rows["time_mono_ns"] = np.arange(seconds) * S
+    rows["cpu_ns"] = np.cumsum(np.random.default_rng(number).integers(0, S, seconds))
     tables = {table.name: dtypes.empty(table) for table in schema.TABLES} | {"job": rows}
     given = {"job": 7, "node": name, "nodes": f"n[0-{count - 1}]", "begin_real_ns": T0,
-             "end_real_ns": T0 + 3600 * S}  # fmt: skip
+             "end_real_ns": T0 + seconds * S}  # fmt: skip
     part.write_part([Journal({"boot_id": "b"}, 1, tables, None)], given,
                     layout.part_file(user_dir, 7, name, T0))  # fmt: skip
 
@@ -279,11 +312,12 @@ def table(rows: Sequence[Figures] | Sequence[Collected]) -> dict[str, float]:
 def main() -> int:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--nodes", type=int, nargs="+", default=[64, 256, 1000, 4000, 10000])
-    parser.add_argument("--parts", type=int, nargs="*", default=[64, 256, 1000])
+    parser.add_argument("--nodes", type=int, nargs="*", default=[64, 256, 1000, 4000, 10000])
+    parser.add_argument("--parts", type=int, nargs="*", default=[64, 256, 1000, 4000, 10000])
+    parser.add_argument("--rows", type=int, default=3600)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    most = max(options.nodes) + 200
+    most = max(options.nodes, default=0) + 200
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(most, hard)), hard))
     print(
@@ -294,8 +328,11 @@ def main() -> int:
         found.append(measure(count))
         print(f"  {asdict(found[-1])}", file=sys.stderr, flush=True)
     found.sort(key=lambda one: one.nodes)
-    grows = table(found)
-    parts = [collection(count) for count in options.parts]
+    grows = table(found) if found else {}
+    parts = []
+    for count in options.parts:
+        parts.append(collection(count, options.rows))
+        print(f"  {asdict(parts[-1])}", file=sys.stderr, flush=True)
     if parts:
         print()
         grows |= table(parts)

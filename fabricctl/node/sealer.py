@@ -29,6 +29,7 @@ from fabricctl.store import collect, journal, part
 IDLE_S = 30.0
 CHILD_WAIT_S = 120.0  # a shared file system that takes longer is tried again later
 MERGE_WAIT_S = 60.0
+LOCK_NODES = 50  # nodes of a larger job wait less: each asks for the lock once a second
 PART_MARK = "part"  # in the spool: this node's part is in the shared directory
 
 
@@ -152,7 +153,7 @@ def seal(config: Config, spool_name: str, complete_only: bool) -> str:
             time.time_ns(),
             complete_only,
             keep_parts=config.trace.keep_parts,
-            lock_wait_s=MERGE_WAIT_S,
+            lock_wait_s=MERGE_WAIT_S * min(1.0, LOCK_NODES / len(start.nodes)),
         )
     except FabricError as error:
         return f"parted {error}"

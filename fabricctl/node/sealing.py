@@ -31,7 +31,7 @@ NODES_PER_POLL_S = 50  # so many nodes look into one directory of the shared sys
 @dataclass
 class _Spool:
     next_s: float
-    since_s: float  # when the allocation ended, or this service found it
+    deadline_s: float  # from then on the trace is made without those who are not there
     nodes: int
     text: str  # the start request, where it is not in the spool yet; empty: it is
     failures: int = 0
@@ -59,7 +59,9 @@ class SealQueue:
 
     def add(self, spool: Path, nodes: int, text: str, now_s: float) -> None:
         """An allocation of so many nodes is over. ``text``: its start request, when known."""
-        self._spools.setdefault(spool, _Spool(now_s, now_s, nodes, text))
+        spread_s = random.uniform(0, nodes / NODES_PER_POLL_S)  # noqa: S311 - no secret
+        deadline_s = now_s + self._config.trace.collect_wait_s + spread_s
+        self._spools.setdefault(spool, _Spool(now_s, deadline_s, nodes, text))
 
     def next_due_s(self) -> float | None:
         """When :meth:`run_due` has something to do."""
@@ -86,8 +88,8 @@ class SealQueue:
                 handed.append(item)
 
     def _hand(self, path: Path, item: _Spool, now_s: float) -> bool:
-        waited = now_s - item.since_s >= self._config.trace.collect_wait_s
-        task = {"spool": path.name, "complete_only": str(int(not waited))}
+        complete_only = now_s < item.deadline_s
+        task = {"spool": path.name, "complete_only": str(int(complete_only))}
         try:
             if item.text and path.is_dir():
                 spools.save_start(path, item.text)
@@ -154,16 +156,15 @@ class SealQueue:
             return
         item.handed_s = None
         result, text = answer.get("result"), answer.get("text", "")
+        poll_s = item.nodes / NODES_PER_POLL_S
         if result == "done":
             self._done(path, text)
         elif result == "waiting":
-            poll_s = max(1.0, item.nodes / NODES_PER_POLL_S)
-            deadline_s = item.since_s + self._config.trace.collect_wait_s
-            item.next_s = now_s + poll_s * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
-            if now_s < deadline_s < item.next_s:
-                item.next_s = deadline_s + 0.05
+            item.next_s = now_s + max(1.0, poll_s) * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+            if now_s < item.deadline_s < item.next_s:
+                item.next_s = item.deadline_s + 0.05
         else:
-            wait_s = BACKOFF_S[min(item.failures, len(BACKOFF_S) - 1)]
+            wait_s = max(BACKOFF_S[min(item.failures, len(BACKOFF_S) - 1)], poll_s)
             item.failures += 1
             item.next_s = now_s + wait_s * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
             why = f"{path.name} stays in the spool, next try in {wait_s:g} s: {text}"

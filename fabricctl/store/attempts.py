@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fabricctl import layout
 from fabricctl.store.checked import DamagedTraceError
-from fabricctl.store.trace import open_trace
+from fabricctl.store.trace import JobInfo, open_trace
 
 # The nodes' clocks differ, and so do the moments at which their prologs ran: parts of a job that
 # lasted no longer than that need not overlap. A requeue takes longer than a second at least: it
@@ -41,7 +41,7 @@ class Attempt:
     number: int
     begin_real_ns: int
     end_real_ns: int
-    stays: set[tuple[str, int]] = field(default_factory=set)  # node, begin_real_ns
+    stays: dict[str, set[int]] = field(default_factory=dict)  # begin_real_ns by node
     identity: tuple[int, int, int] | None = None
     alias: str = ""  # `12_3` of an array's task, `12+1` of a component
     nodes: tuple[str, ...] = ()  # of the allocation, as the trace has them
@@ -51,23 +51,12 @@ class Attempt:
         """Raises :class:`~fabricctl.errors.TraceError`."""
         identity = identity_of(path)  # before the look: what is newer than that must not pass
         with open_trace(path) as trace:
-            stays = {(node.node, node.begin_real_ns) for node in trace.nodes.values()}
             job = trace.job
-            alias = ""
-            if job.array_job is not None and job.array_task is not None:
-                alias = f"{job.array_job}_{job.array_task}"
-            elif job.het_job is not None and job.het_offset is not None:
-                alias = f"{job.het_job}+{job.het_offset}"
-            return cls(
-                path,
-                number,
-                job.begin_real_ns,
-                job.end_real_ns,
-                stays,
-                identity,
-                alias,
-                job.nodes,
-            )
+            found = cls(path, number, job.begin_real_ns, job.end_real_ns)
+            found.identity, found.alias, found.nodes = identity, _alias(job), job.nodes
+            for node in trace.nodes.values():
+                found.stays.setdefault(node.node, set()).add(node.begin_real_ns)
+            return found
 
     def overlap_ns(self, part: Part) -> int:
         """Time shared with the part; below 0: the gap between them."""
@@ -81,7 +70,7 @@ class Attempt:
         one attempt, one that is in two attempts has none in common.
         """
         shared, length = self.overlap_ns(part), part.end_real_ns - part.begin_real_ns
-        if any(node == part.node for node, _ in self.stays):
+        if part.node in self.stays:
             return 2 * shared > length
         shorter = min(length, self.end_real_ns - self.begin_real_ns)
         return 2 * shared > shorter or (shorter < SLACK_NS and shared > -SLACK_NS)
@@ -89,7 +78,15 @@ class Attempt:
     def take(self, part: Part) -> None:
         self.begin_real_ns = min(self.begin_real_ns, part.begin_real_ns)
         self.end_real_ns = max(self.end_real_ns, part.end_real_ns)
-        self.stays.add((part.node, part.begin_real_ns))
+        self.stays.setdefault(part.node, set()).add(part.begin_real_ns)
+
+
+def _alias(job: JobInfo) -> str:
+    if job.array_job is not None and job.array_task is not None:
+        return f"{job.array_job}_{job.array_task}"
+    if job.het_job is not None and job.het_offset is not None:
+        return f"{job.het_job}+{job.het_offset}"
+    return ""
 
 
 def identity_of(path: Path) -> tuple[int, int, int] | None:
@@ -108,7 +105,7 @@ def distribute(
     result: list[tuple[Attempt, list[Part]]] = [(attempt, []) for attempt in attempts]
     # The longest first: they span their attempt, and the short ones then find it.
     for part in sorted(parts, key=lambda p: (p.begin_real_ns - p.end_real_ns, p.node)):
-        if any((part.node, part.begin_real_ns) in attempt.stays for attempt, _ in result):
+        if any(part.begin_real_ns in entry[0].stays.get(part.node, ()) for entry in result):
             continue  # merged before a crash, or kept
         able = [entry for entry in result if entry[0].may_hold(part)]
         if able:
@@ -125,20 +122,20 @@ def distribute(
     return result
 
 
-def complete(waiting: Sequence[Path], attempts: Sequence[Attempt], nodes: Sequence[str]) -> bool:
+def complete(waiting: Sequence[str], traces: Sequence[JobInfo], nodes: Sequence[str]) -> bool:
     """Whether the waiting parts, by their names, make an attempt of all ``nodes`` whole."""
     begins = {}
-    for path in waiting:
-        node, begin, _ = path.name.rsplit(".", 2)
+    for name in waiting:
+        node, begin, _ = name.rsplit(".", 2)
         begins[node] = int(begin)
     missing = set(nodes) - begins.keys()
     if not missing:
         return True
     return any(
-        missing <= {node for node, _ in attempt.stays}
+        missing <= set(job.nodes) - set(job.missing_nodes)
         and any(
-            attempt.begin_real_ns - SLACK_NS < begin < attempt.end_real_ns + SLACK_NS
+            job.begin_real_ns - SLACK_NS < begin < job.end_real_ns + SLACK_NS
             for begin in begins.values()
         )
-        for attempt in attempts
+        for job in traces
     )

@@ -118,7 +118,7 @@ def check_dataset(found: h5py.Dataset, where: str) -> None:
     """Raises :class:`TraceError` unless it can be read within sane time and memory."""
     if found.is_virtual or found.external:
         raise DamagedTraceError(f"{where}: its data lies outside the file")
-    kind = found.dtype
+    kind = hdf5.kind_of(found)
     plain = kind.names and all(kind[n].kind in "iuS" and not kind[n].shape for n in kind.names)
     if found.ndim != 1 or not plain or kind.itemsize > 65_536:
         raise DamagedTraceError(f"{where}: not a table")

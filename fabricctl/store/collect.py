@@ -22,6 +22,7 @@ from fabricctl.errors import SystemRefusedError, TraceError
 from fabricctl.store import lock, merge_file
 from fabricctl.store.attempts import Attempt, Part, complete, distribute
 from fabricctl.store.checked import DamagedTraceError, NewerTraceError
+from fabricctl.store.trace import JobInfo, read_job
 
 _log = logging.getLogger(__name__)
 _PART = re.compile(r"[A-Za-z0-9].*\.[0-9]{1,19}\.h5")
@@ -78,8 +79,8 @@ def merge(
     parts_dir = layout.part_file(user_dir, job, "x", 0).parent
     try:
         waiting = _waiting(parts_dir)
-        attempts = _attempts(user_dir, job, locked=False)
-        if waiting and complete_only and not complete(waiting, attempts, nodes):
+        jobs = _jobs(user_dir, job)
+        if waiting and complete_only and not complete(waiting, list(jobs.values()), nodes):
             return None
         if parts_dir.is_dir():  # also when a merge was killed after its last part
             with (
@@ -88,10 +89,10 @@ def merge(
             ):
                 _Merge(user_dir, parts_dir, job, now_real_ns, step).run(keep_parts)
             _remove_empty(parts_dir)
-            attempts = _attempts(user_dir, job, locked=False)
+            jobs = _jobs(user_dir, job)
     except (OSError, TraceError) as error:
         raise SystemRefusedError(f"{user_dir}: traces cannot be merged now: {error}")
-    return max(attempts, key=lambda a: a.begin_real_ns).path if attempts else None
+    return max(jobs, key=lambda path: jobs[path].begin_real_ns, default=None)
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,9 @@ class _Merge:
         parts = _parts(self.parts_dir)
         for _ in range(_TRIES):
             self.step("scanned")
-            attempts = _attempts(self.user_dir, self.job, locked=True)
+            attempts = _attempts(self.user_dir, self.job)
             additions = distribute(parts, attempts, self.user_dir, self.job)
-            waiting = [part for _, new in additions for part in new]
+            waiting = {part for _, new in additions for part in new}
             self._link_aliases(attempts)
             if not keep_parts:
                 self._remove([part for part in parts if part not in waiting])
@@ -121,7 +122,7 @@ class _Merge:
             first = min((a for a in additions if a[1]), key=lambda a: a[0].number)
             try:
                 merge_file.write(first[0], first[1][:_BATCH], self.now_real_ns, self.step)
-                parts = waiting
+                parts = [part for part in parts if part in waiting]
             except merge_file.ChangedError:  # the lock does not lock everywhere; see lock.py
                 parts = _parts(self.parts_dir)
             except merge_file.SourceError as error:
@@ -153,9 +154,10 @@ def _link_alias(user_dir: Path, trace: Attempt) -> None:
     temporary.rename(link)
 
 
-def _waiting(parts_dir: Path) -> list[Path]:
+def _waiting(parts_dir: Path) -> list[str]:
+    """Their names: every node of the job looks, and paths take far longer to be sorted."""
     try:
-        return sorted(path for path in parts_dir.iterdir() if _PART.fullmatch(path.name))
+        return sorted(path.name for path in parts_dir.iterdir() if _PART.fullmatch(path.name))
     except FileNotFoundError:
         return []
 
@@ -163,7 +165,7 @@ def _waiting(parts_dir: Path) -> list[Path]:
 def _parts(parts_dir: Path) -> list[Part]:
     """What waits and can be merged."""
     found = []
-    for path in _waiting(parts_dir):
+    for path in map(parts_dir.joinpath, _waiting(parts_dir)):
         try:
             found.append(Part.read(path))
         except NewerTraceError as error:  # a node that was updated earlier will merge it
@@ -176,18 +178,32 @@ def _parts(parts_dir: Path) -> list[Part]:
     return found
 
 
-def _attempts(user_dir: Path, job: int, locked: bool) -> list[Attempt]:
-    """The job's traces that are there, in the order of their numbers."""
-    found = []
+def _traces(user_dir: Path, job: int) -> list[tuple[Path, int]]:
+    """The job's traces that are there, with their numbers, and in their order."""
     pattern = re.compile(rf"job-{job}(?:\.r([1-9][0-9]{{0,5}}))?\.h5")
-    for path in user_dir.iterdir():
-        if match := pattern.fullmatch(path.name):
-            try:
-                found.append(Attempt.read(path, int(match.group(1) or 0)))
-            except DamagedTraceError as error:
-                if locked:
-                    _set_aside(path, error)
-    return sorted(found, key=lambda attempt: attempt.number)
+    found = [(path, pattern.fullmatch(path.name)) for path in user_dir.iterdir()]
+    numbered = [(path, int(match.group(1) or 0)) for path, match in found if match]
+    return sorted(numbered, key=lambda entry: entry[1])
+
+
+def _jobs(user_dir: Path, job: int) -> dict[Path, JobInfo]:
+    """What they say of the job: all nodes look, and none but who merges looks at the others'."""
+    found = {}
+    for path, _ in _traces(user_dir, job):
+        with contextlib.suppress(DamagedTraceError):
+            found[path] = read_job(path)
+    return found
+
+
+def _attempts(user_dir: Path, job: int) -> list[Attempt]:
+    """To be called under the lock: what is damaged is set aside."""
+    found = []
+    for path, number in _traces(user_dir, job):
+        try:
+            found.append(Attempt.read(path, number))
+        except DamagedTraceError as error:
+            _set_aside(path, error)
+    return found
 
 
 def _set_aside(path: Path, error: Exception) -> None:

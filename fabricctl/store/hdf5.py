@@ -4,6 +4,7 @@ The layout is in ``docs/data-format.md``.
 """
 
 import contextlib
+import functools
 import glob
 import os
 import re
@@ -181,6 +182,18 @@ def create_table(
     )
 
 
+def kind_of(found: h5py.Dataset | h5py.Datatype) -> np.dtype[np.void]:
+    """Its ``dtype``, which h5py makes anew each time: most of what a wide job's merge took."""
+    stored = found.id if isinstance(found, h5py.Datatype) else found.id.get_type()
+    return _decoded(stored.encode())
+
+
+@functools.lru_cache(maxsize=256)
+def _decoded(encoded: bytes) -> np.dtype[np.void]:
+    kind: np.dtype[np.void] = h5py.h5t.decode(encoded).dtype
+    return kind
+
+
 def _committed(file: h5py.File, table: schema.Table) -> h5py.Datatype | np.dtype[np.void]:
     """The table's named datatype, which carries the columns' documentation once per file. Plain
     where an older version made the file and its type lacks columns."""
@@ -188,7 +201,8 @@ def _committed(file: h5py.File, table: schema.Table) -> h5py.Datatype | np.dtype
     if path not in file:
         file[path] = kind
         set_attributes(file[path], documentation(table))
-    return file[path] if file[path].dtype == kind else kind
+    stored = file[path]
+    return stored if kind_of(stored) == kind else kind
 
 
 def documentation(table: schema.Table) -> dict[str, Attribute]:

@@ -42,11 +42,13 @@ def write(
 
     base = attempt.path if attempt.identity else None
     with hdf5.new_file(attempt.path, check, base) as new:
-        nodes = dict.fromkeys(attempt.nodes)
+        nodes, said = set(attempt.nodes), attempt.nodes
         for part in parts:
             try:
                 with open_trace(part.path) as trace, damage_of(part.path):
-                    nodes.update(dict.fromkeys(trace.job.nodes))
+                    if trace.job.nodes is not said:  # the same tuple for the same text
+                        said = trace.job.nodes
+                        nodes.update(said)
                     _copy(trace, new)
             except TraceError as error:
                 if not part.path.exists():
@@ -64,7 +66,7 @@ def write(
             "end_real_ns": attempt.end_real_ns,
             "collected_real_ns": now_real_ns,
             "nodes": hostlist.fold(nodes),
-            "missing_nodes": hostlist.fold(nodes.keys() - present),
+            "missing_nodes": hostlist.fold(nodes - present),
         }
         hdf5.set_attributes(new.file, of_file)
     step("renamed")
@@ -87,8 +89,9 @@ def _copy_node(trace: Trace, name: str, file: h5py.File) -> None:
     info = trace.nodes[name]
     group = hdf5.create_node(file, _free_name(file, name, info.begin_real_ns))
     _copy_attributes(trace.file[hdf5.NODES][name], group, schema.NODE_ATTRIBUTES)
+    there = set(trace.file[hdf5.NODES][name])
     for table in (*schema.TABLES, *rollups.TABLES):
-        source = trace.dataset(name, table)
+        source = trace.dataset(name, table) if table.name in there else None
         if source is None or not len(source):
             continue
         target = hdf5.create_table(file, group, table, len(source))
@@ -115,7 +118,9 @@ def _same_layout(source: h5py.Dataset, target: h5py.Dataset) -> bool:
         for plist in (ours, theirs)
     ]
     return (
-        source.dtype == target.dtype and source.chunks == target.chunks and filters[0] == filters[1]
+        hdf5.kind_of(source) == hdf5.kind_of(target)
+        and theirs.get_chunk() == ours.get_chunk()
+        and filters[0] == filters[1]
     )
 
 
