@@ -4,6 +4,7 @@ moves, a host that stands still, the CPU that probing takes.
     bench/pair.py stall [--turns 25] [--block 1024]    rail 0 falls silent both ways
     bench/pair.py stall --fault cut [--plain --hogs 2] rail 0 of one node loses its cable
     bench/pair.py stall --fault loss --outage 1        5 % of all packets of rail 0 are lost; also
+                                                       `rate`: it carries 10 Mbit/s alone,
                                                        `rx`: one node hears nothing there,
                                                        `drain`: as `fabricctl path drain-rail`
     bench/pair.py healthy [--seconds 60]               every core busy, no fault: moves must be none
@@ -38,7 +39,8 @@ REALTIME = ["chrt", "-f", "5"]
 SILENT = " bpf bytecode '1,6 0 0 2,' da"  # TC_ACT_SHOT
 # A random number (SKF_AD_RANDOM) of the upper 5 % is shot.
 LOSSY = " bpf bytecode '4,32 0 0 4294963256,53 0 1 4080218931,6 0 0 2,6 0 0 0,' da"
-WHOLE = ("loss", "drain")  # faults that may hit an exchange as long as they last
+SLOW = "tbf rate 10mbit burst 6000 limit 48000"
+WHOLE = ("loss", "drain", "rate")  # faults that may hit an exchange as long as they last
 STOPS_S = (0.003, 0.01, 0.05, 0.3, 1.0)
 CONFIGURATION = """job 7
 self {self}
@@ -136,6 +138,11 @@ class Pair:
             return
         if kind == "cut":
             sh(f"ip -n {self.switch} link set r0p2 {'down' if on else 'up'}")
+            return
+        if kind == "rate":
+            for port in ("r0p1", "r0p2"):
+                what = f"replace dev {port} root {SLOW}" if on else f"del dev {port} root"
+                sh(f"tc -n {self.switch} qdisc {what}")
             return
         what, drop = ("add", LOSSY if kind == "loss" else SILENT) if on else ("del", "")
         for node in self.nodes[kind == "rx" :]:
@@ -295,7 +302,7 @@ def main() -> int:
     parser.add_argument("--block", type=int, default=1024)
     parser.add_argument("--interval-us", type=int, default=4000)
     parser.add_argument(
-        "--fault", choices=("silent", "cut", "rx", "loss", "drain"), default="silent"
+        "--fault", choices=("silent", "cut", "rx", "loss", "rate", "drain"), default="silent"
     )
     parser.add_argument("--each", action="store_true", help="print every stall")
     parser.add_argument("--outage", type=float, default=0.3)

@@ -32,6 +32,8 @@
 #define CLEAN_PROBES 64
 
 #define SLOW_FOR_NS (60 * MS)
+/* Of probation: what still comes late then waited in the queue in which the rail was left. */
+#define DRAIN_NS (100 * MS)
 
 static const char *const REASON_NAMES[REASONS] = {"none", "silent", "carrier", "told",
 						  "loss", "size",   "slow",    "drained"};
@@ -247,6 +249,8 @@ static bool evaluate_proving(struct pair *pair, unsigned rail, uint64_t now_ns,
 {
 	struct path *path = &pair->path[rail];
 
+	if (now_ns - path->proving_ns < DRAIN_NS)
+		path->lag_ns[0] = path->lag_ns[1] = 0;
 	if (path->loss.lost || path->slow_since_ns) {
 		begin_proving(path, now_ns);
 	} else if ((now_ns - path->proving_ns >= hold_ns(pair, path) && seen_enough(path)) ||
@@ -320,7 +324,7 @@ static void expect_queue(struct pair *pair, unsigned rail)
 	for (unsigned other = 0; other < pair->rails; other++) {
 		uint64_t jitter = path_jitter_ns(&pair->path[other]);
 
-		if (pair_level(pair, other) == LEVEL_GOOD && jitter > path->lag_ns[0])
+		if (other != rail && pair_level(pair, other) == LEVEL_GOOD && jitter > path->lag_ns[0])
 			path->lag_ns[0] = jitter;
 	}
 }

@@ -50,6 +50,28 @@ static void what_comes_back_brings_its_queue_along(void)
 	CHECK(sim.count[CHANGE_GONE] == 1);
 }
 
+/* Nor is what it brought late of the queue in which it was left a habit of it. */
+static void a_slow_rail_that_came_back_is_left_as_soon_as_at_first(void)
+{
+	struct sim sim = start();
+
+	sim.pair.hold_ns = sim.pair.hold_max_ns = 300 * MS;
+	run(&sim, 3 * S);
+	sim.loss_percent[0] = 100;
+	run(&sim, 20 * MS);
+	sim.loss_percent[0] = 0;
+	for (uint64_t queue = 36 * MS; queue; queue -= 4 * MS) {
+		sim.delay[0] = DELAY + queue;
+		run(&sim, 4 * MS);
+	}
+	sim.delay[0] = DELAY;
+	run(&sim, 500 * MS);
+	CHECK(sim.count[CHANGE_GONE] == 1 && pair_members(&sim.pair, 0) == 1);
+	sim.loss_percent[0] = 100;
+	run(&sim, 6 * MS);
+	CHECK(sim.count[CHANGE_GONE] == 2 && pair_members(&sim.pair, 0) == 2);
+}
+
 static void a_flapping_rail_is_held_out_longer_each_time(void)
 {
 	struct sim sim = start();
@@ -198,6 +220,7 @@ int main(void)
 {
 	it_comes_back_after_a_second_of_health();
 	what_comes_back_brings_its_queue_along();
+	a_slow_rail_that_came_back_is_left_as_soon_as_at_first();
 	a_flapping_rail_is_held_out_longer_each_time();
 	a_rail_on_probation_is_taken_where_the_other_loses();
 	flapping_at_20_hz_moves_once();
