@@ -39,9 +39,14 @@ STRIDE = 2  # a settled clock takes every other window, twice as long: half the 
 SETTLED_WINDOWS = 16  # not at once: those that began later still measure on the finer grid
 FIRST_RATE = 100.0  # pairs a second, so that the first windows know something
 SOLVE_WAIT_S = 0.05  # for reports that are late
+# All at once they would overflow the sockets of the two that solve, from some hundred nodes on;
+# a report takes a solver 25 us (bench/clock_intake.py).
+REPORTS_PER_S = 20_000
+LARGE = 2_000  # nodes, of which four windows a second are more than a solver can take
 HELLO_S = (0.1, 5.0)  # to a node not yet heard, and to all others
 BEGINNER_HELLO_S = 0.5  # to all others, from who does not know job time: they may know by now
 RECEIVE_AT_ONCE = 256
+RECEIVE_BYTES = 8 << 20  # reports of 6,000 nodes, where net.core.rmem_max allows
 ROW_S = 1.0  # between the page's rows for conversions
 NIC_ERROR_S = 3.0  # the clock is still what a NIC's stamps made of it when they cease
 # What a node's transmit and receive paths may differ by, which no loop of edges can see. Assumed,
@@ -106,6 +111,9 @@ class JobClock:
     ) -> None:
         self._member = member
         self._me = member.nodes.index(member.node)
+        self._large = len(member.nodes) > LARGE
+        self._spread_s = spread_s(len(member.nodes))
+        self._turn_s = self._spread_s * self._me / len(member.nodes)
         self._rails = tuple(rails)
         self._candidates = tuple(candidates)
         self._resolve = resolve
@@ -202,18 +210,19 @@ class JobClock:
     def _stride(self) -> int:
         """Windows of the grid from one report to the next."""
         steady = self.clock.settled_windows > SETTLED_WINDOWS and not self.clock.holding
-        return STRIDE if steady else 1
+        return STRIDE if steady or self._large else 1
 
     def _next_fit_s(self) -> float:
         """When the samples of the next window are complete: its end, and the time that a stamp
-        takes to come back, which is two ticks of the slower engine and a bit."""
+        takes to come back, which is two ticks of the slower engine and a bit; and it is this
+        node's turn to report."""
         now = self.prober.anchor()
         hop_s = HOP_S * self._stride()
         hop_ns = round(hop_s * 1e9)
         model = self.clock.model
         since_ns = float(model.since_ns(np.array([now.node_ns]))[0])
         left_ns = hop_ns - (model.at_job_ns + since_ns) % hop_ns
-        grace_s = 2.5 * 1.25 / self._rate + 0.003
+        grace_s = 2.5 * 1.25 / self._rate + 0.003 + self._turn_s
         wait_s = left_ns * 1e-9 + grace_s
         return time.monotonic() + (wait_s - hop_s if wait_s - hop_s > 0.5 * hop_s else wait_s)
 
@@ -222,7 +231,7 @@ class JobClock:
         self._edges.add(samples)
         self._delays.add(samples, self._edges.offsets_of(samples, self.clock.model))
         stride = self._stride()
-        window = self.clock.window_at(self.prober.anchor().node_ns)
+        window = self._window_now()
         window -= window % stride
         before = self.clock.model
         self.clock.advance(window)
@@ -247,7 +256,7 @@ class JobClock:
         self._solvers = self._choice.choose(window, self._dead)
         for solver in self._solvers:
             if solver == self._me:
-                self._take_report(report)
+                self._take_report(report, self._window_now())
             else:
                 self._send(exchange.REPORT_KIND, solver, exchange.pack_report(report))
 
@@ -290,6 +299,7 @@ class JobClock:
 
     def receive(self) -> None:
         """Takes what has arrived; called when the socket is readable."""
+        window = self._window_now()
         for _ in range(RECEIVE_AT_ONCE):
             try:
                 datagram, address = self._socket.recvfrom(exchange.MAX_BYTES)
@@ -298,18 +308,18 @@ class JobClock:
             except OSError:
                 continue  # an ICMP error of an earlier send
             try:
-                self._take(self._seal.open(datagram), address)
+                self._take(self._seal.open(datagram), address, window)
             except DataError:
                 self.refused += 1
 
-    def _take(self, message: exchange.Message, address: Address) -> None:
+    def _take(self, message: exchange.Message, address: Address, window: int) -> None:
         if not 0 <= message.sender < len(self._member.nodes):
             raise DataError("clock message: of nobody")
         self._ports[message.sender] = (address[0], address[1])
         if message.kind == exchange.HELLO:
             self._take_hello(message.sender, exchange.unpack_hello(message.body))
         elif message.kind == exchange.REPORT_KIND:
-            self._take_report(exchange.unpack_report(message.body, message.sender))
+            self._take_report(exchange.unpack_report(message.body, message.sender), window)
         elif message.kind == exchange.ANSWER:
             answer = exchange.unpack_answer(message.body, self._me)
             self._follow(answer, message.sender)
@@ -366,12 +376,15 @@ class JobClock:
         node_ns = np.array([self.prober.anchor().node_ns])
         return model.at_job_ns + round(float(model.since_ns(node_ns)[0]))
 
-    def _take_report(self, report: NodeReport) -> None:
+    def _window_now(self) -> int:
+        return self.clock.window_at(self.prober.anchor().node_ns)
+
+    def _take_report(self, report: NodeReport, window: int) -> None:
         waited = self._solver.waiting() is not None
-        if self._solver.add(report, self.clock.window_at(self.prober.anchor().node_ns)):
+        if self._solver.add(report, window):
             self._solve()
         elif not waited:
-            self._solve_at_s = time.monotonic() + SOLVE_WAIT_S
+            self._solve_at_s = time.monotonic() + SOLVE_WAIT_S + self._spread_s
 
     def _solve(self) -> None:
         self._solve_at_s = None
@@ -446,6 +459,11 @@ class JobClock:
         return f"::ffff:{host}" if six and ":" not in host else host
 
 
+def spread_s(nodes: int) -> float:
+    """From the first report on a window to the last."""
+    return min(nodes / REPORTS_PER_S, STRIDE * HOP_S / 2)
+
+
 def _owns(me: int, peer: int) -> bool:
     """Of every pair one end, so that all own about as many."""
     return (me < peer) == ((me + peer) % 2 == 1)
@@ -459,6 +477,7 @@ def _bind(candidates: Sequence[int]) -> socket.socket:
     except OSError:  # IPv6 is switched off
         found = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     found.setblocking(False)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
     for port in candidates:
         with contextlib.suppress(OSError):
             found.bind(("", port))

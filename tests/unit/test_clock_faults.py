@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("fabricctl.clock._page", reason="built without a C compiler")
 
-from fabricctl.clock import edges
+from fabricctl.clock import edges, exchange, live
 from fabricctl.clock._page import Reading
 from fabricctl.clock.page import HOLDOVER, SYNCHRONISED
 from tests.support.clock_mesh import BEGIN_NS, Link, Mesh, Nic
@@ -76,6 +76,32 @@ def test_all_nodes_agree_within_seconds_and_their_intervals_hold(tmp_path: Path)
     assert ran_evenly(later)
     half_widths = [(r.latest_ns - r.earliest_ns) / 2 for r in later.last.values()]
     assert max(half_widths) <= 1.1 * Link().floor_ns  # half the least round trip
+
+
+def test_reports_of_a_large_job_come_one_after_the_other_and_all_are_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "REPORTS_PER_S", 24)  # of six nodes the last is 0.2 s after the first
+    monkeypatch.setattr(live, "LARGE", 5)
+    mesh = Mesh(6, tmp_path)
+    mesh.skip(6)
+    came: dict[bytes, list[int]] = {}  # by window
+    send = mesh.send
+
+    def noted(source: str, to: str, data: bytes) -> None:
+        if to == "n0" and data[4] == exchange.REPORT_KIND:
+            came.setdefault(data[32:40], []).append(mesh.now_ns)
+        send(source, to, data)
+
+    monkeypatch.setattr(mesh, "send", noted)
+    seen = watch(mesh.run(4))
+    assert seen.honest
+    assert seen.status == {SYNCHRONISED}
+    assert max(seen.apart_ns) < ROOM_NS
+    assert ran_evenly(seen)
+    whole = [times for times in came.values() if len(times) == 5]
+    assert len(whole) >= 7
+    assert min(np.diff(times).min() for times in whole) > 30_000_000
 
 
 @pytest.mark.parametrize("off_ms", [40, 95, 240, 5_000])
