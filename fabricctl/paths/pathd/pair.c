@@ -34,6 +34,8 @@
 #define SLOW_FOR_NS (60 * MS)
 /* Of probation: what still comes late then waited in the queue in which the rail was left. */
 #define DRAIN_NS (100 * MS)
+/* What a rail's own past is good for: the rest of it may be what it was left for. */
+#define OWN_JITTER_NS (10 * MS)
 
 static const char *const REASON_NAMES[REASONS] = {"none", "silent", "carrier", "told",
 						  "loss", "size",   "slow",    "drained"};
@@ -324,7 +326,9 @@ static void expect_queue(struct pair *pair, unsigned rail)
 	for (unsigned other = 0; other < pair->rails; other++) {
 		uint64_t jitter = path_jitter_ns(&pair->path[other]);
 
-		if (other != rail && pair_level(pair, other) == LEVEL_GOOD && jitter > path->lag_ns[0])
+		if (other == rail && jitter > OWN_JITTER_NS)
+			jitter = OWN_JITTER_NS;
+		if (pair_level(pair, other) == LEVEL_GOOD && jitter > path->lag_ns[0])
 			path->lag_ns[0] = jitter;
 	}
 }
