@@ -3,8 +3,8 @@
     tools/bench.py [--short] [--only NAME...] [--out build/bench]
                    [--history build/bench/history.jsonl]
 
-All of it takes some hours, with ``--short`` half an hour: fewer turns, smaller jobs, compared with
-short runs alone. Each program of bench/ runs by itself and prints its figures beside a peer's or
+All of it takes some hours. ``--short``: fewer turns and smaller jobs, compared with short runs
+alone. Each program of bench/ runs by itself and prints its figures beside a peer's or
 the limit. Nothing of that is rewritten here: a figure is known by its program, the words of its
 line and its place in it. One that is further from the median of the runs on the same machine than
 ``--tolerance`` (a quarter) is marked. Times of a busy machine move by more; the load stands beside
@@ -42,6 +42,7 @@ SHORT = {  # where what a program does by itself takes more than a minute or two
     "clock_faults": "--seeds 2 --seconds 30",
     "clock_first": "--nodes 2 --jobs 2",
     "clock_harm": "--seconds 40 --seed 11",
+    "clock_intake": "--nodes 300 1000 --seconds 10",
     "clock_sim": "--seconds 30",
     "diagnose": "--faults 4 --healthy 1",
     "failover": "--turns 2",
