@@ -183,11 +183,7 @@ class LiveStep:
                     self._do(self._roster.ended(srun.node, max(0, srun.count - srun.joined)))
             # Where somebody died srun may stay, and its status says nothing; processes that live
             # may have more to do after the last step.
-            running = [
-                one
-                for one in self._sruns
-                if one.process.poll() is None and (not one.marked or one.here)
-            ]
+            running = [one for one in self._sruns if not one.seen and (not one.marked or one.here)]
             if self._result is None or not self._result.status:
                 return None if running else self._status()
             if not self._said:

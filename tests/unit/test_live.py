@@ -305,6 +305,22 @@ def test_a_program_that_never_joins_is_known_for_that(world: World) -> None:
     assert world.wait() == 1 and step.unused
 
 
+def test_an_srun_that_ends_while_it_is_looked_at_is_looked_at_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end counts when the roster knows of it: a program that never joined would be well."""
+    step = world.start("never")
+    looks = {id(srun.process): iter([None]) for srun in step._sruns}
+    for srun in step._sruns:
+        srun.process.wait()
+    ended = subprocess.Popen.poll
+    monkeypatch.setattr(
+        subprocess.Popen, "poll", lambda made: next(looks.get(id(made), iter([])), ended(made))
+    )
+    assert step.poll() is None
+    assert step.poll() == 1 and step.unused
+
+
 def test_a_group_that_is_broken_before_it_was_entered_is_left_alone() -> None:
     ours, theirs = (Link.local(made) for made in socket.socketpair())
     seat = _Seat(theirs)
