@@ -42,7 +42,7 @@ SHORT = {  # where what a program does by itself takes more than a minute or two
     "clock_faults": "--seeds 2 --seconds 30",
     "clock_first": "--nodes 2 --jobs 2",
     "clock_harm": "--seconds 40 --seed 11",
-    "clock_intake": "--nodes 300 1000 --seconds 10",
+    "clock_intake": "--nodes 300 1000 --windows 10",
     "clock_sim": "--seconds 30",
     "diagnose": "--faults 4 --healthy 1",
     "failover": "--turns 2",

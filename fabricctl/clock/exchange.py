@@ -138,18 +138,14 @@ def pack_report(report: NodeReport) -> bytes:
 
 
 def unpack_report(body: bytes, sender: int) -> NodeReport:
-    """Raises :class:`DataError`. A node reports on itself and on edges that it owns only."""
+    """Raises :class:`DataError`. Rows are looked at by who solves, all nodes' at once."""
     rest = len(body) - _REPORT.size
     if rest < 0 or rest % REPORT.itemsize:
         raise DataError("clock message: a report of the wrong size")
     window, theta, p_theta, settled, own, base = _REPORT.unpack_from(body)
-    edges = np.frombuffer(body, REPORT, offset=_REPORT.size)
-    # One sum of all, because each call takes numpy longer than the numbers do.
-    total = edges["offset_ns"] + edges["slope_ppb"] + edges["sigma_ns"] + edges["common_ns"]
-    if not (isfinite(theta) and isfinite(p_theta) and np.isfinite(total).all()):
-        raise DataError("clock message: a report that is not of numbers")
-    if p_theta <= 0 or (edges["sigma_ns"] <= 0).any() or (edges["a"] != sender).any():
+    if not (isfinite(theta) and isfinite(p_theta) and p_theta > 0):
         raise DataError("clock message: a report that cannot be")
+    edges = np.frombuffer(body, REPORT, offset=_REPORT.size)
     return NodeReport(sender, window, theta, p_theta, settled, edges, base, own)
 
 

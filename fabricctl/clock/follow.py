@@ -13,7 +13,8 @@ from fabricctl.clock.solver import Answer
 # How far a drift walks in a second before anything is known, and the limits of what is learned.
 FIRST_WANDER_PPB = 100.0
 WANDER_LIMITS_PPB = (5.0, 1_000.0)
-_LEARN = 0.02  # weight of one window: the wander of the last minute counts
+_LEARN = 0.08  # a hop's weight for each second of it: the wander of the last minute counts
+_LEARN_MOST = 0.05  # a window alone says little
 SETTLED_MEASUREMENTS = 4  # in a row, before anybody may rely on the clock
 SETTLED_SIGMA_NS = 1_000.0
 OVERLAP = 2  # windows that each sample is in; it counts once
@@ -55,6 +56,7 @@ class NodeClock:
 
     def __init__(self, hop_s: float, reference_s: float) -> None:
         self._hop_s, self.reference_s = hop_s, reference_s
+        self._learn = min(_LEARN * hop_s, _LEARN_MOST)
         self._clocks = kalman.first(1)
         self._window = 0
         self._measured = -(1 << 40)  # the window that ended when an answer was last believed
@@ -220,5 +222,5 @@ class NodeClock:
     def _learn_wander(self, surprise: float) -> None:
         """Surprises larger than the filter expects mean a clock that wanders more, and back."""
         if self.settled:
-            wander = self.wander_ppb * np.exp(_LEARN * (min(surprise, 9.0) - 1))
+            wander = self.wander_ppb * np.exp(self._learn * (min(surprise, 9.0) - 1))
             self.wander_ppb = float(np.clip(wander, *WANDER_LIMITS_PPB))

@@ -30,21 +30,22 @@ from fabricctl.clock.page import (
     PageWriter,
 )
 from fabricctl.clock.probing import Flow, Prober, Rail, Virtual
-from fabricctl.clock.solver import Answer, NodeReport, Solver
+from fabricctl.clock.solver import RATE_LIMITS, Answer, NodeReport, Solver
 from fabricctl.errors import DataError, SystemRefusedError
 
 HOP_S = 0.25  # the grid of windows while nothing is known: first job time within 2 s
-WINDOW_S = 0.5
+# So many a hop, whatever their number: four times the reports would be more than solvers can take.
+NODES_PER_HOP = 2_000
 STRIDE = 2  # a settled clock takes every other window, twice as long: half the probes and the work
 SETTLED_WINDOWS = 16  # not at once: those that began later still measure on the finer grid
-FIRST_RATE = 100.0  # pairs a second, so that the first windows know something
+FIRST_PAIRS = 25  # in the first windows, so that they know something
 SOLVE_WAIT_S = 0.05  # for reports that are late
 # All at once they would overflow the sockets of the two that solve, from some hundred nodes on;
 # a report takes a solver 25 us (bench/clock_intake.py).
 REPORTS_PER_S = 20_000
-LARGE = 2_000  # nodes, of which four windows a second are more than a solver can take
 HELLO_S = (0.1, 5.0)  # to a node not yet heard, and to all others
 BEGINNER_HELLO_S = 0.5  # to all others, from who does not know job time: they may know by now
+CROWD = 1_000  # nodes that say hello to those who solve as often as to others, the more the less
 RECEIVE_AT_ONCE = 256
 RECEIVE_BYTES = 8 << 20  # reports of 6,000 nodes, where net.core.rmem_max allows
 ROW_S = 1.0  # between the page's rows for conversions
@@ -111,9 +112,10 @@ class JobClock:
     ) -> None:
         self._member = member
         self._me = member.nodes.index(member.node)
-        self._large = len(member.nodes) > LARGE
-        self._spread_s = spread_s(len(member.nodes))
-        self._turn_s = self._spread_s * self._me / len(member.nodes)
+        self._hop_s = hop_s(len(member.nodes))
+        self._crowd = max(1.0, len(member.nodes) / CROWD)
+        self._spread_s = len(member.nodes) / REPORTS_PER_S  # from the first report to the last
+        self._turn = self._me / len(member.nodes)
         self._rails = tuple(rails)
         self._candidates = tuple(candidates)
         self._resolve = resolve
@@ -129,11 +131,11 @@ class JobClock:
         if virtual is not None:
             self.prober.set_virtual(virtual)
         self._socket = _bind(self._candidates)
-        self.clock = NodeClock(HOP_S, WINDOW_S / 2)
+        self.clock = NodeClock(self._hop_s, self._hop_s)  # windows of two hops: their centres
         self._edges = OwnedEdges(self._me, GateRules())
-        self._solver = Solver(len(member.nodes), HOP_S, FIRST_RATE)
+        self._first_rate = self._rate = max(RATE_LIMITS[0], FIRST_PAIRS / self._hop_s)
+        self._solver = Solver(len(member.nodes), self._hop_s, self._rate)
         self._delays = DelayMeter()
-        self._rate = FIRST_RATE
         self._dead: frozenset[int] = frozenset()
         self._ports: dict[int, Address] = {}  # where a node was heard from
         self._hellos: dict[int, exchange.Hello] = {}
@@ -147,7 +149,7 @@ class JobClock:
         self._nic_error_ns, self._nic_error_until_s = 0, 0.0
         self.refused = 0
         self._set_neighbours()
-        self.prober.start(FIRST_RATE)
+        self.prober.start(self._rate)
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -210,19 +212,19 @@ class JobClock:
     def _stride(self) -> int:
         """Windows of the grid from one report to the next."""
         steady = self.clock.settled_windows > SETTLED_WINDOWS and not self.clock.holding
-        return STRIDE if steady or self._large else 1
+        return STRIDE if steady else 1
 
     def _next_fit_s(self) -> float:
         """When the samples of the next window are complete: its end, and the time that a stamp
         takes to come back, which is two ticks of the slower engine and a bit; and it is this
         node's turn to report."""
         now = self.prober.anchor()
-        hop_s = HOP_S * self._stride()
+        hop_s = self._hop_s * self._stride()
         hop_ns = round(hop_s * 1e9)
         model = self.clock.model
         since_ns = float(model.since_ns(np.array([now.node_ns]))[0])
         left_ns = hop_ns - (model.at_job_ns + since_ns) % hop_ns
-        grace_s = 2.5 * 1.25 / self._rate + 0.003 + self._turn_s
+        grace_s = 2.5 * 1.25 / self._rate + 0.003 + self._turn * self._spread_s
         wait_s = left_ns * 1e-9 + grace_s
         return time.monotonic() + (wait_s - hop_s if wait_s - hop_s > 0.5 * hop_s else wait_s)
 
@@ -236,11 +238,11 @@ class JobClock:
         before = self.clock.model
         self.clock.advance(window)
         if self.clock.holding:
-            self._set_rate(FIRST_RATE)  # as all do whom nobody answers: reports come in time then
+            self._set_rate(self._first_rate)  # as all do whom nobody answers: in time then
         model = self.clock.model
         if model.at_job_ns == before.at_job_ns or window in self.clock.void:
             return
-        span = Span(model.at_job_ns, WINDOW_S * stride, self.clock.reference_s)
+        span = Span(model.at_job_ns, 2 * self._hop_s * stride, self.clock.reference_s)
         edges = self._edges.fit(span, model, self.clock.wander_ppb)
         theta_ns, p_theta = self.clock.prediction()
         report = NodeReport(
@@ -333,7 +335,7 @@ class JobClock:
         self._hellos[sender] = hello
         if before is None or before.rails != hello.rails:
             self._apply_flows()
-        self._hello_due_s[sender] = time.monotonic() + self._hello_pause_s()
+        self._hello_due_s[sender] = time.monotonic() + self._hello_pause_s(sender)
 
     def _align(self, sender: int, hello: exchange.Hello) -> None:
         """Before anything is measured, the time of who knows it, or of the first of all nodes that
@@ -349,17 +351,25 @@ class JobClock:
         if not -late_ns <= made_ns - self._job_now_ns() <= early_ns:
             self.clock.align(made_ns, self.prober.anchor().node_ns)
 
-    def _hello_pause_s(self) -> float:
+    def _hello_pause_s(self, peer: int) -> float:
+        if self._is_crowded(peer):
+            return self._crowd * (HELLO_S[1] if self.clock.settled else BEGINNER_HELLO_S)
+        if peer not in self._hellos:
+            return HELLO_S[0]
         return HELLO_S[1] if self.clock.settled else BEGINNER_HELLO_S
+
+    def _is_crowded(self, peer: int) -> bool:
+        """One that solves, to which everybody in a large job says hello."""
+        return self._crowd > 1 and all(peer != other for _, other in self._neighbours)
 
     def _say_hellos(self, now_s: float) -> None:
         if now_s < self._hello_at_s:
             return
         wanted = ({peer for _, peer in self._neighbours} | set(self._solvers)) - {self._me}
         for peer in wanted - self._dead:
-            if now_s >= self._hello_due_s.get(peer, 0.0):
-                pause_s = self._hello_pause_s() if peer in self._hellos else HELLO_S[0]
-                self._hello_due_s[peer] = now_s + pause_s
+            turn_s = self._turn * self._hello_pause_s(peer) if self._is_crowded(peer) else 0.0
+            if now_s >= self._hello_due_s.setdefault(peer, now_s + turn_s):
+                self._hello_due_s[peer] = now_s + self._hello_pause_s(peer)
                 self._say_hello(peer, asked_ns=round(now_s * 1e9))
         due = [self._hello_due_s[peer] for peer in wanted - self._dead]
         self._hello_at_s = max(min(due, default=0.0), now_s + HELLO_S[0])
@@ -380,10 +390,9 @@ class JobClock:
         return self.clock.window_at(self.prober.anchor().node_ns)
 
     def _take_report(self, report: NodeReport, window: int) -> None:
-        waited = self._solver.waiting() is not None
         if self._solver.add(report, window):
             self._solve()
-        elif not waited:
+        elif self._solve_at_s is None and self._solver.waiting() is not None:
             self._solve_at_s = time.monotonic() + SOLVE_WAIT_S + self._spread_s
 
     def _solve(self) -> None:
@@ -397,7 +406,7 @@ class JobClock:
 
     def _follow(self, answer: Answer, solver: int) -> None:
         self._choice.answered(solver, answer.window)
-        self._edges.learn_residuals(round(answer.window * HOP_S * 1e9), answer.residuals_ns)
+        self._edges.learn_residuals(round(answer.window * self._hop_s * 1e9), answer.residuals_ns)
         if not self.clock.settled and solver != self._choice.first(answer.window):
             return
         if answer.window > self.clock.answered:
@@ -437,7 +446,7 @@ class JobClock:
                 hard_least_ns=least_ns,
                 hard_most_ns=most_ns,
                 hard_drift_ppb=drift_ppb,
-                holdover_raw_ns=now.raw_ns + round(HOLDOVER_WINDOWS * HOP_S * 1e9),
+                holdover_raw_ns=now.raw_ns + round(HOLDOVER_WINDOWS * self._hop_s * 1e9),
             ),
         )
         if time.monotonic() >= self._row_due_s:
@@ -459,9 +468,10 @@ class JobClock:
         return f"::ffff:{host}" if six and ":" not in host else host
 
 
-def spread_s(nodes: int) -> float:
-    """From the first report on a window to the last."""
-    return min(nodes / REPORTS_PER_S, STRIDE * HOP_S / 2)
+def hop_s(nodes: int) -> float:
+    """From one window to the next. All that counts windows takes as much longer in a job of many
+    nodes."""
+    return HOP_S * -(-nodes // NODES_PER_HOP)
 
 
 def _owns(me: int, peer: int) -> bool:

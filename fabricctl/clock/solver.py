@@ -95,7 +95,7 @@ class Solver:
         ``now_window``: this node's own; a report far from it is of a node that has not found
         the job's time yet.
         """
-        if abs(report.window - now_window) > 2 or (report.edges["b"] >= self._nodes).any():
+        if abs(report.window - now_window) > 2:
             return False
         window, node = report.window, report.node
         self._newest = max(self._newest, window)
@@ -113,7 +113,7 @@ class Solver:
         reported.told.add(node)
         reported.awaited.discard(node)
         reported.settled |= report.settled
-        return self.waiting() == window and not reported.awaited
+        return not reported.awaited and self.waiting() == window
 
     def waiting(self) -> int | None:
         """The newest window that can be solved and was not.
@@ -124,9 +124,10 @@ class Solver:
         """
         for window in sorted(self._open, reverse=True):
             reported = self._open[window]
+            if window <= self._solved or 2 * len(reported.told) <= self.alive:
+                continue
             near = (w for w in self._open if w > window - KEPT_WINDOWS)
-            known = reported.settled or not any(self._open[w].settled for w in near)
-            if window > self._solved and 2 * len(reported.told) > self.alive and known:
+            if reported.settled or not any(self._open[w].settled for w in near):
                 return window
         return None
 
@@ -144,18 +145,18 @@ class Solver:
         window = self.waiting()
         if window is None:
             return []
-        reports = self._reports(window)
-        theta = np.full(self._nodes, np.nan)
-        for report in reports:
-            theta[report.node] = report.theta_ns
-        table = self._table(reports, window)
-        edges = _edges(table, theta, self._nodes)
+        reports = _possible(self._reports(window), self._nodes)
         # A late node's prediction is of another instant than the others'.
         timely = [report for report in reports if report.window == window]
         anchored = _anchor(timely, self._nodes)
         if anchored is None:
             return []
         base, anchor = anchored
+        theta = np.full(self._nodes, np.nan)
+        for report in reports:
+            theta[report.node] = report.theta_ns
+        table = self._table(reports, window)
+        edges = _edges(table, theta, self._nodes)
         agreed = 2 * sum(report.base == base for report in timely) > self.alive
         solution = solve(
             edges,
@@ -193,8 +194,7 @@ class Solver:
 
     def _table(self, reports: list[NodeReport], window: int) -> NDArray[np.void]:
         """All edges, those of a late node carried forward by their slope."""
-        # As bytes: numpy takes ten times as long to join records field by field.
-        table = np.frombuffer(b"".join(r.edges.tobytes() for r in reports), REPORT).copy()
+        table = _joined(reports)
         late = np.array([window - r.window for r in reports], float)
         late = np.repeat(late, [len(r.edges) for r in reports])
         table["offset_ns"] += table["slope_ppb"] * late * self._hop_s
@@ -211,6 +211,21 @@ class Solver:
         low, high = NEAR_WANTED
         factor = FASTER if typical < low else SLOWER if typical > high else 1.0
         self.rate = float(np.clip(self.rate * factor, *RATE_LIMITS))
+
+
+def _joined(reports: list[NodeReport]) -> NDArray[np.void]:
+    # As bytes: numpy takes ten times as long to join records field by field.
+    return np.frombuffer(b"".join(r.edges.tobytes() for r in reports), REPORT).copy()
+
+
+def _possible(reports: list[NodeReport], nodes: int) -> list[NodeReport]:
+    """Without those that no node of ours writes: of edges that are another's, or not of numbers."""
+    table = _joined(reports)
+    sender = np.repeat([r.node for r in reports], [len(r.edges) for r in reports])
+    total = table["offset_ns"] + table["slope_ppb"] + table["sigma_ns"] + table["common_ns"]
+    mine = (table["a"] == sender) & (table["b"] < nodes)
+    refused = set(sender[~(mine & np.isfinite(total) & (table["sigma_ns"] > 0))].tolist())
+    return [report for report in reports if report.node not in refused]
 
 
 def _anchor(reports: list[NodeReport], nodes: int) -> tuple[int, Floats] | None:

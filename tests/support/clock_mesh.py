@@ -78,7 +78,8 @@ class Nic:
 
 class Mesh:
     """``nodes`` job clocks; ``off_ns``: how far a node's CLOCK_REALTIME is off when it begins,
-    ``message_ns``: how long messages take at least."""
+    ``message_ns``: how long messages take at least, ``wave_ns``: by how much clocks wander from
+    their drift, and back, in a minute."""
 
     def __init__(
         self,
@@ -88,6 +89,7 @@ class Mesh:
         seed: int = 1,
         off_ns: Mapping[int, int] | None = None,
         message_ns: int = MESSAGE_NS,
+        wave_ns: float = 2_000.0,
     ) -> None:
         self.rng = np.random.default_rng(seed)
         self.names = tuple(f"n{i}" for i in range(nodes))
@@ -105,6 +107,7 @@ class Mesh:
         self._sides: tuple[set[int], set[int]] = (set(), set())
         self.off_ns = dict(off_ns or {})
         self.pages: dict[int, ClockPage] = {}
+        self.wave_ns = wave_ns
         self.virtual = {i: self._virtual() for i in range(nodes)}
         self._lives = count(1)
         self._messages: list[tuple[int, int, str, bytes, tuple[str, int]]] = []
@@ -115,7 +118,7 @@ class Mesh:
 
     def _virtual(self) -> Virtual:
         offset, drift = int(self.rng.integers(-(10**7), 10**7)), self.rng.uniform(-5e4, 5e4)
-        waves = ((2_000.0, 63.0, float(self.rng.uniform(0, 6))),)
+        waves = ((self.wave_ns, 63.0, float(self.rng.uniform(0, 6))),)
         return Virtual(BEGIN_NS, offset, drift, waves)
 
     # Faults

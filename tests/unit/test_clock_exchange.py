@@ -71,16 +71,39 @@ def test_an_earlier_life_of_a_node_is_heard_no_more() -> None:
         opener.open(old.close(ANSWER, 4, b"body"))
 
 
-@pytest.mark.parametrize("column", ["offset_ns", "slope_ppb", "sigma_ns", "common_ns"])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_report_that_is_not_of_numbers_is_refused(column: str, value: float) -> None:
-    with pytest.raises(DataError, match="not of numbers"):
-        exchange.unpack_report(exchange.pack_report(report(3, **{column: value})), 3)
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({name: value} for name in ("offset_ns", "slope_ppb", "sigma_ns", "common_ns")
+          for value in (np.nan, np.inf)),
+        {"sigma_ns": 0.0}, {"sigma_ns": -1.0}, {"a": 2}, {"b": 8}, {"b": 2**32 - 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_report_that_no_node_of_ours_writes_is_left_out(change: dict[str, float]) -> None:
+    """Of edges that are another's, of nodes that are none, or not of numbers."""
+    solver = Solver(8, 0.25, 100.0)
+    for node in range(8):
+        told = change if node == 3 else {}
+        given = exchange.pack_report(report(node, **{"hard_above_ns": 800.0, **told}))
+        solver.add(exchange.unpack_report(given, node), 40)
+    answers = {answer.node: answer for answer in solver.solve()}
+    assert answers.keys() == set(range(8)) - {3}
+    assert all(np.isfinite(answer.theta_ns) for answer in answers.values())
 
 
-def test_a_node_reports_on_itself_only() -> None:
-    with pytest.raises(DataError, match="cannot be"):
-        exchange.unpack_report(exchange.pack_report(report(2)), 3)
+def test_of_nothing_but_such_reports_nothing_is_solved() -> None:
+    solver = Solver(2, 0.25, 100.0)
+    for node in range(2):
+        solver.add(report(node, sigma_ns=-1.0), 40)
+    assert solver.solve() == []
+
+
+def test_a_report_whose_prediction_is_not_a_number_is_refused() -> None:
+    for changed in ({"theta_ns": np.nan}, {"p_theta": np.inf}, {"p_theta": 0.0}):
+        body = exchange.pack_report(replace(report(3), **changed))
+        with pytest.raises(DataError, match="cannot be"):
+            exchange.unpack_report(body, 3)
 
 
 def test_bodies_of_any_length_are_refused_or_read() -> None:
