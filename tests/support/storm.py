@@ -141,14 +141,14 @@ class Storm(Campaign):
             if state in OVER:
                 item.end_s = time.monotonic()
             elif state == "RUNNING" and self.has_lost_its_script(item):
-                self.admin("requeue", str(item.job))
+                self.admin("scontrol", "requeue", str(item.job))
                 item.lost_s = None
             elif state == "PENDING" and why == "BeginTime":
-                self.admin("update", f"JobId={item.job}", "StartTime=now")
+                self.admin("scontrol", "update", f"JobId={item.job}", "StartTime=now")
             elif (
                 state == "PENDING" and "held" in why.lower()
             ):  # by Slurm: slurmctld died as it began
-                self.admin("release", str(item.job))
+                self.admin("scontrol", "release", str(item.job))
 
     def is_forgotten(self, item: Tracked, *, known: bool) -> bool:
         """A slurmctld that was killed knows no job that began after it had last written them."""
@@ -170,16 +170,17 @@ class Storm(Campaign):
 
     def resume(self) -> None:
         """As an administrator would: nodes that Slurm took out for what failed come back."""
-        argv = ["sinfo", "-N", "-h", "-p", "all", "-o", "%N|%t|%E"]
-        done = self.lab.exec("ctl", argv, check=False, timeout_s=10)
-        for node, state, reason in (line.split("|") for line in done.stdout.splitlines()):
+        lines = self.admin("sinfo", "-N", "-h", "-p", "all", "-o", "%N|%t|%E").splitlines()
+        for node, state, reason in (line.split("|") for line in lines):
             if state.startswith(("drain", "drng", "down")) and node not in self.dead():
                 self.reasons.append(f"{node}: {reason}")
-                self.admin("update", f"NodeName={node}", "State=RESUME")
+                self.admin("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
-    def admin(self, *words: str) -> None:
+    def admin(self, *argv: str) -> str:
+        """What it says; nothing where Slurm does not answer now."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.lab.exec("ctl", ["scontrol", *words], check=False, timeout_s=10)
+            return self.lab.exec("ctl", list(argv), check=False, timeout_s=10).stdout
+        return ""
 
     # Mischief
 
