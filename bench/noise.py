@@ -7,7 +7,8 @@ periods are compared: what differs between jobs, or drifts on the machine, is on
 agents do in the first SETTLE_S after they were held is not counted: the job clock probes three
 times as often there, as at a job's begin. The interval is a bootstrap over pairs of periods.
 ``--housekeeping CPUS`` keeps the node service and what it starts on these CPUs, as CPUAffinity= in
-its unit does where Slurm sets cores aside; the ranks then have the others.
+its unit does where Slurm sets cores aside; the ranks then have the others, one each: with one such
+core a single rank works, beside the agents of all nodes, and there is no Allreduce.
 
     python -m bench.noise [--seconds 240] [--nodes 2] [--rates 1 10 100] [--housekeeping 0]
                           [--json FILE]    (adds to what is in FILE)
@@ -101,13 +102,19 @@ def housekeep(lab: Lab, cpus: str) -> None:
         lab.exec(node, ["sh", "-c", command])
 
 
-def job(lab: Lab, program: str, seconds: float, nodes: int, cpus: str) -> list[Slot]:
-    """One observed job's slots, and beside it the agents held and let go; see `changes`."""
-    others = sorted(set(range(os.cpu_count() or 1)) - set(_cpus(cpus)))
-    pinned = f"taskset -c {','.join(map(str, others))} " if cpus and others else ""
-    inner = (
-        f"export OMPI_MCA_mpi_yield_when_idle=1; srun --mpi=pmix {pinned}{program} {seconds + 8}"
-    )
+def ranks(options: argparse.Namespace) -> tuple[int, str]:
+    """How many, and on which CPUs."""
+    others = sorted(set(range(os.cpu_count() or 1)) - set(_cpus(options.housekeeping)))
+    count = min(options.nodes, len(others)) if options.housekeeping else options.nodes
+    return count, ",".join(map(str, others))
+
+
+def job(lab: Lab, program: str, options: argparse.Namespace) -> list[Slot]:
+    """One observed job's slots, and beside it the agents held and let go; see `_TOGGLE`."""
+    seconds, nodes = options.seconds, options.nodes
+    count, cpus = ranks(options)
+    step = f"srun --mpi=pmix -N{count} -n{count} taskset -c {cpus} {program} {seconds + 8}"
+    inner = f"export OMPI_MCA_mpi_yield_when_idle=1; {step}"
     argv = ["sbatch", "-W", "-o", "/shared/home/alice/noise.out", f"-N{nodes}",
             "--ntasks-per-node=1", "--fabric-resilience=observe", "--wrap", inner]  # fmt: skip
     lab.exec("ctl", argv, user="alice", timeout_s=seconds + 90)
@@ -134,7 +141,7 @@ def measured(lab: Lab, program: str, options: argparse.Namespace) -> tuple[list[
         )
         for node in lab.spec.compute_nodes[: options.nodes]
     ]
-    slots = job(lab, program, options.seconds, options.nodes, options.housekeeping)
+    slots = job(lab, program, options)
     said = [toggler.communicate(timeout=60)[0].splitlines() for toggler in togglers]
     return slots, said[0]
 
@@ -193,7 +200,7 @@ def main() -> int:
             if options.housekeeping:
                 housekeep(lab, options.housekeeping)
             slots, changes = measured(lab, program, options)
-            for what in ("work_us", "allreduce_us"):
+            for what in ("work_us", "allreduce_us")[: ranks(options)[0]]:
                 found = pairs(slots, changes, what)
                 if len(found) < 3:
                     raise SystemExit(f"noise: {len(found)} pairs of periods at {rate_hz:g} Hz")
