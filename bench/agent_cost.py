@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench.needs import need_root
 from fabricctl.telemetry import netlink
 from fabricctl.telemetry.host import FILES, SELDOM_HZ
 from tests.support.nodebox import NodeBox
@@ -79,6 +80,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=20)
     seconds = parser.parse_args().seconds
+    need_root()
     met = True
     print(f"{'rate':>7} {'CPU of a core':>14} {'floor':>8} {'ratio':>6} {'goal':>6}  memory")
     with tempfile.TemporaryDirectory() as work, NodeBox(Path(work)) as box:

@@ -9,6 +9,7 @@ with real jobs and faults in the lab.)
 """
 
 import argparse
+import math
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -130,10 +131,12 @@ def main() -> int:
         print(f"  {kind:14} {what:7} {count}")
     goals = {"precision": precision, "recall": recall, "place": place}
     met = all(goals[name] >= goal for name, goal in GOAL.items()) and false_alarms == 0
-    met &= bool(np.median(absolute) < 0.05) and bool(np.mean(score.covered) >= 0.93)
-    met &= bool(np.mean(score.covered) <= 0.97) and worst <= 0.003
-    print(f"goal (98.2 / 99.3 / 95.7 %, loss within 5 %, intervals 93 to 97 %, iterations 0.3 %): "
-          f"{'met' if met else 'missed'}")  # fmt: skip
+    # 2 % for the losses of 500 jobs; with fewer, chance alone moves the share by more.
+    slack = max(0.02, 2.5 * math.sqrt(0.95 * 0.05 / max(1, len(score.covered))))
+    met &= bool(np.median(absolute) < 0.05) and worst <= 0.003
+    met &= bool(abs(np.mean(score.covered) - 0.95) <= slack)
+    print(f"goal (98.2 / 99.3 / 95.7 %, loss within 5 %, intervals {95 - 100 * slack:.1f} to "
+          f"{95 + 100 * slack:.1f} %, iterations 0.3 %): {'met' if met else 'missed'}")  # fmt: skip
     return 0 if met else 1
 
 

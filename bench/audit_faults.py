@@ -158,7 +158,9 @@ def place(target: Sequence[str]) -> tuple[str, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--name", default="bench-audit", help="of the lab")
+    parser.add_argument(
+        "--name", default=os.environ.get("FABRICCTL_LAB", "bench-audit"), help="of the lab"
+    )
     parser.add_argument("--clean", type=int, default=2, help="clean audits")
     parser.add_argument("--batches", default="1,2,3,4", help="of faults; empty: none")
     parser.add_argument("--random", default="", help="seeds of batches that are drawn")

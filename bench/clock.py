@@ -36,6 +36,7 @@ from clock_bed import (
     start_peers,
     wired,
 )
+from needs import lack, need_root
 
 from fabricctl.clock.live import JobClock, Member
 from fabricctl.clock.page import ClockPage
@@ -407,9 +408,8 @@ def main() -> None:
     parser.add_argument("--alone", action="store_true", help="without chronyd and ptp4l")
     given = parser.parse_args()
     if not given.alone and not (shutil.which("chronyd") and shutil.which("ptp4l")):
-        parser.error(
-            "chronyd and ptp4l are not installed (apt install chrony linuxptp), or: --alone"
-        )
+        lack("chronyd and ptp4l are missing: apt-get install chrony linuxptp, or: --alone")
+    need_root()
     print(
         f"{given.nodes} nodes, {given.rails} rail(s), {given.seconds:.0f} s; errors over all pairs "
         f"in ns; ours with up to 10 ms, 50 ppm and {given.wander_ppm} ppm rms wander of "

@@ -53,7 +53,7 @@ def harmed(mesh: Mesh, seconds: float, seed: int) -> Iterator[dict[int, Reading]
         yield from mesh.run(REST_S)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=60.0)
@@ -82,7 +82,8 @@ def main() -> None:
         f"median {np.median(widths):,.0f} ns, 99 % {np.quantile(widths, 0.99):,.0f} ns, "
         f"half the least round trip {Link().floor_ns:,.0f} ns"
     )
+    return 1 if false else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,7 +3,7 @@
 Needs root. Jobs of some sizes in turn; a task on every node asks its page every 10 ms until it is
 told a synchronised time. From the allocation (the controller's log), which is before the prolog.
 
-    python -m bench.clock_first [--nodes 2 8] [--jobs 5] [--name clockfirst] [--json FILE]
+    python -m bench.clock_first [--nodes 2 8] [--jobs 5] [--name NAME] [--json FILE]
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nodes", type=int, nargs="+", default=[2, 8])
     parser.add_argument("--jobs", type=int, default=5)
-    parser.add_argument("--name", default="clockfirst")
+    parser.add_argument("--name", default=os.environ.get("FABRICCTL_LAB", "bench-clock-first"))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     # One more: the last is the spare, in a partition of its own.

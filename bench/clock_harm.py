@@ -14,6 +14,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -22,6 +23,7 @@ from pathlib import Path
 import clock as bench
 import clock_bed as bed
 import numpy as np
+from needs import need_root
 
 AWAY_S = 3.0
 REST_S = 1.5
@@ -126,12 +128,13 @@ def show(seen: bench.Seen) -> None:
     )
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=70.0)
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--seed", type=int, nargs="*", default=[11, 12, 13])
     given = parser.parse_args()
+    need_root()
     queries = false = 0
     for seed in given.seed:
         with tempfile.TemporaryDirectory(prefix="fabric-clock-") as folder:
@@ -139,7 +142,8 @@ def main() -> None:
         show(seen)
         queries, false = queries + seen.queries, false + seen.false
     print(f"altogether {queries:,} questions, {false} false intervals")
+    return 1 if false else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

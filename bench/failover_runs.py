@@ -16,6 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.needs import lack
 from fabricctl.lab.cluster import Lab
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -130,7 +131,7 @@ class Bench:
     @contextlib.contextmanager
     def job(self, system: System, seconds: float) -> Iterator[int]:
         if system.python and not Path(system.python).exists():
-            raise SystemExit(f"bench: {system.python} is missing: run tools/bench-mpi")
+            lack(f"{system.python} is missing: run tools/bench-mpi")
         flag = ["--fabric-resilience"] if system.ours else []
         argv = ["sbatch", "--parsable", *flag, "-N4", "--ntasks-per-node=1", "-o", "bench-%j.out"]
         done = self.lab.exec("ctl", argv, user="alice", input=job_script(system, seconds))

@@ -49,7 +49,9 @@ def carry_out(lab: Lab, kills: int) -> tuple[int, int]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--name", default="bench-maintenance", help="of the lab")
+    parser.add_argument(
+        "--name", default=os.environ.get("FABRICCTL_LAB", "bench-maintenance"), help="of the lab"
+    )
     parser.add_argument("--seconds", type=float, default=4.0, help="that the command takes")
     parser.add_argument("--kills", type=int, default=0, help="of the controller")
     given = parser.parse_args()

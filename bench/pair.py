@@ -32,6 +32,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.needs import need_root
+
 ROOT = Path(__file__).resolve().parents[1]
 STREAM = ["/usr/bin/python3", str(ROOT / "bench" / "failover_stream.py")]
 AS_USER = ["setpriv", "--reuid", "1000", "--clear-groups"]
@@ -313,6 +317,7 @@ def main() -> int:
     parser.add_argument("--rto-min-ms", type=int, default=4, help="of the routes")
     parser.add_argument("--pathd", default=str(ROOT / "build" / "paths" / "fabric-pathd"))
     args = parser.parse_args()
+    need_root()
     run = {"stall": stall, "healthy": healthy, "freeze": freeze, "cpu": cpu}[args.what]
     with contextlib.ExitStack() as stack:
         status = run(Pair(stack, args), args)

@@ -15,6 +15,7 @@ task's first instruction, where srun asks every 100, 200, 300 ms whether the pro
 import argparse
 import contextlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -66,10 +67,11 @@ class Kind:
 
 @contextlib.contextmanager
 def labs() -> Iterator[dict[str, Lab]]:
+    prefix = os.environ.get("FABRICCTL_LAB", "bench-prolog")
     specs = {
-        "none": LabSpec(name="pbnone", nodes=2, rails=1, bare=True, conf=LOG),
-        "true": LabSpec(name="pbtrue", nodes=2, rails=1, bare=True, conf={**LOG, **TRUE}),
-        "ours": LabSpec(name="pbours", nodes=2, rails=1, conf=LOG),
+        "none": LabSpec(name=f"{prefix}-none", nodes=2, rails=1, bare=True, conf=LOG),
+        "true": LabSpec(name=f"{prefix}-true", nodes=2, rails=1, bare=True, conf={**LOG, **TRUE}),
+        "ours": LabSpec(name=f"{prefix}-ours", nodes=2, rails=1, conf=LOG),
     }
     made = {name: Lab(spec) for name, spec in specs.items()}
     try:

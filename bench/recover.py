@@ -228,7 +228,7 @@ def main() -> int:
     parser.add_argument(
         "--limit", type=float, default=1e9, help="no job is begun after it, seconds"
     )
-    parser.add_argument("--name", default="bench")
+    parser.add_argument("--name", default=os.environ.get("FABRICCTL_LAB", "bench-recover"))
     options = parser.parse_args()
     need(*NEEDS[options.road], extra="dev" if options.road == "place" else "torch")
     end_s = time.monotonic() + options.limit

@@ -23,6 +23,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from bench.needs import lack
 from bench.report import make, measured
 
 JOB, TASKS = 7, 8
@@ -100,8 +101,7 @@ def main() -> int:
     parser.add_argument("--hours", type=float, nargs="*", default=[1.0, 6.0, 24.0])
     given = parser.parse_args()
     if not shutil.which("sh5util"):
-        print("sh5util is missing: apt-get install slurm-client")
-        return 1
+        lack("sh5util is missing: apt-get install slurm-client")
     import bokeh.plotting  # noqa: F401  as in bench.report
 
     print(f"{'hours':>6}{'sh5util+pandas':>16}{'CPU':>8}{'ours':>8}{'CPU':>8}{'CPU ratio':>11}")

@@ -204,16 +204,16 @@ def main() -> int:
     lab = Lab(LabSpec(name=args.name, rate_bit_per_s=RATE_MBIT * 1_000_000))
     lab.up()
     results: list[dict[str, Any]] = []
+    failed: list[str] = []
     try:
         bench = Bench(lab, args.seconds)
         bench.configure()
         for name in args.only.split(","):
             for _ in range(args.repeat):
                 for shares in (False, True):
-                    try:
-                        one = {"case": name, "shares": shares} | bench.run(CASES[name], shares)
-                    except ApartError as error:
-                        print(f"{name}: {error}", flush=True)
+                    one = measured(bench, name, shares, args.seconds)
+                    if one is None:
+                        failed.append(name)
                         continue
                     results.append(one)
                     print(as_text(one), flush=True)
@@ -221,7 +221,17 @@ def main() -> int:
                         args.json.write_text(json.dumps(results, indent=1))
     finally:
         lab.down()
-    return 0
+    return 1 if failed else 0
+
+
+def measured(bench: Bench, name: str, shares: bool, seconds: float) -> dict[str, Any] | None:
+    """A busy machine starts programs seconds apart: then once more, for three times as long."""
+    for bench.seconds in (seconds, 3 * seconds):
+        try:
+            return {"case": name, "shares": shares} | bench.run(CASES[name], shares)
+        except ApartError as error:
+            print(f"{name}: {bench.seconds:g} s each: {error}", flush=True)
+    return None
 
 
 def as_text(one: dict[str, Any]) -> str:

@@ -96,7 +96,7 @@ def main() -> int:
     parser.add_argument("--cuts", type=int, default=8, help="in all, with --json")
     parser.add_argument("--json", type=Path, help="what was found so far")
     parser.add_argument("--limit", type=float, default=1e9, help="nothing is cut after it, seconds")
-    parser.add_argument("--name", default="bench")
+    parser.add_argument("--name", default=os.environ.get("FABRICCTL_LAB", "bench-stalls-link"))
     options = parser.parse_args()
     end_s = time.monotonic() + options.limit
     found: dict[str, list] = {"cuts": [], "waited": []}

@@ -9,6 +9,7 @@ slurm-wlm-hdf5-plugin.
 """
 
 import argparse
+import os
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import h5py
 
+from bench.needs import lack
 from fabricctl.lab.cluster import Lab
 from fabricctl.lab.spec import LabSpec
 
@@ -141,9 +143,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=300)
     seconds = parser.parse_args().seconds
     if not any(Path("/usr/lib").glob("*/slurm*/acct_gather_profile_hdf5.so")):
-        print("Slurm's hdf5 profiling is missing: apt-get install slurm-wlm-hdf5-plugin")
-        return 1
-    lab = Lab(LabSpec(name="trace-size", nodes=4, conf=SLURM_CONF))
+        lack("Slurm's hdf5 profiling is missing: apt-get install slurm-wlm-hdf5-plugin")
+    lab = Lab(
+        LabSpec(name=os.environ.get("FABRICCTL_LAB", "bench-trace-size"), nodes=4, conf=SLURM_CONF)
+    )
     try:
         bring_up(lab)
         jobs = run_jobs(lab, seconds)

@@ -172,7 +172,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--pause", type=float, default=0.1, help="seconds of sleep in each step")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--name", default="bench")
+    parser.add_argument("--name", default=os.environ.get("FABRICCTL_LAB", "bench-training"))
     options = parser.parse_args()
     ways = options.ways.split(",")
     need(*(("torch", "torchft") if "torchft" in ways else ("torch",)), extra="peers")

@@ -7,16 +7,24 @@ All of it takes some hours. ``--short``: fewer turns and smaller jobs, compared 
 alone. Each program of bench/ runs by itself and prints its figures beside a peer's or
 the limit. Nothing of that is rewritten here: a figure is known by its program, the words of its
 line and its place in it. One that is further from the median of the runs on the same machine than
-``--tolerance`` (a quarter) is marked. Times of a busy machine move by more; the load stands beside
-each.
+``--tolerance`` (a quarter) is marked, and so is a goal that was met before and no longer is. Times
+of a busy machine move by more; the load stands beside each.
+
+Page, JSON and history are written as each program ends; what the running one says is in
+OUT/NAME.txt. A program that is broken off takes its lab down itself (also where make bench is
+killed); what a killed one leaves is taken away before the next and by the next run.
 """
 
 import argparse
+import contextlib
+import fcntl
 import html
 import json
+import math
 import os
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -26,15 +34,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fabricctl.lab.cluster import Lab
+from fabricctl.lab.spec import BASE
+
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / "bench"
-TIMEOUT_S = 3600.0
+TIMEOUT_S, SHORT_TIMEOUT_S = 3600.0, 600.0
+TAKE_DOWN_S = 60.0  # for a program that was told to end: seconds, on a busy machine more
 # What others run; make fuzz has the last.
 HELPERS = frozenset(
     {"failover_mpi", "failover_stream", "slice_stream", "training_program", "fuzz_report"}
 )
-UNAVAILABLE = 69  # sysexits.h: it needs what this machine has not, and says what
+MISSED, UNAVAILABLE, TIMED_OUT, BROKEN_OFF = (
+    1,
+    69,
+    124,
+    130,
+)  # 69: sysexits.h; it says what it lacks
+REFUSED = "fabricctl.errors.SystemRefusedError: "
+LAB = os.environ.get("FABRICCTL_LAB", "make-bench")  # all labs of a run: so, or so and -more
 SHORT = {  # where what a program does by itself takes more than a minute or two
+    "agent_cost": "--seconds 8",
     "attribution": "--jobs 50 --healthy 10",
     "audit_faults": "--clean 1 --batches 1",
     "checkpoint": "--mib 64 --rounds 3",
@@ -61,7 +81,7 @@ SHORT = {  # where what a program does by itself takes more than a minute or two
     "throughput": "--turns 1",
     "trace_size": "--seconds 60",
     "tracker": "--calls 2000000",
-    "training": "--ways free,live --steps 200",
+    "training": "--ways free,live --steps 100",
 }
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.])")
 LEAST_RUNS = 2  # before anything is called a change
@@ -78,16 +98,34 @@ class Result:
     load: float
     output: str
 
+    def told(self) -> str:
+        """How it ended, in words."""
+        last = (self.output.strip().splitlines() or [""])[-1]
+        if self.status == UNAVAILABLE:
+            return f"left out: {last.removeprefix(REFUSED)}"
+        if self.status == MISSED and "Traceback (most recent call last)" not in self.output:
+            return "missed its goal"
+        known = {0: "done", TIMED_OUT: "took too long", BROKEN_OFF: "broken off"}
+        return known.get(self.status, f"failed with status {self.status}: {last}")
+
 
 @dataclass(frozen=True)
 class Change:
-    """A figure that moved: ``before`` is the median of earlier runs."""
+    """A figure that moved: ``before`` is the median of earlier runs, whose last ones follow.
+    ``nth``: which of the line's figures."""
 
     name: str
     line: str
+    nth: int
     now: float
     before: float
     runs: int
+    last: tuple[float, ...]
+
+    @property
+    def times(self) -> float:
+        """How many times what it was; not known where it was nothing."""
+        return self.now / self.before if self.before else math.nan
 
 
 @dataclass
@@ -97,6 +135,7 @@ class Run:
     machine: Mapping[str, Any]
     at: str
     results: list[Result] = field(default_factory=list)
+    code: str = ""  # git's name for it
 
 
 def programs(only: Sequence[str] = ()) -> list[str]:
@@ -123,21 +162,86 @@ def machine() -> dict[str, Any]:
             "kernel": platform.release(), "python": platform.python_version()}  # fmt: skip
 
 
-def run_one(name: str, arguments: Sequence[str] = (), timeout_s: float = TIMEOUT_S) -> Result:
-    """Runs ``python -m bench.NAME``; one that fails or hangs is a result, too."""
+def code() -> str:
+    """The commit that is measured; a + where files are changed."""
+    argv = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def run_one(
+    name: str, arguments: Sequence[str] = (), timeout_s: float = TIMEOUT_S, out: Path = Path()
+) -> Result:
+    """Runs ``python -m bench.NAME``; one that fails or hangs is a result, too, and so is one that
+    is broken off: with ``BROKEN_OFF``."""
     begin_s, load = time.monotonic(), os.getloadavg()[0]
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", f"bench.{name}", *arguments],
-            cwd=ROOT, text=True, timeout=timeout_s,
-            env={**os.environ, "PYTHONPATH": str(BENCH)},  # they import each other either way
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+    said = out / f"{name}.txt"  # a file: what outlives the program may hold it open
+    with said.open("wb") as stream:
+        running = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "INT", sys.executable, "-m", f"bench.{name}", *arguments],
+            cwd=ROOT, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": str(BENCH),  # they import each other either way
+                 "PYTHONUNBUFFERED": "1", "FABRICCTL_LAB": LAB, "FABRICCTL_BENCH": LAB},
+            start_new_session=True,
         )  # fmt: skip
-        status, output = done.returncode, done.stdout
-    except subprocess.TimeoutExpired as error:
-        output = (error.stdout or b"").decode(errors="replace") if error.stdout else ""
-        status, output = 124, f"{output}\nbench: ended after {timeout_s:g} s"
+        told = ""
+        try:
+            status = running.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            status, told = TIMED_OUT, f"\nbench: ended after {timeout_s:g} s"
+        except KeyboardInterrupt:
+            status, told = BROKEN_OFF, "\nbench: broken off"
+        if told:
+            end(running)
+    output = said.read_text(errors="replace") + told
+    if status == MISSED and (output.strip().splitlines() or [""])[-1].startswith(REFUSED):
+        status = UNAVAILABLE
     return Result(name, status, time.monotonic() - begin_s, load, output)
+
+
+def end(running: subprocess.Popen[bytes]) -> None:
+    """Has it take down what it made; whoever does not is killed."""
+    running.send_signal(signal.SIGINT)
+    try:
+        running.wait(TAKE_DOWN_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+
+
+def take_away() -> list[str]:
+    """What a program of ours that was killed has left: its processes, labs, network namespaces."""
+    found = []
+    mark = f"FABRICCTL_BENCH={LAB}".encode()
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            if mark in (path / "environ").read_bytes().split(b"\0"):
+                found.append(f"process {path.name} ({(path / 'comm').read_text().strip()})")
+                os.kill(int(path.name), signal.SIGKILL)
+    for path in sorted(BASE.glob("*.lock")):
+        if path.stem == LAB or path.stem.startswith(f"{LAB}-"):
+            found.append(f"lab {path.stem}")
+            Lab(name=path.stem).down()
+    for path in Path("/run/netns").glob("*"):
+        owner = re.match(r"(?:pair|fc)(\d+)", path.name)  # bench/pair.py, bench/clock.py
+        if owner and not Path("/proc", owner.group(1)).exists():
+            found.append(f"namespace {path.name}")
+            subprocess.run(["ip", "netns", "del", path.name], check=False)
+    return found
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Two runs with labs of one name would take down each other's."""
+    with Path(f"/tmp/fabricctl-bench-{os.getuid()}-{LAB}.lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(
+                f"bench: another run has labs called {LAB}; set FABRICCTL_LAB to another name"
+            ) from None
+        yield
 
 
 def figures(result: Result) -> Iterator[tuple[str, int, float, str]]:
@@ -150,16 +254,22 @@ def figures(result: Result) -> Iterator[tuple[str, int, float, str]]:
             yield f"{words} /{nth}", place, float(found.replace(",", "")), line.strip()
 
 
-def changes(run: Run, earlier: Sequence[Mapping[str, Any]], tolerance: float) -> list[Change]:
-    """Figures further from the median of earlier runs of this machine than ``tolerance``."""
-    known: dict[tuple[str, str, int], list[float]] = {}
+def past(run: Run, earlier: Sequence[Mapping[str, Any]]) -> Iterator[Result]:
+    """Earlier results of this machine, oldest first."""
     for old in earlier:
-        if old["machine"] != run.machine:
-            continue
-        for given in old["results"]:
-            if given["status"] == 0:
-                for words, place, number, _ in figures(Result(**given)):
-                    known.setdefault((given["name"], words, place), []).append(number)
+        if old["machine"] == run.machine:
+            for given in old["results"]:
+                yield Result(**given)
+
+
+def changes(run: Run, earlier: Sequence[Mapping[str, Any]], tolerance: float) -> list[Change]:
+    """Figures further from the median of earlier runs of this machine than ``tolerance``, those
+    first that moved most."""
+    known: dict[tuple[str, str, int], list[float]] = {}
+    for old in past(run, earlier):
+        if old.status == 0:
+            for words, place, number, _ in figures(old):
+                known.setdefault((old.name, words, place), []).append(number)
     found = []
     for result in run.results:
         for words, place, number, line in figures(result):
@@ -168,44 +278,160 @@ def changes(run: Run, earlier: Sequence[Mapping[str, Any]], tolerance: float) ->
                 continue
             median = statistics.median(before)
             if abs(number - median) > tolerance * max(abs(median), 1e-9):
-                found.append(Change(result.name, line, number, median, len(before)))
-    return found
+                last = tuple(before[-4:])
+                found.append(Change(result.name, line, place, number, median, len(before), last))
+    return sorted(found, key=lambda change: -apart(change))
 
 
-def page(run: Run, moved: Sequence[Change]) -> str:
+def apart(change: Change) -> float:
+    """How far it moved, the same for twice and half."""
+    times = abs(change.times)
+    return abs(math.log(times)) if times and math.isfinite(times) else math.inf
+
+
+def worse(run: Run, earlier: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Programs that ended well when they last ran on this machine, and no longer do."""
+    before: dict[str, list[int]] = {}
+    for old in past(run, earlier):
+        if old.status not in (UNAVAILABLE, BROKEN_OFF):
+            before.setdefault(old.name, []).append(old.status)
+    return {
+        result.name: f"worse: {before[result.name].count(0)} of {len(before[result.name])} "
+        "earlier runs met it"
+        for result in run.results
+        if result.status not in (0, UNAVAILABLE, BROKEN_OFF)
+        and before.get(result.name, [1])[-1] == 0
+    }
+
+
+STYLE = """body{font:15px system-ui;max-width:75em;margin:2em auto;padding:0 1em}
+pre{background:#f6f6f6;padding:1em;overflow:auto;font-size:13px}.bad{color:#a00;font-weight:600}
+.out{color:#777}td,th{padding:.15em 1.2em .15em 0;text-align:left;vertical-align:top}
+.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}table{border-spacing:0}
+tr:nth-child(even) td{background:#fafafa}mark{background:#ffe08a}h2{margin-top:2em}
+th{border-bottom:1px solid #ccc}code{white-space:pre-wrap}"""
+
+
+def marked(line: str, places: Sequence[int]) -> str:
+    """The line with the figures at these places marked, for the page. Those of a time of day are
+    none."""
+    times = [found.span() for found in TIMES.finditer(line)]
+    found = [
+        match for match in NUMBER.finditer(line)
+        if not any(begin <= match.start() < end for begin, end in times)
+    ]  # fmt: skip
+    text, at = "", 0
+    for place in sorted(set(places)):
+        if place < len(found):
+            begin, end = found[place].span()
+            text += html.escape(line[at:begin]) + f"<mark>{html.escape(line[begin:end])}</mark>"
+            at = end
+    return text + html.escape(line[at:])
+
+
+def page(run: Run, moved: Sequence[Change], regressed: Mapping[str, str]) -> str:
     """One HTML file that needs nothing else."""
     about = ", ".join(f"{key} {value}" for key, value in run.machine.items())
+    rows = []
+    for each in run.results:
+        count = sum(change.name == each.name for change in moved)
+        rows.append(
+            f"<tr><td><a href='#{each.name}'>{each.name}</a><td>{ended(each, regressed)}"
+            f"<td class=n>{each.seconds:.0f}<td class=n>{each.load:.1f}<td class=n>{count or ''}"
+        )
     parts = [
         "<!doctype html><meta charset=utf-8><title>fabricctl: benchmarks</title>",
-        "<style>body{font:15px system-ui;max-width:70em;margin:2em auto}pre{background:#f4f4f4;"
-        "padding:1em;overflow:auto}.bad{color:#a00}td{padding:0 1em 0 0}</style>",
-        f"<h1>Benchmarks</h1><p>{html.escape(run.at)}; {html.escape(about)}</p>",
+        f"<style>{STYLE}</style><h1>Benchmarks</h1>",
+        f"<p>{html.escape(run.at)}, code {html.escape(run.code)}; {html.escape(about)}</p>",
+        "<table><tr><th>program<th>how it ended<th class=n>seconds<th class=n>load"
+        f"<th class=n>figures that moved{''.join(rows)}</table>",
     ]
-    if moved:
-        rows = "".join(
-            f"<tr><td>{html.escape(c.name)}<td><code>{html.escape(c.line)}</code>"
-            f"<td class=bad>{c.now:g}<td>{c.before:g} ({c.runs} runs)"
-            for c in moved
-        )
-        parts.append(f"<h2>Moved</h2><table><tr><th>program<th>line<th>now<th>before{rows}</table>")
     for each in run.results:
-        bad = "" if each.status == 0 else f" <span class=bad>status {each.status}</span>"
+        mine = [change for change in moved if change.name == each.name]
+        places: dict[str, list[int]] = {}
+        for change in mine:
+            places.setdefault(change.line, []).append(change.nth)
         parts.append(
-            f"<h2 id={each.name}>{each.name}{bad}</h2><p>{each.seconds:.0f} s, load at its begin "
-            f"{each.load:.1f}</p><pre>{html.escape(each.output)}</pre>"
+            f"<h2 id={each.name}>{each.name}</h2><p>{ended(each, regressed)}; "
+            f"{each.seconds:.0f} s, load at its begin {each.load:.1f}</p>"
         )
+        if mine:
+            parts.append(
+                "<table><tr><th>moved<th class=n>now<th class=n>before<th class=n>times"
+                "<th class=n>earlier runs" + "".join(map(row, mine)) + "</table>"
+            )
+        lines = (
+            marked(line, places.get(line.strip(), ())) for line in each.output.strip().split("\n")
+        )
+        parts.append("<pre>" + "\n".join(lines) + "</pre>")
     return "\n".join(parts) + "\n"
+
+
+def ended(result: Result, regressed: Mapping[str, str]) -> str:
+    """How it ended, for the page."""
+    kind = {0: "", UNAVAILABLE: "out"}.get(result.status, "bad")
+    more = f" ({regressed[result.name]})" if result.name in regressed else ""
+    return f"<span class='{kind}'>{html.escape(result.told() + more)}</span>"
+
+
+def row(change: Change) -> str:
+    """Of the table of what moved."""
+    last = ", ".join(f"{number:g}" for number in change.last)
+    more = "" if change.runs <= len(change.last) else f" (of {change.runs})"
+    return (
+        f"<tr><td><code>{marked(change.line, [change.nth])}</code><td class=n>{change.now:g}"
+        f"<td class=n>{change.before:g}<td class=n>"
+        f"{'' if math.isnan(change.times) else f'{change.times:.2f}'}<td class=n>{last}{more}"
+    )
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
     """Runs kept there; a line that was cut short is passed over."""
     found = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             found.append(json.loads(line))
         except json.JSONDecodeError:
             print(f"bench: {path}: a damaged line is passed over", file=sys.stderr)
     return found
+
+
+def remember(path: Path, run: Run, result: Result) -> None:
+    """One line a program: whoever is killed loses only what ran. A line that somebody was killed in
+    is not gone on with."""
+    line = json.dumps({"version": 1, **asdict(run), "results": [asdict(result)]})
+    with path.open("ab+") as stream:
+        if stream.tell():
+            stream.seek(-1, os.SEEK_END)
+            line = line if stream.read() == b"\n" else f"\n{line}"
+        stream.write(f"{line}\n".encode())
+
+
+def replace(path: Path, text: str) -> None:
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+def write(
+    out: Path, run: Run, earlier: Sequence[Mapping[str, Any]], tolerance: float
+) -> tuple[list[Change], dict[str, str]]:
+    """Page and JSON of what there is until now."""
+    moved, regressed = changes(run, earlier, tolerance), worse(run, earlier)
+    body = {"version": 1, **asdict(run)}
+    for given, result in zip(body["results"], run.results, strict=True):
+        given["ended"] = result.told()
+        lines: dict[str, list[float]] = {}
+        for words, _, number, _ in figures(result):
+            lines.setdefault(words, []).append(number)
+        given["figures"] = [
+            {"line": words.rpartition(" /")[0], "row": int(words.rpartition("/")[2]),
+             "values": values} for words, values in lines.items()
+        ]  # fmt: skip
+    told = [asdict(change) for change in moved]
+    replace(out / "bench.json", json.dumps({**body, "changes": told, "worse": regressed}, indent=1))
+    replace(out / "bench.html", page(run, moved, regressed))
+    return moved, regressed
 
 
 def main() -> int:
@@ -216,34 +442,54 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench")
     parser.add_argument("--history", type=Path)
     parser.add_argument("--tolerance", type=float, default=0.25)
-    parser.add_argument("--timeout", type=float, default=TIMEOUT_S)
+    parser.add_argument("--timeout", type=float, help="seconds a program (3,600; short: 600)")
     options = parser.parse_args()
     history = options.history or options.out / "history.jsonl"
+    timeout_s = options.timeout or (SHORT_TIMEOUT_S if options.short else TIMEOUT_S)
     about = {**machine(), **({"short": True} if options.short else {})}
-    run = Run(about, time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()))
-    for name in programs(options.only):
-        print(f"== {name}", flush=True)
-        arguments = SHORT.get(name, "").split() if options.short else []
-        run.results.append(run_one(name, arguments, options.timeout))
-        print(run.results[-1].output, flush=True)
-    moved = changes(run, read_history(history), options.tolerance)
+    run = Run(about, time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()), code=code())
     options.out.mkdir(parents=True, exist_ok=True)
-    body = {"version": 1, **asdict(run)}
-    (options.out / "bench.json").write_text(
-        json.dumps({**body, "changes": [asdict(change) for change in moved]}, indent=1) + "\n"
-    )
-    (options.out / "bench.html").write_text(page(run, moved))
-    with history.open("a") as stream:
-        stream.write(json.dumps(body) + "\n")
+    earlier = read_history(history)
+    moved: list[Change] = []
+    regressed: dict[str, str] = {}
+    # Whoever starts this in the background has it ignore SIGINT, and what it starts, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with alone():
+        for name in programs(options.only):
+            for left in take_away():
+                print(f"bench: taken away: {left}", flush=True)
+            print(f"== {name}", flush=True)
+            arguments = SHORT.get(name, "").split() if options.short else []
+            result = run_one(name, arguments, timeout_s, options.out)
+            run.results.append(result)
+            remember(history, run, result)
+            moved, regressed = write(options.out, run, earlier, options.tolerance)
+            print(
+                f"{result.output}\n-- {name}: {result.told()}; {result.seconds:.0f} s", flush=True
+            )
+            if result.status == BROKEN_OFF:
+                break
+        for left in take_away():
+            print(f"bench: taken away: {left}", flush=True)
+    return tell(run, moved, regressed, options.out / "bench.html")
+
+
+def tell(run: Run, moved: Sequence[Change], regressed: Mapping[str, str], page_at: Path) -> int:
+    """The end of it; the status of this program."""
     for change in moved:
         print(f"moved: {change.name}: {change.line}: {change.now:g}, was {change.before:g}")
-    lacks = [result.name for result in run.results if result.status == UNAVAILABLE]
-    failed = [result.name for result in run.results if result.status not in (0, UNAVAILABLE)]
+    for result in run.results:
+        if result.status:
+            print(f"{result.name}: {result.told()} {regressed.get(result.name, '')}".rstrip())
+    seconds = sum(result.seconds for result in run.results)
+    good = sum(result.status == 0 for result in run.results)
     print(
-        f"bench: {options.out / 'bench.html'}; left out for what is not installed: "
-        f"{', '.join(lacks) or 'none'}; failed: {', '.join(failed) or 'none'}"
+        f"bench: {good} of {len(run.results)} ended well in {seconds / 60:.0f} minutes; {page_at}"
     )
-    return 1 if failed else 0
+    if run.results and run.results[-1].status == BROKEN_OFF:
+        return BROKEN_OFF
+    return 1 if any(result.status not in (0, UNAVAILABLE) for result in run.results) else 0
 
 
 if __name__ == "__main__":

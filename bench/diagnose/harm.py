@@ -6,6 +6,7 @@ broken), harms them, and keeps traces and truth.
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -190,7 +191,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--faults", type=int, default=0, help="Cases of one fault, or of two.")
     parser.add_argument("--healthy", type=int, default=0, help="Pairs of healthy jobs.")
-    parser.add_argument("--name", default="diagnose", help="Of the lab.")
+    parser.add_argument(
+        "--name", default=os.environ.get("FABRICCTL_LAB", "bench-diagnose"), help="Of the lab."
+    )
     parser.add_argument("--torch", action="store_true", help="PyTorch's jobs, not MPI's.")
     parser.add_argument("--most-s", type=float, default=200, help="No new job after so long.")
     given = parser.parse_args()

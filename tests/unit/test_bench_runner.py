@@ -68,10 +68,59 @@ def test_other_machines_and_failed_runs_do_not_count(bench: ModuleType) -> None:
 def test_the_page_escapes_and_the_history_survives_damage(
     bench: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = bench.Run({"cpu": "<x>"}, "now", [bench.Result("a", 1, 1.0, 0.5, "<b>1</b>")])
-    text = bench.page(made, [])
-    assert "&lt;b&gt;" in text and "<b>" not in text and "status 1" in text
+    made = bench.Run({"cpu": "<x>"}, "now", [bench.Result("a", 3, 1.0, 0.5, "<i>1</i>")])
+    text = bench.page(made, [], {})
+    assert "&lt;i&gt;" in text and "<i>" not in text and "status 3" in text
     history = tmp_path / "h"
-    history.write_text(json.dumps({"machine": 1}) + '\n{"mach')
-    assert bench.read_history(history) == [{"machine": 1}]
+    history.write_text('{"mach')
+    bench.remember(history, made, made.results[0])
+    bench.remember(history, made, made.results[0])
+    assert [line["machine"] for line in bench.read_history(history)] == [{"cpu": "<x>"}] * 2
     assert "damaged" in capsys.readouterr().err
+
+
+def test_the_page_marks_what_moved_and_json_has_the_figures(
+    bench: ModuleType, tmp_path: Path
+) -> None:
+    earlier = [asdict(run(bench, 1.0)) for _ in range(2)]  # type: ignore[call-overload]
+    _, regressed = bench.write(tmp_path, run(bench, 4.0, status=1), earlier, 0.25)
+    assert regressed == {"a": "worse: 2 of 2 earlier runs met it"}
+    assert bench.worse(run(bench, 4.0), earlier) == {}
+    page = (tmp_path / "bench.html").read_text()
+    assert "CPU   0.20 % of a core, ratio <mark>4.0</mark>" in page
+    assert "missed its goal (worse: 2 of 2 earlier runs met it)" in page
+    told = json.loads((tmp_path / "bench.json").read_text())
+    assert told["results"][0]["figures"][0]["values"] == [0.2, 4.0] and len(told["changes"]) == 2
+
+
+def test_a_program_ends_as_it_says(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that lacks something is left out with its reason; one that hangs takes its lab down."""
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    monkeypatch.setattr(bench, "BENCH", tmp_path)
+    (tmp_path / "bench").mkdir()
+    programs = {
+        "good": "print(1)",
+        "lacks": "import sys; print('torch is missing'); sys.exit(69)",
+        "refused": "from fabricctl.errors import SystemRefusedError as E; raise E('no slurmd')",
+        "broke": "raise ValueError('why')",
+        "missed": "raise SystemExit(1)",
+        "hangs": "import time\ntry:\n  print(1)\n  time.sleep(600)\nfinally:\n  print(2)",
+    }
+    for name, text in programs.items():
+        (tmp_path / "bench" / f"{name}.py").write_text(text)
+    ended = {
+        name: bench.run_one(name, timeout_s=5 if name == "hangs" else 120, out=tmp_path)
+        for name in programs
+    }
+    assert {name: result.told() for name, result in ended.items()} == {
+        "good": "done",
+        "lacks": "left out: torch is missing",
+        "refused": "left out: no slurmd",
+        "broke": "failed with status 1: ValueError: why",
+        "missed": "missed its goal",
+        "hangs": "took too long",
+    }
+    said = ended["hangs"].output
+    assert ("1\n" in said) == ("2\n" in said)
