@@ -93,6 +93,14 @@ def test_a_frozen_node_stands_still_and_goes_on_where_it_was(lab: Lab) -> None:
     assert state(lab, "n2") == "up"
 
 
+def test_a_node_that_comes_back_by_itself_goes_ahead_of_nobody(lab: Lab) -> None:
+    """Whoever heals at an instant does: its slurmd, and all jobs there, would starve the others."""
+    lab.fault("power-off", "n3", for_s=0.5)
+    wait_until(lambda: state(lab, "n3") == "up" and up(lab, "n3", "slurmd"))
+    policies = lab.exec("n3", ["sh", "-c", "chrt -p $(pidof slurmd); chrt -p 1"]).stdout
+    assert policies.count("SCHED_OTHER") == 2
+
+
 def test_a_frozen_node_can_lose_power_and_come_back(lab: Lab) -> None:
     lab.fault("freeze", "n2")
     lab.fault("power-off", "n2")
