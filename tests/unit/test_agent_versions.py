@@ -17,6 +17,7 @@ from fabricctl.agent.mesh import Identity, Mesh
 from fabricctl.agent.peers import Peers
 from fabricctl.clock import exchange
 from fabricctl.store.schema import Severity
+from tests.unit.test_agent_mesh import free_ports
 
 ROOT = Path(__file__).parents[2]
 KEY = bytes(range(32))
@@ -37,12 +38,12 @@ class Node:
             self.said.append((severity, text))
 
 
-def run(nodes: list[Node], seconds: float) -> None:
-    end_s = time.monotonic() + seconds
+def run(nodes: list[Node]) -> None:
+    """Until each knows of the other and its version."""
+    end_s = time.monotonic() + 60
     meshes = [node.mesh for node in nodes]
-    while time.monotonic() < end_s and not all(
-        node.said and node.peers.view(time.monotonic()).settled for node in nodes
-    ):
+    while not all(node.said and node.peers.view(time.monotonic()).protected == 2 for node in nodes):
+        assert time.monotonic() < end_s
         for mesh in select.select(meshes, [], [], 0.01)[0]:
             mesh.receive()
         for mesh in meshes:
@@ -51,19 +52,13 @@ def run(nodes: list[Node], seconds: float) -> None:
         mesh.close()
 
 
-def pair(
-    monkeypatch: pytest.MonkeyPatch, other: Mapping[str, str], seconds: float = 3
-) -> list[Node]:
+def pair(monkeypatch: pytest.MonkeyPatch, other: Mapping[str, str]) -> list[Node]:
     """An agent of this version and one that says ``other`` of itself, until both told theirs."""
-    ports = []
-    for _ in range(4):
-        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-            probe.bind(("::", 0))
-            ports.append(probe.getsockname()[1])
+    ports = free_ports(4)
     first = Node(NODES[0], ports)
     monkeypatch.setattr(versions, "fields", lambda: dict(other))
     made = [first, Node(NODES[1], ports)]
-    run(made, 5)
+    run(made)
     return made
 
 
@@ -114,14 +109,12 @@ def test_a_forger_with_the_key_cannot_fill_the_record() -> None:
 
 
 def test_messages_of_another_kind_of_envelope_are_named_once() -> None:
-    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
-        probe.bind(("::", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     node = Node(NODES[0], [port])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         for text in (b"FBR2", b"FBR2", b"FBRx", b"abc"):
             sender.sendto(text + bytes(50), ("127.0.0.1", port))
-    select.select([node.mesh], [], [], 2)
+    select.select([node.mesh], [], [], 60)
     node.mesh.receive()
     node.mesh.close()
     text = "messages FBR2 came, this agent knows FBR1: is a node of another version?"

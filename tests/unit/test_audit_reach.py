@@ -62,13 +62,13 @@ def test_one_job_and_a_step_for_each_question_and_the_job_ends_with_it(slurm: Pa
 
 
 def test_a_node_that_holds_up_the_job_is_found_and_left_out(slurm: Path) -> None:
-    with reach.open_way(NODES, None, 0.5) as way:
+    with reach.open_way(NODES, None, 5.0) as way:
         assert [job.nodes for job in way.jobs] == [("n1", "n2", "n4")]
-        assert way.why == {"n3": "no job begins there within 0.5 s (audit.begin_s)"}
+        assert way.why == {"n3": "no job begins there within 5 s (audit.begin_s)"}
         assert way.dead == {"n3"}
     assert sorted(lines(slurm / "begun")) == sorted(lines(slurm / "ended"))
     for pid in lines(slurm / "hung"):
-        until_s = time.monotonic() + 5
+        until_s = time.monotonic() + 60
         while Path(f"/proc/{pid}").exists() and time.monotonic() < until_s:
             time.sleep(0.02)
         assert not Path(f"/proc/{pid}").exists()

@@ -12,6 +12,8 @@ import pytest
 from tests.support.crunner import Runner
 from tests.unit.test_c_rundir import JOB, run_dir, runner, service  # noqa: F401 - fixtures
 
+LONG_MS = 10**9  # the runner is not waited for so long
+
 
 def paths(run: Path, state: str = "") -> Path:
     """The node has link failover; with ``state`` the job has one too."""
@@ -32,10 +34,8 @@ def test_nothing_is_waited_for_without_link_failover(
     runner: Runner,
     run_dir: Path,
 ) -> None:
-    begin_s = time.monotonic()
     with service(run_dir):
-        assert wait(runner, run_dir, 10_000) == "off"
-    assert time.monotonic() - begin_s < 5
+        assert wait(runner, run_dir, LONG_MS) == "off"
 
 
 @pytest.mark.parametrize(("state", "answer"), [("ready", "ready"), ("off", "off"), ("?", "off")])
@@ -46,10 +46,8 @@ def test_what_is_decided_is_not_waited_for(
     answer: str,
 ) -> None:
     paths(run_dir, state)
-    begin_s = time.monotonic()
     with service(run_dir):
-        assert wait(runner, run_dir, 10_000) == answer
-    assert time.monotonic() - begin_s < 5
+        assert wait(runner, run_dir, LONG_MS) == answer
 
 
 def test_a_job_that_begins_is_waited_for(runner: Runner, run_dir: Path) -> None:
@@ -57,7 +55,7 @@ def test_a_job_that_begins_is_waited_for(runner: Runner, run_dir: Path) -> None:
     later = threading.Timer(0.3, paths, (run_dir, "ready"))
     with service(run_dir):
         later.start()
-        assert wait(runner, run_dir, 10_000) == "ready"
+        assert wait(runner, run_dir, LONG_MS) == "ready"
     later.join()
 
 
@@ -74,10 +72,8 @@ def test_an_old_job_without_a_word_is_not_waited_for(
     paths(run_dir, "starting")
     old = time.time() - 60
     os.utime(run_dir / "jobs" / str(JOB), (old, old))
-    begin_s = time.monotonic()
     with service(run_dir):
-        assert wait(runner, run_dir, 10_000) == "absent"
-    assert time.monotonic() - begin_s < 5
+        assert wait(runner, run_dir, LONG_MS) == "absent"
 
 
 def test_a_job_that_nobody_announced_is_nobodys(runner: Runner, run_dir: Path) -> None:
@@ -85,7 +81,7 @@ def test_a_job_that_nobody_announced_is_nobodys(runner: Runner, run_dir: Path) -
     paths(run_dir)
     shutil.rmtree(run_dir / "jobs" / str(JOB))
     with service(run_dir):
-        assert wait(runner, run_dir, 10_000) == "absent"
+        assert wait(runner, run_dir, LONG_MS) == "absent"
 
 
 def test_a_directory_that_others_can_write_to_is_not_believed(

@@ -35,7 +35,7 @@ def two() -> Iterator[tuple[Prober, Prober]]:
     b.stop()
 
 
-def wait_for(ready: object, seconds: float = 5.0) -> None:
+def wait_for(ready: object, seconds: float = 60.0) -> None:
     assert callable(ready)
     end = time.monotonic() + seconds
     while not ready():
@@ -51,7 +51,7 @@ def taken(a: Prober, least: int) -> np.ndarray:
         parts.append(a.take())
         return sum(map(len, parts)) >= least
 
-    wait_for(enough, 20)
+    wait_for(enough)
     return np.concatenate(parts)
 
 
@@ -133,9 +133,9 @@ def send(a: Prober, ear: Eavesdropper, datagram: bytes, *, counts: bool = True) 
     before, read = counted_all(a), a._engine.state()[0]
     ear.socket.sendto(datagram, ("127.0.0.1", a.ports[0]))
     if counts:
-        wait_for(lambda: counted_all(a) > before, 20)
+        wait_for(lambda: counted_all(a) > before)
     else:
-        wait_for(lambda: a._engine.state()[0] >= read + 2, 20)
+        wait_for(lambda: a._engine.state()[0] >= read + 2)
 
 
 def counted_all(a: Prober) -> int:

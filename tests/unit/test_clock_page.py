@@ -63,8 +63,8 @@ def test_job_time_never_steps_nor_runs_back(pair: tuple[PageWriter, ClockPage, L
     for off_ns in (5_000, -20_000, 90_000, -300_000):
         line, written = replace(line, job_ns=line.job_ns + off_ns), raw_now()
         writer.write(line, sure(raw_now()))
-        end = time.monotonic() + 0.05
-        while time.monotonic() < end:
+        end, enough = time.monotonic() + 0.05, len(seen) + 100
+        while time.monotonic() < end or len(seen) < enough:
             raw = raw_now()
             seen.append((page.now().time_ns, raw))
     job, raw = np.array(seen).T
@@ -85,7 +85,7 @@ def test_a_correction_is_complete_after_its_slew(
     writer.write(line, sure(raw_now()))
     time.sleep(0.12)
     raw = raw_now()
-    assert -1 <= page.now().time_ns - line.at(raw) < 1_000_000
+    assert line.at(raw) - 1 <= page.now().time_ns <= line.at(raw_now()) + 1
     assert page.body().job_ns(raw) == pytest.approx(line.at(raw), abs=1)
 
 
@@ -110,9 +110,9 @@ def test_an_agent_that_comes_back_goes_on_with_the_same_time(
     writer.close()
     again = PageWriter(tmp_path / "clock", 7, 3)
     assert page.now().time_ns > JOB0
+    soon = raw_now() + 20_000_000
     again.write(replace(line, job_ns=line.job_ns + 50_000), sure(raw_now()))
-    raw = raw_now()
-    assert abs(page.now().time_ns - line.at(raw)) < 40_000  # not there at once
+    assert abs(page.at(soon).time_ns - line.at(soon)) < 40_000  # not there at once
 
 
 def test_another_job_begins_anew(pair: tuple[PageWriter, ClockPage, Line], tmp_path: Path) -> None:
@@ -257,6 +257,7 @@ def test_the_c_library_reads_the_same_time(
     shown = subprocess.run([program, file], check=True, capture_output=True, text=True).stdout
     time_ns, earliest, latest, likely, status = map(int, shown.split())
     assert before <= time_ns <= line.at(raw_now())
-    assert (time_ns - earliest, latest - time_ns) == pytest.approx((701, 601), abs=20)
+    bounds = (time_ns - earliest, latest - time_ns)
+    assert bounds == pytest.approx((701, 601), abs=200)  # 5 ppb: 40 s
     assert likely >= 53
     assert status == SYNCHRONISED

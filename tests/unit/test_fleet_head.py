@@ -170,6 +170,7 @@ def test_rights_come_from_slurm_s_accounting_and_from_groups() -> None:
 def head(tmp_path: Path) -> Iterator[tuple[service.Head, Config]]:
     settings = config.load(environ={})
     mine = replace(settings.head, port=0, socket=tmp_path / "query", address="127.0.0.1")
+    mine = replace(mine, slurm_s=3600.0)  # asked once: what a test says of Slurm stays
     settings = replace(settings, head=mine)
     _, view = filled()
     slurm = FakeSlurm({n.name: n for n in view.nodes}, list(view.jobs))
@@ -184,7 +185,7 @@ def head(tmp_path: Path) -> Iterator[tuple[service.Head, Config]]:
 
 
 def until(what: object) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not what():  # type: ignore[operator]
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -196,8 +197,7 @@ def test_a_real_node_reports_is_answered_and_seen(head: tuple[service.Head, Conf
     try:
         pusher.turn()
         until(lambda: made.table.taken == 1)
-        pusher.wait(0.2)
-        assert pusher.pace._silent == 0  # the head has answered
+        until(lambda: pusher.wait(0.05) or not pusher.pace._silent)  # the head has answered
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
             for junk in (b"", b"x" * 999, wire.seal(message("n9"), b"another key" * 9)):
                 stranger.sendto(junk, ("127.0.0.1", made.port))
@@ -364,7 +364,7 @@ def test_the_terminal_shows_sorts_filters_and_ends() -> None:
     async def use() -> None:
         app = Top(Screen("jobs"), snapshot, 3600)
         async with app.run_test(size=(160, 30)) as pilot:
-            until_rows = time.monotonic() + 20
+            until_rows = time.monotonic() + 60
             while not app._model.rows:
                 assert time.monotonic() < until_rows
                 await pilot.pause(0.02)

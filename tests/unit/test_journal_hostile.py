@@ -125,9 +125,9 @@ def test_garbage_between_frames_is_skipped_wherever_it_meets_the_readers_window(
 def test_a_file_that_claims_a_large_frame_everywhere_is_given_up_in_seconds(gap: int) -> None:
     claim = struct.pack("<4sBBHI", journal.MAGIC, 1, 3, 1, 1 << 20).ljust(12 + gap, b"\xf5")
     data = header() + frame(3, 1, job_row(1)) + claim * (8 << 20 >> 4)
-    begin = time.monotonic()
+    begin = time.process_time()
     found = journal.read(data)
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
     assert len(found.tables["job"]) == 1
     assert "too much damage: the rest was not read" in (found.damage or "")
 

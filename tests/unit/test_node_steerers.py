@@ -52,7 +52,7 @@ class Box:
         return steering.read_state(self.root / "steer" / f"{number}.state")
 
     def turn_until(self, done: Callable[[], bool], what: str) -> None:
-        deadline_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + 60
         while not done():
             assert time.monotonic() < deadline_s, f"not {what}: {self.log.read_text()}"
             self.service.turn(time.monotonic())

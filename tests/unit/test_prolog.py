@@ -44,7 +44,7 @@ def run(script: Path, requests: Path, **changes: str) -> subprocess.CompletedPro
 
 def execute(argv: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        argv, env=environment, cwd="/", capture_output=True, check=False, text=True, timeout=10
+        argv, env=environment, cwd="/", capture_output=True, check=False, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
