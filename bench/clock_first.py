@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,7 +54,7 @@ def allocated_s(lab: Lab) -> dict[int, float]:
     }
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nodes", type=int, nargs="+", default=[2, 8])
     parser.add_argument("--jobs", type=int, default=5)
@@ -84,7 +85,8 @@ def main() -> None:
     print(f"worst {worst:.2f} s, goal {GOAL_S:g} s: {'met' if worst <= GOAL_S else 'missed'}")
     if given.json:
         given.json.write_text(json.dumps(found))
+    return 0 if worst <= GOAL_S else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

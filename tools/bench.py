@@ -63,7 +63,7 @@ SHORT = {  # where what a program does by itself takes more than a minute or two
     "clock_first": "--nodes 2 --jobs 2",
     "clock_harm": "--seconds 40 --seed 11",
     "clock_intake": "--nodes 300 1000 --windows 10",
-    "clock_sim": "--seconds 30",
+    "clock_sim": "--nodes 32 --seconds 8",
     "diagnose": "--faults 4 --healthy 1",
     "failover": "--turns 2",
     "maintenance": "--seconds 1",
@@ -127,6 +127,11 @@ class Change:
         """How many times what it was; not known where it was nothing."""
         return self.now / self.before if self.before else math.nan
 
+    @property
+    def apart(self) -> float:
+        """The same for twice and half."""
+        return abs(math.log(abs(self.times))) if self.now and self.before else math.inf
+
 
 @dataclass
 class Run:
@@ -145,20 +150,17 @@ def programs(only: Sequence[str] = ()) -> list[str]:
              if "__main__" in f.read_text() or f.stem == "__main__"}  # fmt: skip
     unknown = set(only) - names
     if unknown:
-        raise SystemExit(
-            f"bench: no {', '.join(sorted(unknown))}; there are {', '.join(sorted(names))}"
-        )
+        sys.exit(f"bench: no {', '.join(sorted(unknown))}; there are {', '.join(sorted(names))}")
     return sorted(set(only) or names - HELPERS - {"__init__"})
 
 
 def machine() -> dict[str, Any]:
     """What figures depend on."""
-    model = "unknown"
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
+    cpu = re.findall(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.M) or [
+        "unknown"
+    ]
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30
-    return {"cpu": model, "cores": os.cpu_count(), "memory_gib": memory,
+    return {"cpu": cpu[0], "cores": os.cpu_count(), "memory_gib": memory,
             "kernel": platform.release(), "python": platform.python_version()}  # fmt: skip
 
 
@@ -238,9 +240,7 @@ def alone() -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise SystemExit(
-                f"bench: another run has labs called {LAB}; set FABRICCTL_LAB to another name"
-            ) from None
+            sys.exit(f"bench: another run has labs called {LAB}; set FABRICCTL_LAB to another name")
         yield
 
 
@@ -280,13 +280,7 @@ def changes(run: Run, earlier: Sequence[Mapping[str, Any]], tolerance: float) ->
             if abs(number - median) > tolerance * max(abs(median), 1e-9):
                 last = tuple(before[-4:])
                 found.append(Change(result.name, line, place, number, median, len(before), last))
-    return sorted(found, key=lambda change: -apart(change))
-
-
-def apart(change: Change) -> float:
-    """How far it moved, the same for twice and half."""
-    times = abs(change.times)
-    return abs(math.log(times)) if times and math.isfinite(times) else math.inf
+    return sorted(found, key=lambda change: change.apart, reverse=True)
 
 
 def worse(run: Run, earlier: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -295,13 +289,12 @@ def worse(run: Run, earlier: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     for old in past(run, earlier):
         if old.status not in (UNAVAILABLE, BROKEN_OFF):
             before.setdefault(old.name, []).append(old.status)
+    failed = [result.name for result in run.results
+              if result.status not in (0, UNAVAILABLE, BROKEN_OFF)]  # fmt: skip
     return {
-        result.name: f"worse: {before[result.name].count(0)} of {len(before[result.name])} "
-        "earlier runs met it"
-        for result in run.results
-        if result.status not in (0, UNAVAILABLE, BROKEN_OFF)
-        and before.get(result.name, [1])[-1] == 0
-    }
+        name: f"(met in {known.count(0)} of {len(known)} runs before)"
+        for name, known in before.items() if name in failed and known[-1] == 0
+    }  # fmt: skip
 
 
 STYLE = """body{font:15px system-ui;max-width:75em;margin:2em auto;padding:0 1em}
@@ -309,17 +302,16 @@ pre{background:#f6f6f6;padding:1em;overflow:auto;font-size:13px}.bad{color:#a00;
 .out{color:#777}td,th{padding:.15em 1.2em .15em 0;text-align:left;vertical-align:top}
 .n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}table{border-spacing:0}
 tr:nth-child(even) td{background:#fafafa}mark{background:#ffe08a}h2{margin-top:2em}
-th{border-bottom:1px solid #ccc}code{white-space:pre-wrap}"""
+th{border-bottom:1px solid #ccc}td code{font-size:12px}
+code{white-space:pre-wrap}"""
 
 
 def marked(line: str, places: Sequence[int]) -> str:
     """The line with the figures at these places marked, for the page. Those of a time of day are
     none."""
     times = [found.span() for found in TIMES.finditer(line)]
-    found = [
-        match for match in NUMBER.finditer(line)
-        if not any(begin <= match.start() < end for begin, end in times)
-    ]  # fmt: skip
+    found = [match for match in NUMBER.finditer(line)
+             if not any(begin <= match.start() < end for begin, end in times)]  # fmt: skip
     text, at = "", 0
     for place in sorted(set(places)):
         if place < len(found):
@@ -331,21 +323,29 @@ def marked(line: str, places: Sequence[int]) -> str:
 
 def page(run: Run, moved: Sequence[Change], regressed: Mapping[str, str]) -> str:
     """One HTML file that needs nothing else."""
-    about = ", ".join(f"{key} {value}" for key, value in run.machine.items())
+    has = run.machine
+    about = ", ".join(f"{key} {value}" for key, value in has.items() if key != "short")
     rows = []
     for each in run.results:
         count = sum(change.name == each.name for change in moved)
         rows.append(
             f"<tr><td><a href='#{each.name}'>{each.name}</a><td>{ended(each, regressed)}"
             f"<td class=n>{each.seconds:.0f}<td class=n>{each.load:.1f}<td class=n>{count or ''}"
+            f"<td><code>{html.escape(chr(10).join(key_lines(each)))}</code>"
         )
     parts = [
         "<!doctype html><meta charset=utf-8><title>fabricctl: benchmarks</title>",
         f"<style>{STYLE}</style><h1>Benchmarks</h1>",
-        f"<p>{html.escape(run.at)}, code {html.escape(run.code)}; {html.escape(about)}</p>",
-        "<table><tr><th>program<th>how it ended<th class=n>seconds<th class=n>load"
-        f"<th class=n>figures that moved{''.join(rows)}</table>",
+        f"<p>{html.escape(run.at)}, {'short form' if has.get('short') else 'full length'}, code "
+        f"{html.escape(run.code)}; {html.escape(about)}</p><table><tr><th>program<th>how it ended"
+        "<th class=n>seconds<th class=n>load<th class=n>figures moved<th>goals and ratios"
+        f"{''.join(rows)}</table>",
     ]
+    if any(each.load > has.get("cores", math.inf) for each in run.results):
+        parts.append(
+            "<p class=bad>More wanted to run than there are cores (load): times are those of a "
+            "busy machine, ratios say more than they do, and goals may be missed for that.</p>"
+        )
     for each in run.results:
         mine = [change for change in moved if change.name == each.name]
         places: dict[str, list[int]] = {}
@@ -358,30 +358,35 @@ def page(run: Run, moved: Sequence[Change], regressed: Mapping[str, str]) -> str
         if mine:
             parts.append(
                 "<table><tr><th>moved<th class=n>now<th class=n>before<th class=n>times"
-                "<th class=n>earlier runs" + "".join(map(row, mine)) + "</table>"
+                "<th class=n>last runs" + "".join(map(row, mine)) + "</table>"
             )
-        lines = (
-            marked(line, places.get(line.strip(), ())) for line in each.output.strip().split("\n")
-        )
-        parts.append("<pre>" + "\n".join(lines) + "</pre>")
+        lines = each.output.rstrip().lstrip("\n").split("\n")
+        shown = (marked(line, places.get(line.strip(), ())) for line in lines)
+        parts.append("<pre>" + "\n".join(shown) + "</pre>")
     return "\n".join(parts) + "\n"
+
+
+def key_lines(result: Result) -> list[str]:
+    """Those that tell of a goal or a ratio; of a program that tells none, its last line."""
+    lines = [" ".join(line.split()) for line in result.output.splitlines() if line.strip()]
+    found = [line for line in lines if re.search(r"goal|ratio\b.*\d", line) and NUMBER.search(line)]
+    return (found or lines[-1:])[-4:] if result.status in (0, MISSED) else []
 
 
 def ended(result: Result, regressed: Mapping[str, str]) -> str:
     """How it ended, for the page."""
     kind = {0: "", UNAVAILABLE: "out"}.get(result.status, "bad")
-    more = f" ({regressed[result.name]})" if result.name in regressed else ""
-    return f"<span class='{kind}'>{html.escape(result.told() + more)}</span>"
+    words = " ".join((result.told(), regressed.get(result.name, ""))).strip()
+    return f"<span class='{kind}'>{html.escape(words)}</span>"
 
 
 def row(change: Change) -> str:
     """Of the table of what moved."""
     last = ", ".join(f"{number:g}" for number in change.last)
-    more = "" if change.runs <= len(change.last) else f" (of {change.runs})"
     return (
         f"<tr><td><code>{marked(change.line, [change.nth])}</code><td class=n>{change.now:g}"
         f"<td class=n>{change.before:g}<td class=n>"
-        f"{'' if math.isnan(change.times) else f'{change.times:.2f}'}<td class=n>{last}{more}"
+        f"{'' if math.isnan(change.times) else f'{change.times:.2f}'}<td class=n>{last}"
     )
 
 
@@ -420,7 +425,7 @@ def write(
     moved, regressed = changes(run, earlier, tolerance), worse(run, earlier)
     body = {"version": 1, **asdict(run)}
     for given, result in zip(body["results"], run.results, strict=True):
-        given["ended"] = result.told()
+        given.update(ended=result.told(), ratios=key_lines(result))
         lines: dict[str, list[float]] = {}
         for words, _, number, _ in figures(result):
             lines.setdefault(words, []).append(number)
@@ -428,8 +433,8 @@ def write(
             {"line": words.rpartition(" /")[0], "row": int(words.rpartition("/")[2]),
              "values": values} for words, values in lines.items()
         ]  # fmt: skip
-    told = [asdict(change) for change in moved]
-    replace(out / "bench.json", json.dumps({**body, "changes": told, "worse": regressed}, indent=1))
+    body.update(changes=[asdict(change) for change in moved], worse=regressed)
+    replace(out / "bench.json", json.dumps(body, indent=1))
     replace(out / "bench.html", page(run, moved, regressed))
     return moved, regressed
 
@@ -450,8 +455,7 @@ def main() -> int:
     run = Run(about, time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()), code=code())
     options.out.mkdir(parents=True, exist_ok=True)
     earlier = read_history(history)
-    moved: list[Change] = []
-    regressed: dict[str, str] = {}
+    moved, regressed = list[Change](), dict[str, str]()
     # Whoever starts this in the background has it ignore SIGINT, and what it starts, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

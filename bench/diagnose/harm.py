@@ -199,21 +199,21 @@ def main() -> int:
     given = parser.parse_args()
     given.keep.mkdir(parents=True, exist_ok=True)
     lab = Lab(LabSpec(name=given.name, nodes=5))
-    end_s = time.monotonic() + given.most_s
     try:
         lab.up()
+        end_s = time.monotonic() + given.most_s
         bench = Bench(lab, random.Random(given.seed), given.keep, given.torch)
         bench.orders.mkdir(mode=0o777)
         bench.orders.chmod(0o777)  # the job's user writes there
         cases = bench.cases()
         for nth, first in enumerate(range(0, given.faults, A_JOB)):
             some = [next(cases) for _ in range(min(A_JOB, given.faults - first))]
-            if time.monotonic() + len(some) * 11.5 + 20 > end_s:
+            if nth and time.monotonic() + len(some) * 11.5 + 20 > end_s:
                 print("no time for another job")
                 break
             bench.job_of_faults(some, f"faults-{given.seed}-{nth}", told=bool(nth % 2))
         for pair in range(given.healthy):
-            if time.monotonic() + 26 > end_s:
+            if pair and time.monotonic() + 26 > end_s:
                 break
             bench.healthy(given.seed * 100 + pair)
     except LabError as error:

@@ -84,11 +84,11 @@ def test_the_page_marks_what_moved_and_json_has_the_figures(
 ) -> None:
     earlier = [asdict(run(bench, 1.0)) for _ in range(2)]  # type: ignore[call-overload]
     _, regressed = bench.write(tmp_path, run(bench, 4.0, status=1), earlier, 0.25)
-    assert regressed == {"a": "worse: 2 of 2 earlier runs met it"}
+    assert regressed == {"a": "(met in 2 of 2 runs before)"}
     assert bench.worse(run(bench, 4.0), earlier) == {}
     page = (tmp_path / "bench.html").read_text()
     assert "CPU   0.20 % of a core, ratio <mark>4.0</mark>" in page
-    assert "missed its goal (worse: 2 of 2 earlier runs met it)" in page
+    assert "missed its goal (met in 2 of 2 runs before)" in page
     told = json.loads((tmp_path / "bench.json").read_text())
     assert told["results"][0]["figures"][0]["values"] == [0.2, 4.0] and len(told["changes"]) == 2
 
