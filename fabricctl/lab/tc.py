@@ -71,12 +71,25 @@ def program(drops: tuple[Drop, ...]) -> list[Instruction]:
     return [*code, (_RET, 0, 0, _TC_ACT_UNSPEC)]
 
 
+def make_hooks(net: Rtnl, port: int) -> None:
+    """Where a port's filters go.
+
+    While they are made the kernel stops the port, for milliseconds on a busy machine: to be done
+    before the port is used, or its first fault would begin twice.
+    """
+    body = _tcmsg(port, _TC_H_CLSACT, 0xFFFF_0000, 0) + text(_TCA_KIND, "clsact")
+    try:
+        net.request(_RTM_NEWQDISC, body, NLM_F_CREATE, "add clsact")
+    except SystemRefusedError as error:
+        if not _is(error, errno.EEXIST):
+            raise
+
+
 def set_drops(net: Rtnl, port: int, hook: int, drops: tuple[Drop, ...]) -> None:
     """Makes ``drops`` what a port loses on one hook; an empty tuple loses nothing."""
     if not drops:
         _forgiving(net, _RTM_DELTFILTER, _tcmsg(port, hook, 1, _filter_info(1)), "delete filter")
         return
-    _make_clsact(net, port)
     flags = u32(_TCA_BPF_FLAGS, _TCA_BPF_FLAG_ACT_DIRECT)
     _put_filter(net, port, hook, 1, _bpf(program(drops)) + flags)
 
@@ -109,7 +122,6 @@ def set_detour(net: Rtnl, port: int, via: int) -> None:
         body = _tcmsg(port, INGRESS, 1, _filter_info(2))
         _forgiving(net, _RTM_DELTFILTER, body, "delete detour")
         return
-    _make_clsact(net, port)
     parms = struct.pack("=IIiiiiI", 0, 0, _TC_ACT_STOLEN, 0, 0, _TCA_EGRESS_REDIR, via)
     options = nested(_TCA_ACT_OPTIONS, attribute(_TCA_MIRRED_PARMS, parms))
     action = nested(_TCA_BPF_ACT, nested(1, text(_TCA_ACT_KIND, "mirred"), options))
@@ -126,15 +138,6 @@ def _put_filter(net: Rtnl, port: int, hook: int, priority: int, options: bytes) 
 def _bpf(code: list[Instruction]) -> bytes:
     ops = b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
     return attribute(_TCA_BPF_OPS_LEN, struct.pack("=H", len(code))) + attribute(_TCA_BPF_OPS, ops)
-
-
-def _make_clsact(net: Rtnl, port: int) -> None:
-    body = _tcmsg(port, _TC_H_CLSACT, 0xFFFF_0000, 0) + text(_TCA_KIND, "clsact")
-    try:
-        net.request(_RTM_NEWQDISC, body, NLM_F_CREATE, "add clsact")
-    except SystemRefusedError as error:
-        if not _is(error, errno.EEXIST):
-            raise
 
 
 def _forgiving(net: Rtnl, kind: int, body: bytes, what: str) -> None:

@@ -16,6 +16,7 @@ import errno
 from pathlib import Path
 
 from fabricctl.errors import SystemRefusedError
+from fabricctl.lab import tc
 from fabricctl.lab.kernel import in_netns, is_mount, pin_new_netns
 from fabricctl.lab.rtnl import Rtnl
 from fabricctl.lab.spec import LabPaths, LabSpec
@@ -58,6 +59,7 @@ def _wire_switch(spec: LabSpec, paths: LabPaths, interface: str) -> None:
                 net.add_veth(node, interface, peer, max_segments=spec.max_segments(interface))
         links = net.links()
         for node in spec.all_nodes:
+            tc.make_hooks(net, links[node].index)
             if links[node].master == 0:
                 net.set_master(links[node].index, links[BRIDGE].index)
             net.set_up(links[node].index, True)

@@ -1,6 +1,7 @@
 """Each link fault does what it says, to that port alone, and its heal undoes it."""
 
 import socket
+import subprocess
 import threading
 import time
 
@@ -52,6 +53,18 @@ def test_one_way_blackhole_stops_one_way(
     lab.heal("blackhole", "n2", "r0")
     assert delivered(lab, "n2", "n1", "r0", count=20) == 20
     assert delivered(lab, "n1", "n2", "r0", count=20) == 20
+
+
+def test_a_fault_that_drops_begins_at_one_instant(lab: Lab) -> None:
+    """While a queueing discipline is attached the port stands still: then a first fault is two."""
+    argv = ["nsenter", f"--net={lab.paths.switch_netns('r0')}", "tc", "qdisc"]
+
+    def queues() -> str:
+        return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+    before = queues()
+    lab.fault("blackhole", "n5", "r0", direction="rx")
+    assert queues() == before
 
 
 def test_loss_loses_the_share_that_was_asked_for(lab: Lab) -> None:
