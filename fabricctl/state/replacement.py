@@ -37,7 +37,7 @@ from fabricctl.state.ckpt.link import Link
 from fabricctl.state.sockets import Sockets
 
 FORM_S = 60.0  # for all to meet in a new group
-CALL_S = 10.0
+CALL_S = 60.0  # all processes of a job call at once
 SOON_S = 2.0  # who waits longer is a spare
 CUT_S = 0.02  # between attempts to get the program out of a collective
 
@@ -149,7 +149,7 @@ class _Seat:
                 kind = message.get("kind", "")
                 with self._changed:
                     if kind == "form":
-                        self._form = _Form.of(message)
+                        self._form, self.moving = _Form.of(message), False
                     elif kind == "broken" and not self._inside:
                         self._form = None  # it was not entered yet, maybe not even told
                         self.say("ready")
@@ -202,7 +202,7 @@ class _Seat:
             if self._form is None:
                 sys.exit(0 if self._word == "end" else 1)
             form, self._form = self._form, None
-            self._broken, self._inside, self.moving = False, True, False
+            self._broken, self._inside = False, True
             return form
 
     def outside(self) -> None:

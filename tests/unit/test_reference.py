@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("docs") / "src"
     argv = [sys.executable, str(ROOT / "tools" / "reference.py"), str(out)]
-    subprocess.run(argv, check=True, timeout=120)
+    subprocess.run(argv, check=True, timeout=300)
     return out
 
 
@@ -41,5 +41,5 @@ def test_the_site_is_built_without_a_warning(made: Path, tmp_path: Path) -> None
     text = re.sub(r"docs_dir: .*", f"docs_dir: {made}", text)
     (tmp_path / "mkdocs.yml").write_text(re.sub(r"site_dir: .*", f"site_dir: {tmp_path}/s", text))
     argv = [sys.executable, "-m", "mkdocs", "build", "-q", "-f", str(tmp_path / "mkdocs.yml")]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")

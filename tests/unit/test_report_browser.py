@@ -28,7 +28,7 @@ from tests.support.traces import Cut, Plan, write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-WAIT_S = 30
+WAIT_S = 120
 
 # Everything below a root, through the shadow roots in which Bokeh draws.
 EVERYTHING = """
