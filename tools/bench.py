@@ -71,9 +71,9 @@ SHORT = {  # where what a program does by itself takes more than a minute or two
     "pair": "--turns 8",
     "prolog": "--jobs 12",
     "recover": "--kills 2",
-    "report": "--nodes 8 64 --hours 6",
+    "report": "--nodes 8 32 --hours 2",
     "scale": "--nodes 64 256 1000 --parts 64",
-    "sh5util": "--hours 1",
+    "sh5util": "--hours 3",
     "slice": "--repeat 1 --seconds 4",
     "soak": "--minutes 0.5",
     "stalls": "--stalls 3 --clean 1",
@@ -267,7 +267,7 @@ def changes(run: Run, earlier: Sequence[Mapping[str, Any]], tolerance: float) ->
     first that moved most."""
     known: dict[tuple[str, str, int], list[float]] = {}
     for old in past(run, earlier):
-        if old.status == 0:
+        if old.told() in ("done", "missed its goal"):
             for words, place, number, _ in figures(old):
                 known.setdefault((old.name, words, place), []).append(number)
     found = []

@@ -61,8 +61,10 @@ def test_a_figure_that_moved_is_told_and_noise_is_not(bench: ModuleType) -> None
 
 def test_other_machines_and_failed_runs_do_not_count(bench: ModuleType) -> None:
     others = [asdict(run(bench, 1.0, cpu="y")) for _ in range(3)]  # type: ignore[call-overload]
-    failed = [asdict(run(bench, 1.0, status=1)) for _ in range(3)]  # type: ignore[call-overload]
+    failed = [asdict(run(bench, 1.0, status=2)) for _ in range(3)]  # type: ignore[call-overload]
     assert bench.changes(run(bench, 9.0), [*others, *failed], 0.25) == []
+    missed = [asdict(run(bench, 1.0, status=1)) for _ in range(3)]  # type: ignore[call-overload]
+    assert len(bench.changes(run(bench, 9.0), missed, 0.25)) == 2
 
 
 def test_the_page_escapes_and_the_history_survives_damage(
