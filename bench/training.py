@@ -149,11 +149,13 @@ class Run:
         return ended_s - float(began.group(1)), found[0]
 
 
-def told(found: dict[str, dict[str, float | str]]) -> bool:
-    """The table; whether the goals of what was run are met."""
+def told(found: dict[str, dict[str, float | str]], steps: int) -> bool:
+    """The table; whether the goals of what was run are met. What four failures cost is held against
+    1,000 steps or more; with fewer the weights alone have to be right."""
     free_s = float(found.get("free", {}).get("seconds", "nan"))
     good = True
-    print(f"{STEPS} steps, {len(FAILURES)} failures (2 processes, 2 nodes)")
+    goal = f"{OURS_MOST:g}" if steps >= STEPS else f"{OURS_MOST:g} for {STEPS} steps, not held to"
+    print(f"{steps} steps, {len(FAILURES)} failures (2 processes, 2 nodes); goal of live: {goal}")
     for way in WAYS:
         if way not in found:
             continue
@@ -162,7 +164,8 @@ def told(found: dict[str, dict[str, float | str]]) -> bool:
         print(f"{way:8} {one['seconds']:7.1f} s {ratio:6.2f} of free, weights {one['weights']}, "
               f"load {one['load']:.1f}")  # fmt: skip
         if way == "live":
-            good &= ratio <= OURS_MOST and one["weights"] == found["free"]["weights"]
+            good &= one["weights"] == found["free"]["weights"]
+            good &= steps < STEPS or ratio <= OURS_MOST
     return good
 
 
@@ -194,7 +197,7 @@ def main() -> int:
             print(f"{way}: {seconds:.1f} s", flush=True)
     finally:
         lab.down()
-    return 0 if told(found) else 1
+    return 0 if told(found, options.steps) else 1
 
 
 if __name__ == "__main__":
