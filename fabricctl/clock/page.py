@@ -232,6 +232,13 @@ class PageWriter:
 
     def write(self, line: Line, bounds: Body) -> None:
         """Follows ``line`` from now on; ``bounds`` has the fields from state_raw_ns on."""
+        body = self._following(line, bounds)
+        while _page.instant()[0] >= body.raw0_ns:  # held up: readers are past where it begins
+            body = self._following(line, bounds)
+        self._body = body
+        _page.write(self._memory, body.pack())
+
+    def _following(self, line: Line, bounds: Body) -> Body:
         raw_ns = _page.instant()[0]
         raw0_ns, old = raw_ns + START_NS, self._body
         job0_ns, rate_before = line.at(raw0_ns), line.rate
@@ -255,8 +262,7 @@ class PageWriter:
             "slew_ns": float(abs(off_ns)),
             "rows": old.rows,
         }
-        self._body = Body(**{**bounds.__dict__, **changes})
-        _page.write(self._memory, self._body.pack())
+        return Body(**{**bounds.__dict__, **changes})
 
     def add_row(self) -> None:
         """Keeps this instant for conversions; once a second."""

@@ -76,6 +76,29 @@ def test_job_time_never_steps_nor_runs_back(pair: tuple[PageWriter, ClockPage, L
     assert page.at(soon).likely_ns > 100_000
 
 
+def test_a_writer_that_was_held_up_moves_no_time_that_was_read(
+    pair: tuple[PageWriter, ClockPage, Line],
+) -> None:
+    writer, page, line = pair
+    writer.write(line, sure(raw_now()))
+    time.sleep(0.002)
+    read: list[tuple[int, int]] = []
+
+    class Held(Line):
+        """50 ms pass as it is asked for the first time, in which somebody reads."""
+
+        def at(self, raw_ns: int) -> int:
+            if not read:
+                time.sleep(0.05)
+                now_ns = raw_now()
+                read.append((now_ns, page.at(now_ns).time_ns))
+            return super().at(raw_ns)
+
+    writer.write(Held(line.raw_ns, line.job_ns - 50_000, line.rate), sure(raw_now()))
+    at_ns, time_ns = read[0]
+    assert abs(page.at(at_ns).time_ns - time_ns) <= 2
+
+
 def test_a_correction_is_complete_after_its_slew(
     pair: tuple[PageWriter, ClockPage, Line],
 ) -> None:
