@@ -65,7 +65,7 @@ def write(
             "begin_real_ns": attempt.begin_real_ns,
             "end_real_ns": attempt.end_real_ns,
             "collected_real_ns": now_real_ns,
-            "nodes": hostlist.fold(nodes),
+            "nodes": hostlist.fold(nodes | present),
             "missing_nodes": hostlist.fold(nodes - present),
         }
         hdf5.set_attributes(new.file, of_file)

@@ -273,7 +273,7 @@ def test_many_parts_are_merged_in_batches_each_of_which_is_kept(
     assert merge(user_dir) == user_dir / "job-7.h5"
     assert content(user_dir / "job-7.h5") == all_begin(nodes, 0)
     with open_trace(user_dir / "job-7.h5") as trace:
-        assert set(trace.job.nodes) == set(NODES)
+        assert set(trace.job.nodes) == set(nodes)
 
 
 def test_what_a_user_added_to_a_trace_outlives_a_late_part(user_dir: Path) -> None:
@@ -390,6 +390,20 @@ def race(user_dir: Path, nodes: Sequence[str]) -> None:
                 os._exit(status)
         pids.append(pid)
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * len(nodes)
+
+
+def test_who_comes_last_finds_the_job_whole_whatever_nodes_the_parts_speak_of(
+    user_dir: Path,
+) -> None:
+    nodes = [f"n{nth}" for nth in range(1, 9)]  # the parts say n[1-3]
+    for node in nodes[:-1]:
+        put(user_dir, node)
+    assert collect.merge(user_dir, 7, nodes, T0, False) is not None
+    put(user_dir, nodes[-1])
+    assert collect.merge(user_dir, 7, nodes, T0, True) is not None
+    assert names(user_dir) == ["job-7.h5"]
+    with open_trace(user_dir / "job-7.h5") as trace:
+        assert trace.job.nodes == tuple(nodes)
 
 
 @pytest.mark.parametrize("seed", range(5))
