@@ -14,6 +14,7 @@ from typing import Protocol
 ASK_S = 0.1
 ASKED_PER_S = 5000.0  # a question is sealed for each node, some 20 us: more nodes, fewer questions
 WITNESS_S = 0.15  # at least, for a connection, or its refusal
+UNHEARD_S = 5.0  # of whom no agent was heard yet, rails are not known: one network is one witness
 CUT_OFF_S = 30.0  # all others silent: this node's own network, as long as a switch takes to start
 
 
@@ -104,4 +105,5 @@ class Heartbeat:
         if witness.answered():
             self._hear([node], now_s)
             return False
-        return silence_s >= self.silence_s and now_s - begun_s >= WITNESS_S
+        least_s = self.silence_s if node in self.heard else max(self.silence_s, UNHEARD_S)
+        return silence_s >= least_s and now_s - begun_s >= WITNESS_S

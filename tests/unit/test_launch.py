@@ -101,6 +101,23 @@ def test_a_dead_node_is_found_within_half_a_second_and_once() -> None:
     assert [machine.closed for machine in fabric.asked] == [True]
 
 
+def test_a_node_that_was_never_heard_is_not_dead_for_a_short_cut_of_its_network() -> None:
+    """As a job begins: its rails are told by its agent, who could not be asked yet."""
+    fabric = Fabric()
+    fabric.silent = fabric.gone = {"n3"}
+    assert fabric.looks(30) == set()
+    fabric.silent, fabric.gone = set(), set()
+    assert fabric.looks(10) == set()
+    fabric.silent = fabric.gone = {"n3"}
+    assert fabric.looks(10) == {"n3"}
+
+
+def test_a_node_that_is_dead_from_the_beginning_is_found() -> None:
+    fabric = Fabric()
+    fabric.silent = fabric.gone = {"n3"}
+    assert fabric.looks(60) == {"n3"}
+
+
 def test_a_silent_agent_on_a_living_node_is_no_death() -> None:
     fabric = Fabric()
     fabric.looks(3)
