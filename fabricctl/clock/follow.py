@@ -19,7 +19,7 @@ SETTLED_MEASUREMENTS = 4  # in a row, before anybody may rely on the clock
 SETTLED_SIGMA_NS = 1_000.0
 OVERLAP = 2  # windows that each sample is in; it counts once
 UNCERTAIN_WINDOWS = 4
-HOLDOVER_WINDOWS = 6  # without an answer for 1.5 s the clock is said to hold over
+HOLDOVER_WINDOWS = 6  # without an answer for so long (1.5 s; large jobs more) it holds over
 
 
 @dataclass(frozen=True)
