@@ -253,6 +253,9 @@ class LiveStep:
         made.settimeout(None)
         keep_alive(made)
         with self._lock:
+            if srun.seen:  # killed as it joined; it was counted with those that never did
+                link.close()
+                return
             self._links[who] = link
             srun.joined += 1
             srun.here += 1

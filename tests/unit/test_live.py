@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from fabricctl import fields
-from fabricctl.errors import UsageError
+from fabricctl.errors import FabricError, UsageError
 from fabricctl.launch import roster
 from fabricctl.launch.live import LiveStep
 from fabricctl.launch.placement import Placement
@@ -322,6 +322,18 @@ def test_an_srun_that_ends_while_it_is_looked_at_is_looked_at_again(
     )
     assert step.poll() is None
     assert step.poll() == 1 and step.unused
+
+
+def test_one_that_was_killed_as_it_joined_is_counted_once(world: World) -> None:
+    """What it sent may be read after its srun's end was seen."""
+    step = world.start("never")
+    assert world.wait() == 1
+    link = Link.call(("127.0.0.1", step._listener.getsockname()[1]), KEY, 60, 60)
+    with contextlib.closing(link):
+        link.send({"kind": "join", "step": "0", "local": "0"})
+        with pytest.raises((OSError, FabricError)):
+            link.receive()
+    assert step.unused
 
 
 def test_a_group_that_is_broken_before_it_was_entered_is_left_alone() -> None:
