@@ -149,14 +149,15 @@ class Keepers:
         """Away with what jobs that nobody holds any more left on the disk."""
         root = self._config.state.disk_dir
         held = {disk_place(self._config, one.start) for one in self._held.values()}
-        try:
-            left = [path for path in Path(root).iterdir() if path not in held] if root else []
-            for path in left:
-                if time.time() - path.lstat().st_mtime > self._config.state.hold_s:
+        for path in Path(root).glob("*") if root else ():
+            try:
+                # Not its mtime, which its owner may have set to next century.
+                unused_s = time.time() - path.lstat().st_ctime
+                if path not in held and unused_s > self._config.state.hold_s:
                     rootfiles.remove_tree(path)
-        except OSError as error:
-            text = f"checkpoints on the disk are not removed: {error.filename}: {error.strerror}"
-            self._log.write("node", text, Severity.ERROR)
+            except OSError as error:
+                text = f"checkpoints on the disk are not removed: {path}: {error.strerror}"
+                self._log.write("node", text, Severity.ERROR)
 
     def _launch(self, held: _Held, now_s: float) -> None:
         held.restart_s = None

@@ -2,10 +2,12 @@
 blocking on a fifo, never more than was expected."""
 
 import os
+import secrets
 import stat
 from pathlib import Path
 
 MAX_BYTES = 128 * 1024  # twice what fields allow
+MOST_DIRECTORIES = 65_536  # of a tree to remove: somebody may make them as fast as they go
 
 
 def read_small(path: Path, owner: int) -> bytes:
@@ -69,7 +71,7 @@ def remove_tree(path: Path) -> None:
         path.unlink(missing_ok=True)
         return
     try:
-        _empty(fd, depth=0)
+        _empty(fd)
     finally:
         os.close(fd)
     try:
@@ -78,19 +80,32 @@ def remove_tree(path: Path) -> None:
         return
 
 
-def _empty(directory: int, depth: int) -> None:
-    if depth > 8:
-        raise OSError(0, "directories nest too deep")
+def _empty(tree: int) -> None:
+    """However deep its owner let directories nest: each one's are brought up to the first level."""
+    waiting = _unlink_files(tree)
+    for number, name in enumerate(waiting):  # which grows
+        if number == MOST_DIRECTORIES:
+            raise OSError(0, f"more than {MOST_DIRECTORIES} directories")
+        inner = os.open(
+            name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=tree
+        )
+        try:
+            for below in _unlink_files(inner):
+                waiting.append(secrets.token_hex(16))
+                os.rename(below, waiting[-1], src_dir_fd=inner, dst_dir_fd=tree)
+        finally:
+            os.close(inner)
+        os.rmdir(name, dir_fd=tree)
+
+
+def _unlink_files(directory: int) -> list[str]:
+    """What is left: directories."""
+    left = []
     for name in os.listdir(directory):
         try:
             os.unlink(name, dir_fd=directory)
         except FileNotFoundError:
             continue
         except (IsADirectoryError, PermissionError):
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            inner = os.open(name, flags, dir_fd=directory)
-            try:
-                _empty(inner, depth + 1)
-            finally:
-                os.close(inner)
-            os.rmdir(name, dir_fd=directory)
+            left.append(name)
+    return left

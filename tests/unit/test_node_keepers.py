@@ -11,9 +11,10 @@ import pytest
 from fabricctl.agent.log import NodeLog
 from fabricctl.config import Config
 from fabricctl.errors import DataError
-from fabricctl.node import keepers
+from fabricctl.node import keepers, rootfiles
 from fabricctl.node.keepers import Keepers
 from fabricctl.records import Envelope, JobStart
+from fabricctl.sections import StateConfig
 from fabricctl.state.ckpt.assignment import Assignment
 from fabricctl.state.ckpt.keeper import Keeper
 from fabricctl.state.ckpt.parts import Part, Wanted
@@ -53,6 +54,31 @@ def test_what_an_earlier_job_of_the_same_number_left_is_given_up(node: Keepers) 
         os.kill(first, 0)
     assert node.held(7) and node._held[7].pid != first
     assert not node._held[7].ending
+
+
+def test_checkpoints_on_the_disk_go_whatever_age_they_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that cannot be removed keeps none of the others either."""
+    config = Config(state=StateConfig(disk_dir=str(tmp_path / "disk"), hold_s=0))
+    held = keepers.disk_place(config, job(b"a"))
+    assert held is not None
+    for path in (stuck := tmp_path / "disk" / "1", young := tmp_path / "disk" / "2", held):
+        path.mkdir(parents=True)
+    os.utime(young, (2**32, 2**32))
+    made = Keepers(config, NodeLog(tmp_path / "log"))
+    made.start(job(b"a"), 0.0)
+    remove = rootfiles.remove_tree
+
+    def removed(path: Path) -> None:
+        if path == stuck:
+            raise OSError(5, "Input/output error")
+        remove(path)
+
+    monkeypatch.setattr(rootfiles, "remove_tree", removed)
+    made._clean_disk()
+    assert not young.exists() and stuck.exists() and held.exists()
+    assert "Input/output error" in (tmp_path / "log").read_text()
 
 
 def test_a_requeued_jobs_keeper_goes_on(node: Keepers) -> None:

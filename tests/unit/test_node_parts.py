@@ -148,6 +148,30 @@ def test_removing_a_tree_leaves_what_its_links_lead_to(tmp_path: Path) -> None:
     assert (tmp_path / "outside" / "file").read_text() == "kept"
 
 
+def test_a_tree_is_removed_however_deep_it_nests(tmp_path: Path) -> None:
+    """Users make directories where their ranks say where they stand: one that is never removed
+    takes the room of all who come later."""
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(3000):  # a path of that length no call takes
+        os.mkdir("tree", dir_fd=here)
+        os.close(os.open("file", os.O_CREAT, dir_fd=here))
+        below = os.open("tree", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    rootfiles.remove_tree(tmp_path / "tree")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_tree_that_grows_as_fast_as_it_is_removed_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rootfiles, "MOST_DIRECTORIES", 5)
+    (tmp_path / "tree" / "/".join("abcdefg")).mkdir(parents=True)
+    with pytest.raises(OSError, match="more than 5 directories"):
+        rootfiles.remove_tree(tmp_path / "tree")
+
+
 def test_a_renamed_file_wakes_the_watch(tmp_path: Path) -> None:
     import select
 
