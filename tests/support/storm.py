@@ -298,7 +298,9 @@ class Storm(Campaign):
     def of_trace(self, item: Tracked) -> Iterator[str]:
         path = trace_path(self.lab, item.user, item.job)
         if not item.protected or not item.nodes:
-            if path.exists() and not item.protected:
+            # A slurmctld that was killed may give a number again.
+            same = [one for one in self.tracked if (one.user, one.job) == (item.user, item.job)]
+            if path.exists() and not any(one.protected for one in same):
                 yield "has a trace"
             return
         if not path.exists():
