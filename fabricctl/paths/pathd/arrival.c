@@ -94,7 +94,8 @@ static void take_delay(struct path *path, const struct arrival *arrival)
 	int64_t delay = (int64_t)(arrival->received_ns - arrival->sent_ns);
 	uint64_t now = arrival->received_ns, excess;
 
-	if (now - path->floor_turn_ns > FLOOR_TURN_NS) {
+	/* One that is read after a newer one is of the turn before. */
+	if (now > path->floor_turn_ns + FLOOR_TURN_NS) {
 		path->delay_floor_ns = path->delay_floor_next_ns;
 		path->delay_floor_next_ns = INT64_MAX;
 		path->floor_turn_ns = now;
@@ -103,7 +104,7 @@ static void take_delay(struct path *path, const struct arrival *arrival)
 		path->delay_floor_ns = delay;
 	if (delay < path->delay_floor_next_ns)
 		path->delay_floor_next_ns = delay;
-	if (now - path->excess_turn_ns > EXCESS_TURN_NS) {
+	if (now > path->excess_turn_ns + EXCESS_TURN_NS) {
 		path->excess_ns[1] = now - path->excess_turn_ns < 2 * EXCESS_TURN_NS ? path->excess_ns[0] : 0;
 		path->lag_ns[1] = now - path->excess_turn_ns < 2 * EXCESS_TURN_NS ? path->lag_ns[0] : 0;
 		path->excess_ns[0] = path->lag_ns[0] = 0;

@@ -174,7 +174,7 @@ static enum reason judge_quality(const struct pair *pair, unsigned rail, uint64_
 	if (path->loss.large > LOSS_VERDICT && other->loss.large < LOSS_VERDICT / 2)
 		return path->loss.small > LOSS_DOUBT ? REASON_LOSS : REASON_SIZE;
 	/* One that carries nothing has no queue: that is no merit. */
-	if (good && path->slow_since_ns && now_ns - path->slow_since_ns > SLOW_FOR_NS &&
+	if (good && path->slow_since_ns && now_ns > path->slow_since_ns + SLOW_FOR_NS &&
 	    path_jitter_ns(good) < SLOW_NS / 2)
 		return REASON_SLOW;
 	return REASON_NONE;

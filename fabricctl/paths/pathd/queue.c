@@ -5,7 +5,8 @@
 
 void queue_take(struct queue *queue, int64_t delay_ns, uint64_t received_ns)
 {
-	uint64_t since = received_ns - queue->floor_at_ns;
+	/* Nothing, for one that is read after a newer one. */
+	uint64_t since = received_ns > queue->floor_at_ns ? received_ns - queue->floor_at_ns : 0;
 
 	if (!queue->floor_at_ns || since > STALE_NS) {
 		queue->floor_ns = delay_ns;
@@ -13,7 +14,7 @@ void queue_take(struct queue *queue, int64_t delay_ns, uint64_t received_ns)
 	} else {
 		queue->floor_ns += (int64_t)(since * DRIFT_PPM / 1000000);
 	}
-	queue->floor_at_ns = received_ns;
+	queue->floor_at_ns += since;
 	if (delay_ns < queue->floor_ns)
 		queue->floor_ns = delay_ns;
 	queue->recent_ns[queue->seen++ % QUEUE_RECENT] = (uint64_t)(delay_ns - queue->floor_ns);

@@ -150,6 +150,21 @@ static void test_between_two_steps_nothing_changes(void)
 	CHECK(!pace_turn(&pace, 10 * MS, 0, 200 * S)); /* no target: never */
 }
 
+/* Large probes that are urgent come by another socket, which is read after the first. */
+static void test_one_that_is_read_late_does_not_hide_a_queue(void)
+{
+	struct queue queue = {0};
+	uint64_t now = 100 * S;
+
+	queue_take(&queue, 1000000, now);
+	for (int i = 0; i < QUEUE_RECENT; i++)
+		queue_take(&queue, 9000000, now += 8 * MS);
+	queue_take(&queue, 9000000, now - 1000);
+	queue_take(&queue, 9000000, now += 8 * MS);
+	queue_take(&queue, 9000000, now += 8 * MS);
+	CHECK(queue_ns(&queue) > 7 * MS && queue_ns(&queue) <= 8 * MS);
+}
+
 int main(void)
 {
 	test_promises_are_kept_and_the_rest_is_everybody_elses();
@@ -160,6 +175,7 @@ int main(void)
 	test_a_queue_is_what_all_of_the_last_few_waited();
 	test_clocks_that_drift_make_no_queue();
 	test_a_path_seen_anew_has_no_queue();
+	test_one_that_is_read_late_does_not_hide_a_queue();
 	test_a_job_slows_down_to_its_promise_and_no_further();
 	test_a_short_queue_slows_little_and_none_lets_it_rise_again();
 	test_between_two_steps_nothing_changes();

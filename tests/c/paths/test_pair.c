@@ -226,6 +226,47 @@ static void a_queue_far_above_the_other_rails_is_left(void)
 	CHECK(sim.last_ns - fault < 250 * MS);
 }
 
+/* It came after this turn began: later than our `now`, and is no proof of a queue that stands. */
+static void one_probe_that_was_late_moves_nothing(void)
+{
+	struct sim sim = start();
+	struct arrival late = {.rail = 0, .next_ns = INTERVAL};
+	struct change_of changes[MAX_RAILS + 1];
+
+	run(&sim, 3 * S);
+	late.sequence = ++sim.sequence[0];
+	late.sent_ns = sim.now + PEERS_CLOCK - 25 * MS;
+	late.received_ns = sim.now + MS / 100;
+	pair_arrived(&sim.pair, &late);
+	CHECK(pair_evaluate(&sim.pair, sim.now, false, changes) == 0);
+	CHECK(pair_level(&sim.pair, 0) == LEVEL_GOOD);
+}
+
+/* Urgent ones have a socket of their own, which is read after the other: the second that begins with what
+ * that brought is no new one for them. */
+static void what_is_read_later_than_a_newer_one_forgets_nothing(void)
+{
+	struct sim sim = start();
+	struct arrival arrival = {.rail = 0, .next_ns = INTERVAL};
+	uint64_t lag;
+
+	run(&sim, 3 * S);
+	sim.delay[0] = 15 * MS;
+	run(&sim, INTERVAL);
+	sim.delay[0] = DELAY;
+	run(&sim, 20 * MS);
+	lag = path_lag_ns(&sim.pair.path[0]);
+	CHECK(lag > 10 * MS);
+	arrival.received_ns = sim.pair.path[0].excess_turn_ns + S + 500;
+	for (int i = 0; i < 2; i++) {
+		arrival.sequence = ++sim.sequence[0];
+		arrival.sent_ns = arrival.received_ns - DELAY + PEERS_CLOCK;
+		pair_arrived(&sim.pair, &arrival);
+		CHECK(path_lag_ns(&sim.pair.path[0]) == lag);
+		arrival.received_ns -= 1000;
+	}
+}
+
 static void a_replay_is_refused(void)
 {
 	struct sim sim = start();
@@ -321,6 +362,8 @@ int main(void)
 	loss_of_large_packets_alone_is_named();
 	loss_on_both_rails_moves_nothing();
 	a_queue_far_above_the_other_rails_is_left();
+	one_probe_that_was_late_moves_nothing();
+	what_is_read_later_than_a_newer_one_forgets_nothing();
 	a_replay_is_refused();
 	what_the_peer_says_counts_as_ours();
 	a_drained_rail_is_used_only_when_no_other_is();
