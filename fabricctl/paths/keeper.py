@@ -27,6 +27,7 @@ from fabricctl.store.schema import Severity
 RESTART_S = (0.2, 1.0, 5.0, 30.0)  # between attempts; fabric-pathd's own guardian comes first
 STOP_WAIT_S = 3.0  # it needs some ms to remove its routes
 PORTS_S = 0.2  # between looks at InfiniBand and RoCE ports, where there are any
+LOOK_S = 2.0  # between looks whether one that is no child of ours lives
 SWEEP_S = 2.0  # what was killed with its guardian is cleaned after that
 
 
@@ -43,6 +44,7 @@ class _Running:
     attempts: int = 0
     restart_s: float | None = None
     kill_s: float | None = None
+    look_s: float | None = None  # one lives that an earlier service, or a dead guardian, left
     stopping: bool = False
     forgotten: bool = False  # its directories go for good once it has ended
 
@@ -95,7 +97,7 @@ class PathsKeeper:
         running = self._running.get(job)
         if running is None or running.stopping:
             return
-        running.stopping, running.restart_s = True, None
+        running.stopping, running.restart_s, running.look_s = True, None, None
         running.kill_s = now_s + STOP_WAIT_S
         self._signal(running, signal.SIGTERM)
 
@@ -109,7 +111,8 @@ class PathsKeeper:
 
     def next_due_s(self) -> float | None:
         """When :meth:`turn` wants to be called at the latest; it is cheap, call it often."""
-        dues = [item for r in self._running.values() for item in (r.restart_s, r.kill_s) if item]
+        times = [(r.restart_s, r.kill_s, r.look_s) for r in self._running.values()]
+        dues = [due for each in times for due in each if due]
         dues += [self._sweep_s] if self._sweep_s is not None else []
         dues += [self._ports_s] if self._ports.ports and self._running else []
         return min(dues, default=None)
@@ -119,6 +122,8 @@ class PathsKeeper:
         for job, running in list(self._running.items()):
             if running.pid and reaped(running.pid):
                 running.pid = 0
+                self._ended(running, now_s)
+            if running.look_s is not None and now_s >= running.look_s:
                 self._ended(running, now_s)
             if running.kill_s is not None and now_s >= running.kill_s:
                 running.kill_s = None
@@ -170,8 +175,12 @@ class PathsKeeper:
             running.restart_s = now_s + RESTART_S[-1]
 
     def _ended(self, running: _Running, now_s: float) -> None:
-        if running.stopping or self.alive(running.start.job):
-            return  # asked to; or its worker outlived its guardian and carries on
+        running.look_s = None
+        if running.stopping:
+            return
+        if self.alive(running.start.job):
+            running.look_s = now_s + LOOK_S
+            return
         try:
             state = read_state(self._files.state(running.start.job))
         except FabricError:

@@ -1,11 +1,13 @@
 """Link failover's pure parts in Python: configuration, addresses, steering, events."""
 
+import fcntl
 import ipaddress
 import os
 import socket
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -426,6 +428,40 @@ def test_a_port_that_is_lost_is_told_and_later_steps_keep_off_it(
     assert log.words[0] == (
         "InfiniBand or RoCE port mlx5_1:1 is lost: what uses it must start again"
     )
+
+
+def test_one_that_an_earlier_service_left_is_followed_when_it_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is started beside it ends at once: the job has one already."""
+    launched = []
+
+    def launch_another(running: Any, now_s: float) -> None:
+        running.restart_s = None
+        running.attempts += 1
+        launched.append(now_s)
+        running.pid = os.spawnlp(os.P_NOWAIT, "true", "true")
+        os.waitid(os.P_PID, running.pid, os.WEXITED | os.WNOWAIT)
+
+    keeper = PathsKeeper(Config(node=NodeConfig(run_dir=tmp_path)), Heard())
+    monkeypatch.setattr(keeper, "_launch", launch_another)
+    files = PathsFiles(tmp_path)
+    files.make(7)
+    files.state(7).write_text("v=1\nstate=ready\n")
+    with (files.leases / "0.lease").open("w+") as lease:
+        lease.write("job=7\npid=1\n")
+        lease.flush()
+        fcntl.flock(lease, fcntl.LOCK_EX)
+        keeper.start(START, 0.0)
+        for now_s in range(1, 60):
+            keeper.turn(now_s)
+        assert launched == [0.0]
+        assert keeper.next_due_s() is not None
+    for now_s in range(60, 70):
+        keeper.turn(now_s)
+    assert launched[1:] and launched[1] < 65
+    keeper.stop(7, 70.0)
+    keeper.turn(71.0)
 
 
 def test_bridges_and_virtual_devices_are_no_rails_unless_named(
