@@ -1,5 +1,6 @@
 /* One UDP socket a rail, bound to its device, and one on the management network. */
 #include "daemon.h"
+#include "stamp.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -14,6 +15,8 @@
 
 #define CLASS_CS6 0xc0 /* network control, RFC 4594; switches and fq_codel put it first */
 #define PRIORITY 6 /* TC_PRIO_INTERACTIVE: the first band of pfifo_fast */
+#define LOOKS 3
+#define LOOK_NS (MS / 50)
 #define RECEIVE_BYTES (4 << 20) /* a tick's arrivals from 8,000 peers */
 
 static bool set(int fd, int level, int name, int value)
@@ -160,22 +163,32 @@ bool sockets_open(struct daemon *d, char *problem, size_t size)
 	return false;
 }
 
-static uint64_t stamp_of(struct msghdr *msg, uint64_t mono, uint64_t real)
+static uint64_t stamp_of(struct msghdr *msg, const struct stamping *stamping)
 {
-	uint64_t age;
-
 	for (struct cmsghdr *part = CMSG_FIRSTHDR(msg); part; part = CMSG_NXTHDR(msg, part)) {
 		struct timespec stamp;
 
 		if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SO_TIMESTAMPNS)
 			continue;
 		memcpy(&stamp, CMSG_DATA(part), sizeof(stamp));
-		/* The kernel stamps on CLOCK_REALTIME: carry the packet's age over. A clock that
-		 * was set meanwhile gives an impossible age, then now is all that is known. */
-		age = real - ((uint64_t)stamp.tv_sec * S + (uint64_t)stamp.tv_nsec);
-		return age < 10 * S ? mono - age : mono;
+		return stamping_mono_ns(stamping, (uint64_t)stamp.tv_sec * S + (uint64_t)stamp.tv_nsec);
 	}
-	return mono;
+	return stamping->mono_ns;
+}
+
+/* Both clocks at the same time: not where we were pushed aside in between. */
+static void look(struct stamping *stamping)
+{
+	uint64_t before, real, after;
+
+	for (int i = 0; i < LOOKS; i++) {
+		before = mono_ns();
+		real = real_ns();
+		after = mono_ns();
+		if (after - before < LOOK_NS)
+			break;
+	}
+	stamping_look(stamping, after, real + (after - before) / 2);
 }
 
 void sockets_class(int fd, const struct target *to, bool data)
@@ -192,7 +205,7 @@ unsigned sockets_receive(int fd, struct received *many)
 	static _Alignas(struct cmsghdr) char control[RECEIVE_BATCH][128];
 	struct mmsghdr msg[RECEIVE_BATCH];
 	struct iovec part[RECEIVE_BATCH];
-	uint64_t mono, real;
+	static struct stamping stamping;
 	int got;
 
 	for (unsigned i = 0; i < RECEIVE_BATCH; i++) {
@@ -209,11 +222,10 @@ unsigned sockets_receive(int fd, struct received *many)
 	got = recvmmsg(fd, msg, RECEIVE_BATCH, MSG_DONTWAIT, NULL);
 	if (got <= 0)
 		return 0;
-	mono = mono_ns();
-	real = real_ns();
+	look(&stamping);
 	for (int i = 0; i < got; i++) {
 		many[i].size = msg[i].msg_len;
-		many[i].received_ns = stamp_of(&msg[i].msg_hdr, mono, real);
+		many[i].received_ns = stamp_of(&msg[i].msg_hdr, &stamping);
 	}
 	return (unsigned)got;
 }

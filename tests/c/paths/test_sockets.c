@@ -1,6 +1,7 @@
 /* Urgent probes reach the socket that is waited for, all others the one that is looked at once a tick. */
 #include "check.h"
 #include "daemon.h"
+#include "stamp.h"
 
 #include <poll.h>
 #include <string.h>
@@ -72,11 +73,32 @@ static void expect(struct daemon *d, unsigned rail, uint8_t flags)
 	CHECK(wire_decode(&wire, KEY, got[0].data, got[0].size) && wire.flags == flags);
 }
 
+/* What waited in the socket when somebody set CLOCK_REALTIME came neither long ago nor later than now. */
+static void a_step_of_the_system_clock_makes_no_packet_early(void)
+{
+	const uint64_t real = 1800000000 * S, step = 300 * MS;
+	struct stamping stamping = {0};
+	uint64_t now = 100 * S;
+
+	stamping_look(&stamping, now, real + now);
+	CHECK(stamping_mono_ns(&stamping, real + now - 2 * MS) == now - 2 * MS);
+	now += 4 * MS;
+	stamping_look(&stamping, now, real + now + step);
+	CHECK(stamping_mono_ns(&stamping, real + now - 2 * MS) == now); /* stamped before */
+	now += 10 * MS;
+	stamping_look(&stamping, now, real + now + step); /* of another socket */
+	CHECK(stamping_mono_ns(&stamping, real + now - 11 * MS) == now);
+	now += 50 * MS;
+	stamping_look(&stamping, now, real + now + step);
+	CHECK(stamping_mono_ns(&stamping, real + now + step - 2 * MS) == now - 2 * MS);
+}
+
 int main(void)
 {
 	static struct daemon one, other;
 	char problem[160];
 
+	a_step_of_the_system_clock_makes_no_packet_early();
 	if (!open_somewhere(&one)) {
 		printf("no port could be had\n");
 		return 1;
