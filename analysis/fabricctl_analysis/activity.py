@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fabricctl.store import rollups, schema
-from fabricctl_analysis.counters import increments
+from fabricctl_analysis.counters import Increments, increments
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.host import cpu_time
 from fabricctl_analysis.mpi_calls import Tracked
@@ -16,6 +16,7 @@ from fabricctl_analysis.series import Floats
 from fabricctl_analysis.windows import FOREVER_NS, Grid, shares, windowed
 
 _SECONDLY_NS = 2_600_000_000  # longest between two rows of what is read once a second
+MAX_LAUNCHES = 1000  # of a job; a forged trace may name any number
 # Of fewer segments a share says nothing.
 LEAST_SEGMENTS_PER_S = 100
 # nvml.h, nvmlClocksThrottleReason*: hardware slowdown, thermal by software, by hardware, power.
@@ -145,12 +146,28 @@ def _least(mpi: Tracked, grid: Grid) -> tuple[Floats, NDArray[np.int64]]:
 
 
 def _iterations(rows: NodeRows, grid: Grid) -> Floats:
-    """Of the node's first rank: all ranks of a program count alike."""
+    """By the first rank here of each launch: all ranks of a program count alike.
+
+    A program tells the numbers of its iterations, and one that goes on from a checkpoint begins
+    with a large one: what it did until it told its first is not known. Between two launches none
+    is done.
+    """
     times, table = rows.real_ns["rank_position"], rows.tables["rank_position"]
-    if not len(table):
-        return np.full(grid.count, np.nan)
-    mine = table["rank"] == table["rank"].min()
-    steps = table["step"][mine]
-    if not (steps[steps != schema.NOT_MEASURED["Q"]] > 0).any():
-        return np.full(grid.count, np.nan)
-    return windowed(increments(times[mine], steps), grid, FOREVER_NS)
+    total, over_ns = np.full(grid.count, np.nan), None
+    told = table["step"] != schema.NOT_MEASURED["Q"]
+    if not (table["step"][told] > 0).any():
+        return total
+    for launch in np.unique(table["launch"][told])[:MAX_LAUNCHES]:
+        at = np.flatnonzero(told & (table["launch"] == launch))
+        at = at[table["rank"][at] == table["rank"][at].min()]
+        ends, steps = times[at], table["step"][at].astype(np.float64)
+        grown = np.diff(steps)
+        grown[(grown < 0) | ((grown > 0) & (steps[:-1] == 0))] = np.nan
+        if over_ns is not None and over_ns < ends[0]:
+            ends, grown = np.insert(ends, 0, over_ns), np.insert(grown, 0, 0.0)
+        over_ns = max(ends[-1], over_ns or 0)
+        one = Increments(ends[:-1], ends[1:], grown, 0, 0, np.diff(ends))
+        found = windowed(one, grid, FOREVER_NS)
+        seen = ~np.isnan(found)
+        total[seen] = np.nan_to_num(total[seen]) + found[seen]
+    return total

@@ -84,6 +84,33 @@ def test_iterations_that_the_program_tells_go_before_its_traffic() -> None:
     assert one.loss_ns / S == pytest.approx(sim.lost_to_s(fault), rel=0.05)
 
 
+def test_iterations_before_a_checkpoint_are_not_done_again_when_a_program_goes_on_from_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It tells 5,001 at first, and after it died, by other ranks, what it was at 10 s before."""
+    as_told = Sim._positions
+
+    def positions(sim: Sim, nth: int, pace: np.ndarray, at: np.ndarray) -> np.ndarray:
+        rows = as_told(sim, nth, pace, at)
+        rows["step"] += 5000
+        rows["step"][at < 10] = 0
+        again = at >= 210
+        rows["launch"][again], rows["rank"][again] = 1, 3 - nth
+        rows["step"][again] -= np.uint64(10 / sim.iteration_s)
+        rows["step"][again & (at < 215)] = 0
+        return rows[(at < 200) | again]
+
+    monkeypatch.setattr(Sim, "_positions", positions)
+    faults = [Fault("storage", 1, 100.2, 40), Fault("restart", 1, 200, 20)]
+    found = accounts(Sim(5, faults, seconds=300, iteration_s=0.05, told=True))
+    assert found.signal == "iterations"
+    assert found.iteration_s == pytest.approx(0.05, rel=0.02)
+    lost = {one.cause: one.loss_ns / S for one in found.verdicts}
+    assert lost["storage"] == pytest.approx(112, rel=0.05)
+    assert lost["restart"] == pytest.approx(80, rel=0.1)
+    assert abs(found.variation_ns) < 0.02 * found.elapsed_ns
+
+
 @pytest.mark.parametrize(("over", "signal"), [("ports", "traffic"), ("memory", "mpi")])
 def test_work_that_no_interface_counts_is_seen(over: str, signal: str) -> None:
     """RDMA goes past the interfaces' counters; within one node nothing is sent at all."""
