@@ -218,6 +218,17 @@ def test_flows_that_make_no_sense_are_refused() -> None:
         a.set_rate(0)
 
 
+def test_a_peer_without_a_possible_address_silences_no_other() -> None:
+    a = prober(1)
+    wrong = [Flow(0, 3, "::1", 9, True), Flow(0, 4, "nowhere", 9, True)]
+    with pytest.raises(OSError, match="not supported"):
+        a.set_flows([*wrong, Flow(0, 2, "127.0.0.1", 9, True)])
+    assert a.counters()["peer"].tolist() == [2]
+    with pytest.raises(OSError, match="not supported"):
+        a.set_flows(wrong)
+    assert not len(a.counters())
+
+
 def test_the_probes_key_is_of_this_job_and_this_use() -> None:
     key = bytes(32)
     assert probing.probe_key(key, 1) != probing.probe_key(key, 2)

@@ -100,10 +100,13 @@ static PyObject *set_flows(struct engine_object *self, PyObject *flows)
 	pthread_mutex_lock(&engine->lock);
 	for (unsigned i = 0; i < engine->flows; i++)
 		engine->flow[i]->used = false;
-	for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(list) && result == 0; i++)
-		result = add_flow(engine, PySequence_Fast_GET_ITEM(list, i));
-	if (result == 0)
-		engine_drop_flows(engine);
+	/* One that cannot be does not keep the others back. */
+	for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(list) && !PyErr_Occurred(); i++) {
+		int one = add_flow(engine, PySequence_Fast_GET_ITEM(list, i));
+
+		result = result ? result : one;
+	}
+	engine_drop_flows(engine);
 	pthread_mutex_unlock(&engine->lock);
 	Py_DECREF(list);
 	if (PyErr_Occurred())
