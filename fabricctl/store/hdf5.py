@@ -153,6 +153,14 @@ def set_attributes(item: h5py.Group | h5py.Datatype, given: Mapping[str, Attribu
             item.attrs[name] = value
 
 
+def free_name(file: h5py.File, name: str, begin_real_ns: int) -> str:
+    """A second boot or stay of a node in one attempt gets a group of its own."""
+    while f"{NODES}/{name}" in file:
+        name = f"{name.partition('@')[0]}@{begin_real_ns}"
+        begin_real_ns += 1
+    return name
+
+
 def create_node(file: h5py.File, name: str) -> h5py.Group:
     """A node's group. Its attributes stay in the group's header: HDF5 would give more than 8 of
     them a heap and a tree, 1.3 KB more for each node."""

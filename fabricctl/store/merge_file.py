@@ -87,7 +87,7 @@ def _copy_attributes(
 
 def _copy_node(trace: Trace, name: str, file: h5py.File) -> None:
     info = trace.nodes[name]
-    group = hdf5.create_node(file, _free_name(file, name, info.begin_real_ns))
+    group = hdf5.create_node(file, hdf5.free_name(file, name, info.begin_real_ns))
     _copy_attributes(trace.file[hdf5.NODES][name], group, schema.NODE_ATTRIBUTES)
     there = set(trace.file[hdf5.NODES][name])
     for table in (*schema.TABLES, *rollups.TABLES):
@@ -100,14 +100,6 @@ def _copy_node(trace: Trace, name: str, file: h5py.File) -> None:
                 target.id.write_direct_chunk(offset, data, mask)
         else:
             target[...] = trace.table(name, table)
-
-
-def _free_name(file: h5py.File, name: str, begin_real_ns: int) -> str:
-    """A second stay of a node in one attempt gets a group of its own."""
-    while f"{hdf5.NODES}/{name}" in file:
-        name = f"{name.partition('@')[0]}@{begin_real_ns}"
-        begin_real_ns += 1
-    return name
 
 
 def _same_layout(source: h5py.Dataset, target: h5py.Dataset) -> bool:

@@ -107,11 +107,11 @@ def _boots(journals: Sequence[Journal]) -> list[list[Journal]]:
 def _write_node(
     file: h5py.File, node: Mapping[str, hdf5.Value], nth: int, lives: Sequence[Journal]
 ) -> None:
-    group_name = str(node["node"])
     own = dict(node)
-    if nth:
-        begin = lives[0].attributes.get("begin_real_ns", "")
-        group_name += f"@{begin if begin.isdecimal() else nth}"
+    begin = lives[0].attributes.get("begin_real_ns", "") if lives else ""
+    begin_real_ns = int(begin) if begin.isdecimal() and len(begin) < 20 else nth
+    # All boots in one allocation share its begin.
+    group_name = hdf5.free_name(file, str(node["node"]), begin_real_ns)
     if lives and (boot := lives[0].attributes.get("boot_id")):
         own["boot_id"] = boot
     group = hdf5.create_node(file, group_name)

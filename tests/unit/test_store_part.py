@@ -99,6 +99,20 @@ def test_lives_of_two_boots_are_not_mixed_for_their_clocks_began_anew(tmp_path: 
         assert counts == [[5, 6, 7, 8], [0, 1, 2]]
 
 
+def test_a_node_that_booted_twice_in_one_allocation_has_three_groups(tmp_path: Path) -> None:
+    """The agents of all its boots say when the allocation began, and that is one instant."""
+    lives = [
+        life(tmp_path / str(nth), range(nth, 9), {**HEADER, "boot_id": f"b{nth}"})
+        for nth in range(3)
+    ]
+    part.write_part(lives, GIVEN, tmp_path / "p.h5")
+    begin = int(HEADER["begin_real_ns"])
+    with open_trace(tmp_path / "p.h5") as trace:
+        assert list(trace.nodes) == ["n1", f"n1@{begin}", f"n1@{begin + 1}"]
+        counts = [len(trace.table(name, schema.JOB)) for name in trace.nodes]
+        assert counts == [9, 8, 7]
+
+
 def test_a_damaged_journal_says_so_in_its_life(tmp_path: Path) -> None:
     data = journals.write(tmp_path / "j", rows=10)
     part.write_part([journal.read(data[:-3])], GIVEN, tmp_path / "p.h5")
