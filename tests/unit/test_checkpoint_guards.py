@@ -260,7 +260,7 @@ def test_a_strangers_program_on_a_keepers_port_is_passed_by(
             made, _ = own.accept()
             link = Link.answer(made, KEY)
             heard.append(link.receive())
-            link.send({"kind": "hello", "node": "n1"})
+            link.send({"kind": "hello", "node": "n1", "port": str(own.getsockname()[1])})
             made.close()
 
     thread = threading.Thread(target=answer, daemon=True)
@@ -274,6 +274,50 @@ def test_a_strangers_program_on_a_keepers_port_is_passed_by(
     thread.join(60)
     own.close()
     assert [one["to"] for one in heard] == ["n1", "n1"]
+
+
+@pytest.mark.parametrize("relays", [False, True])
+def test_a_stranger_who_says_a_keepers_words_again_is_given_no_state(
+    tmp_path: Path, relays: bool
+) -> None:
+    """On the likeliest port: the caller's own words come back, or those of the keeper beside it."""
+    candidates = ports(os.getpid(), 24000, 6000)
+    heard = bytearray()
+
+    def pump(source: socket.socket, to: socket.socket) -> None:
+        with contextlib.suppress(OSError), source, to:
+            while data := source.recv(1 << 16):
+                heard.extend(data)
+                to.sendall(data)
+
+    def answer() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                made, _ = stranger.accept()
+                if relays:
+                    to = socket.create_connection(("127.0.0.1", candidates[2]))
+                    threading.Thread(target=pump, args=(to.dup(), made.dup()), daemon=True).start()
+                else:
+                    to = made.dup()
+                    made.sendall(bytes(32))
+                threading.Thread(target=pump, args=(made, to), daemon=True).start()
+
+    def saves(checkpoint: Checkpoint, _rank: int) -> tuple[bool, str]:
+        checkpoint.protect(grid=bytearray(b"a secret" * 100)).restore()
+        checkpoint.save(1)
+        return checkpoint.wait_copied()
+
+    with socket.create_server(("", candidates[0])) as stranger:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with KeeperSet(tmp_path, nodes=2) as keepers:  # on the next two ports
+            assert run(keepers, saves, ranks=2) == [(True, "")] * 2
+            found = {(one.node, one.rank) for one in keepers.found("n0")}
+        stranger.shutdown(socket.SHUT_RDWR)
+        thread.join(60)
+    assert found == {("n0", 0), ("n0", 1), ("n1", 0), ("n1", 1)}
+    assert b"hello" in heard
+    assert b"a secret" not in heard
 
 
 def test_callers_without_the_key_do_not_fill_a_keeper(tmp_path: Path) -> None:

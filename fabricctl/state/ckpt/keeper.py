@@ -48,16 +48,17 @@ class Keeper:
         self._parts = self._holding.parts
         candidates = ports(given.job, given.port_first, given.port_count)
         self._others = Others(given, candidates)
-        self._remote = Remote(given.node, self._holding)
         # Who restores waits for no copy, neither for an answer nor for what was saved last.
         self._checkers = ThreadPoolExecutor(4, "checks")
         self._askers = ThreadPoolExecutor(8, "asks")
         self._workers = ThreadPoolExecutor(4, "copies")
         self._files = ThreadPoolExecutor(1, "files")  # one after the other: older steps first
         self._sets: dict[tuple[str, int, int], parity.Sources] = {}  # of what was found last
+        port = listen(candidates)
+        self._remote = Remote(given.node, port.getsockname()[1], self._holding)
         self._listeners = (
             (_local_socket(given.socket), self._talk_local),
-            (listen(candidates), self._talk_remote),
+            (port, self._talk_remote),
         )
         self._unknown = threading.Semaphore(UNKNOWN_MOST)
         self._inode = given.socket.stat().st_ino

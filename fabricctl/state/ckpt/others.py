@@ -7,7 +7,7 @@ import time
 import weakref
 from collections.abc import Collection, Sequence
 
-from fabricctl.errors import FabricError
+from fabricctl.errors import DataError, FabricError
 from fabricctl.state.ckpt.assignment import Assignment
 from fabricctl.state.ckpt.link import Link
 
@@ -88,7 +88,10 @@ class Others:
             link: Link | None = None
             try:
                 link = Link.call((self._addresses[node], port), self._given.key, CALL_S, WORD_S)
-                link.ask({"kind": "hello", "job": str(self._given.job), "to": node})
+                told = link.ask({"kind": "hello", "job": str(self._given.job), "to": node})
+                # A stranger who has bound it could say our own words again, or the keeper's.
+                if told.get("port") != str(port):
+                    raise DataError(f"{node}: port {port} is not its keeper's")
                 self._port[node] = port
                 with self._lock:
                     self._open.setdefault(node, weakref.WeakSet()).add(link)

@@ -11,10 +11,11 @@ from fabricctl.state.ckpt.link import Link
 
 
 class Remote:
-    """Answers from what is held here."""
+    """Answers from what is held here; ``port``: on which it is called."""
 
-    def __init__(self, node: str, holding: Holding) -> None:
+    def __init__(self, node: str, port: int, holding: Holding) -> None:
         self._node = node
+        self._port = port
         self._holding = holding
         self._kinds = {
             "hello": self._hello,
@@ -38,7 +39,7 @@ class Remote:
     def _hello(self, link: Link, message: Mapping[str, str]) -> None:
         if message.get("to") != self._node:
             raise DataError("keeper: another node is meant")
-        link.send({"kind": "hello", "node": self._node})
+        link.send({"kind": "hello", "node": self._node, "port": str(self._port)})
 
     def _list(self, link: Link, message: Mapping[str, str]) -> None:
         text = json.dumps(self._holding.listed(name_of(message))).encode()
