@@ -31,7 +31,8 @@ class Reader(Protocol):
     def read(self) -> Iterable[Reading]:
         """Everything that it has now.
 
-        Raises OSError or DataError when it is absent or broken: that is told once.
+        Raises OSError or DataError when it is absent or broken: that is told once. What it gave
+        before is kept.
         """
 
     def close(self) -> None:
@@ -66,8 +67,10 @@ class SlowSources:
     def _read(self, reader: Reader) -> None:
         complaints = self._complaints[reader.name]
         now_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        found: list[Reading] = []
         try:
-            found = list(reader.read())
+            for one in reader.read():
+                found.append(one)  # what came before something broke is kept
         except (OSError, DataError) as error:
             if reader.name in self._seen:
                 complaints.failed(reader.name, error)
@@ -75,9 +78,9 @@ class SlowSources:
                 self._absent.add(reader.name)  # a machine without it is as it should be
                 why = getattr(error, "strerror", None) or error
                 self._tell(reader.name, f"not measured: {why}", Severity.INFO)
-            return
-        self._seen.add(reader.name)
-        complaints.works(reader.name)
+        else:
+            self._seen.add(reader.name)
+            complaints.works(reader.name)
         if len(found) > MAX_FIGURES:
             complaints.failed("the rest", f"{len(found)} figures, of which {MAX_FIGURES} are kept")
         for what, figure, value in found[:MAX_FIGURES]:

@@ -226,6 +226,22 @@ def test_ethtool_reads_a_real_interface_or_says_why() -> None:
     gone.close()
 
 
+def test_a_rail_without_statistics_takes_nothing_from_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def of(reader: ethtool.EthtoolReader, rail: str) -> Iterator[Reading]:
+        if rail == "ib0":
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        yield rail, "rx_errors", 7
+
+    monkeypatch.setattr(ethtool.EthtoolReader, "_of", of)
+    told = Told()
+    source = SlowSources([ethtool.EthtoolReader(["ib0", "eth1"])], told)
+    assert taken(source, 2) == [("ethtool", "eth1", "rx_errors", 7)]
+    assert told == [("ethtool", "not measured: ib0: Operation not supported", Severity.INFO)]
+    source.close()
+
+
 def test_counters_of_single_queues_are_left_out() -> None:
     kept = ["rx_crc_errors_phy", "rx_pfc_prio3_pause", "tx_discards_phy", "rx_out_of_buffer"]
     gone = ["rx0_packets", "rx_queue_3_drops", "tx_bytes", "rx12_cache_reuse"]
