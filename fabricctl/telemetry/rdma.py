@@ -92,8 +92,9 @@ class RdmaSource:
         except OSError as error:
             self._complaints.failed(f"port {port.name} {name}", error)
             return None
-        # A counter that the device does not keep reads "N/A (no PMA)".
-        return int(text) * factor if text.isdigit() else None
+        # A counter that the device does not keep reads "N/A (no PMA)", or has all bits set.
+        value = int(text) * factor if text.isdigit() else schema.NOT_MEASURED["Q"]
+        return value if value < schema.NOT_MEASURED["Q"] else None
 
     def close(self) -> None:
         self.ports = []

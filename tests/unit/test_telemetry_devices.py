@@ -103,7 +103,8 @@ def port(folder: Path, device: str, number: int, **files: str) -> None:
 
 def test_rdma_ports_are_read_in_bytes_and_what_a_device_lacks_is_a_hole(tmp_path: Path) -> None:
     port(tmp_path, "mlx5_0", 1, counters__port_rcv_data="250\n", counters__symbol_error="3\n",
-         hw_counters__out_of_sequence="9\n", counters__port_xmit_wait="N/A (no PMA)\n")  # fmt: skip
+         hw_counters__out_of_sequence="9\n", counters__port_xmit_wait="N/A (no PMA)\n",
+         counters__port_xmit_data=f"{2**64 - 1}\n")  # fmt: skip
     port(tmp_path, "mlx5_1", 1, state="1: DOWN\n")
     told = Told()
     source = rdma.RdmaSource(told, tmp_path)
