@@ -156,7 +156,9 @@ class ClockPage:
         """Past stamps of this node in job time, with their likely errors, both in ns.
 
         ``clock``: ``raw``, ``mono``, ``real`` (CLOCK_MONOTONIC_RAW, _MONOTONIC, _REALTIME, ns) or
-        ``tsc``. Stamps before the oldest row (17 minutes) are refused with :class:`ClockError`.
+        ``tsc``. Stamps before the oldest row (17 minutes) are refused with :class:`ClockError`, and
+        those of a clock that was set back by a second or more since then. Within two seconds of
+        CLOCK_REALTIME being set its stamps are as unsure as the step was long.
         """
         if clock not in CLOCKS:
             raise ClockError(f"clock: no clock {clock!r}; there are {', '.join(CLOCKS)}")
@@ -165,6 +167,8 @@ class ClockPage:
         known = rows[CLOCKS[clock]].astype(np.int64)
         if len(rows) < 2 or not known[-1]:
             raise ClockError(f"clock: nothing known yet to convert {clock} with")
+        if (np.diff(known) <= 0).any():
+            raise ClockError(f"clock: {clock} was set back in the {len(rows)} s that are kept")
         if given.size and int(given.min()) < int(known[0]):
             raise ClockError(f"clock: {clock} stamps older than the {len(rows)} s that are kept")
         at = np.clip(np.searchsorted(known, given, side="right") - 1, 0, len(rows) - 2)
@@ -178,13 +182,19 @@ class ClockPage:
             extra = np.rint(passed * ((job_span - span) / span)).astype(np.int64)
             job = rows["job_ns"][at] + (given - known[at]) + extra
         error = np.maximum(rows["likely_ns"][at], rows["likely_ns"][at + 1])
+        if clock == "real":  # both are steered alike: what they are apart changes by steps alone
+            stepped = np.abs(np.diff(rows["real_ns"] - rows["mono_ns"])).astype(float)
+            # Of a step back there are two of the same time, in the seconds beside it, too.
+            beside = np.maximum(np.r_[0.0, stepped[:-1]], np.r_[stepped[1:], 0.0])
+            error = error + np.maximum(stepped, beside)[at]
         return job, error
 
     def _instant(self) -> NDArray[np.void]:
         """This instant as a row."""
         raw_ns, mono_ns, real_ns, tsc, width_ns = _page.instant()
-        likely_ns = self.now().likely_ns + width_ns / 2
-        row = (raw_ns, mono_ns, real_ns, tsc, self.body().job_ns(raw_ns), likely_ns)
+        reading = self.at(raw_ns)
+        likely_ns = reading.likely_ns + width_ns / 2
+        row = (raw_ns, mono_ns, real_ns, tsc, reading.time_ns, likely_ns)
         return np.array([row], ROW)
 
     def close(self) -> None:

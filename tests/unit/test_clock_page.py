@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fabricctl import clock
-from fabricctl.clock.page import SYNCHRONISED, ClockPage, Line, PageWriter
+from fabricctl.clock.page import ROW, SYNCHRONISED, ClockPage, Line, PageWriter
 from fabricctl.errors import ClockError
 from tests.support.clock_page import sure
 
@@ -178,6 +178,42 @@ def test_stamps_that_cannot_be_converted_are_refused(
         page.to_job([1], "wall")
 
 
+STEPPED_AT_S = 4.3
+
+
+def stepped(page: ClockPage, step_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of ten seconds in which CLOCK_REALTIME was set; job time begins with raw time."""
+    at_ns = np.arange(10) * 1_000_000_000 + 7_000_000_000
+    rows = np.zeros(10, ROW)
+    rows["raw_ns"] = rows["mono_ns"] = rows["job_ns"] = at_ns
+    rows["real_ns"] = at_ns + JOB0 + (at_ns > (STEPPED_AT_S + 7) * 1e9) * round(step_s * 1e9)
+    rows["likely_ns"] = 100.0
+    monkeypatch.setattr(page, "rows", lambda: rows[:-1])
+    monkeypatch.setattr(page, "_instant", lambda: rows[-1:])
+
+
+@pytest.mark.parametrize("step_s", [2e-4, 0.5, 3600.0, -2e-4, -0.5])
+def test_stamps_around_a_step_of_the_system_clock_are_as_unsure_as_it_is_long(
+    pair: tuple[PageWriter, ClockPage, Line], step_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepped(pair[1], step_s, monkeypatch)
+    true_ns = np.arange(0, 9_000, 50) * 1_000_000 + 7_000_000_000
+    real_ns = true_ns + JOB0 + (true_ns > (STEPPED_AT_S + 7) * 1e9) * round(step_s * 1e9)
+    job_ns, error_ns = pair[1].to_job(real_ns, "real")
+    assert (np.abs(job_ns - true_ns) <= error_ns).all()
+    assert (error_ns[:60] == 100).all()
+    assert (error_ns[120:] == 100).all()
+
+
+def test_a_system_clock_that_was_set_back_by_seconds_is_not_converted(
+    pair: tuple[PageWriter, ClockPage, Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepped(pair[1], -3.0, monkeypatch)
+    with pytest.raises(ClockError, match="real was set back"):
+        pair[1].to_job([JOB0 + 9_000_000_000], "real")
+    assert len(pair[1].to_job([9_000_000_000], "mono")[0]) == 1
+
+
 def test_everybody_may_read_the_page_and_its_owner_alone_writes_it(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
@@ -238,7 +274,9 @@ def _scribble(path: Path, seconds: float) -> None:
 def test_readers_never_see_half_a_page(tmp_path: Path) -> None:
     path = tmp_path / "clock"
     raw = raw_now()
-    PageWriter(path, 7, 3).write(Line(raw, raw + JOB0, 0.0), sure(raw))
+    writer = PageWriter(path, 7, 3)
+    writer.write(Line(raw, raw + JOB0, 0.0), sure(raw))
+    writer.add_row()
     child = multiprocessing.get_context("spawn").Process(target=_scribble, args=(path, 0.8))
     child.start()
     page = ClockPage(path)
@@ -246,6 +284,7 @@ def test_readers_never_see_half_a_page(tmp_path: Path) -> None:
         before = raw_now()
         reading = page.now()
         assert before - 2 <= reading.time_ns - JOB0 <= raw_now() + 2
+        assert abs(int(page.to_job([before], "raw")[0][0]) - JOB0 - before) <= 2
     child.join()
 
 
