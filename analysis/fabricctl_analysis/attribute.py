@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fabricctl_analysis.activity import Activity
-from fabricctl_analysis.coverage import Span
+from fabricctl_analysis.coverage import Span, union
 from fabricctl_analysis.evidence import Evidence, gather, suspended
 from fabricctl_analysis.model import (
     Accounts,
@@ -28,11 +28,13 @@ from fabricctl_analysis.model import (
 from fabricctl_analysis.noise import Bools
 from fabricctl_analysis.pace import Pace, luck, pace
 from fabricctl_analysis.pieces import AFTER, SURE, Piece, pieces, telling
-from fabricctl_analysis.windows import Grid
+from fabricctl_analysis.windows import Grid, shares
 
 _Ns = NDArray[np.int64]
 # Of a normal distribution: 95 % lie within so many deviations.
 _Z95 = 1.96
+# A window in which steps ran for less than this has no pace: it would seem slow.
+RAN = 0.9
 # Evidence that is told even when it cost nothing: that failover kept it so is worth knowing.
 HEAT_PARTS = 200
 _TOLD = ("link_down", "path", "host_stopped")
@@ -131,19 +133,16 @@ def _stack(acts: Sequence[Activity], name: str) -> NDArray[np.float64]:
 
 
 def _running(grid: Grid, steps: Sequence[StepSummary]) -> Bools:
-    """Windows that lie in a step of the user's tasks; all, when none was seen."""
+    """Windows that lie in steps of the user's tasks, one or several; all, when none was seen."""
+    end_ns = int(grid.edges_ns[-1])
     spans = [
-        Span(step.begin_ns, step.end_ns if step.end_ns is not None else int(grid.edges_ns[-1]))
+        Span(step.begin_ns, max(step.begin_ns, end_ns if step.end_ns is None else step.end_ns))
         for step in steps
         if step.step.isdecimal() and step.begin_ns is not None
     ]
     if not spans:
         return np.ones(grid.count, dtype=bool)
-    edges = grid.edges_ns
-    running = np.zeros(grid.count, dtype=bool)
-    for span in spans:
-        running |= (edges[:-1] >= span.begin_ns) & (edges[1:] <= span.end_ns)
-    return running
+    return np.asarray(shares(union(spans), grid) >= RAN)
 
 
 def _suspect(evidence: Sequence[Evidence], grid: Grid) -> Bools:

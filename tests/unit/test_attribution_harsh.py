@@ -7,9 +7,10 @@ import pytest
 
 from fabricctl.store import dtypes, schema
 from fabricctl.store.schema import CheckpointEvent
+from fabricctl_analysis.attribute import _running
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.evidence import Evidence
-from fabricctl_analysis.model import Accounts, Verdict
+from fabricctl_analysis.model import Accounts, StepSummary, Verdict
 from fabricctl_analysis.pace import luck, pace, period_of, slow_windows
 from fabricctl_analysis.pieces import _settled, telling
 from fabricctl_analysis.probes import Edge, troubles
@@ -33,6 +34,19 @@ def test_outages_that_come_again_and_again_are_no_iterations() -> None:
     assert [one.cause for one in found.verdicts] == ["host_stopped"] * 8
     truth = sum(6.0 for _ in faults) * 4
     assert sum(one.loss_ns for one in found.verdicts) / S == pytest.approx(truth, rel=0.05)
+
+
+def test_steps_that_follow_each_other_are_no_time_without_a_step() -> None:
+    """Windows of a minute, as of a long job, and a script that calls srun again and again."""
+    ran = [(5.0, 92.0), (92.5, 171.0), (170.0, 290.0), (420.0, None)]
+    steps = [
+        StepSummary(
+            str(nth), ("n1",), BEGIN_NS + int(begin * S), end and BEGIN_NS + int(end * S)
+        )
+        for nth, (begin, end) in enumerate(ran)
+    ]  # fmt: skip
+    running = _running(Grid(BEGIN_NS, 60 * S, 10), steps)
+    assert running.tolist() == [True] * 4 + [False] * 3 + [True] * 3
 
 
 def test_a_job_that_is_slow_most_of_the_time_is_held_to_its_pace_when_nothing_is_wrong() -> None:
