@@ -18,6 +18,7 @@ from fabricctl.lab.kernel import in_netns
 from fabricctl.lab.registry import InForce
 
 _TICK_S = 0.001
+_RETRY_S = 0.1
 _FRAME_BYTES = 1514
 # To a locally administered address that no node has: the switch's port carries it, the node's
 # network stack drops it unread. The type is for local experiments (IEEE 802, 0x88B5).
@@ -99,10 +100,11 @@ def main() -> None:
         _cross(lab, faults, item, over)
     if until_ns is not None:
         _sleep_until(until_ns)
-        try:
-            faults.heal(item.fault.id, cause="timer")
-        except LabError:
-            return  # somebody was faster
+        while (now := faults.registry.get(item.fault.id)) and now.until_mono_ns == until_ns:
+            try:
+                faults.heal(item.fault.id, cause="timer")
+            except LabError:  # its node is frozen by another fault; or somebody was faster
+                time.sleep(_RETRY_S)
 
 
 if __name__ == "__main__":

@@ -125,13 +125,14 @@ class Nodes:
         return control.init_pid(self.paths.node(name).control)
 
     def ask(self, name: str, request: Mapping[str, Any], timeout_s: float = 15.0) -> dict[str, Any]:
-        """See :func:`fabricctl.lab.control.ask`."""
+        """See :func:`fabricctl.lab.control.ask`. One that stands still is not waited for: who asks
+        may keep it from being healed."""
+        if freezer.is_frozen(self.paths, name):
+            raise control.NodeStuckError(f"node {name} is frozen")
         return control.ask(self.paths.node(name).control, request, timeout_s)
 
     def status(self, name: str) -> NodeStatus:
         """What lives on one node."""
-        if freezer.is_frozen(self.paths, name):
-            return NodeStatus(name, "frozen", self.pid(name), {})
         try:
             answer = self.ask(name, {"do": "status"}, timeout_s=5)
         except control.NodeDownError:

@@ -125,6 +125,16 @@ def test_a_killed_service_stays_dead_until_it_is_healed(lab: Lab, node: str, ser
     assert lab.run(["srun", "-w", "n1", "hostname"]).stdout == "n1\n"
 
 
+def test_a_fault_whose_time_ends_on_a_frozen_node_ends_after_it(lab: Lab) -> None:
+    lab.fault("kill", "n1", "slurmd", for_s=4.0)
+    lab.fault("freeze", "n1")
+    time.sleep(4.5)
+    assert len(lab.in_force()) == 2
+    lab.heal("freeze", "n1")
+    wait_until(lambda: not lab.in_force())
+    assert up(lab, "n1", "slurmd")
+
+
 def test_the_node_service_is_restarted_within_a_second(lab: Lab) -> None:
     name = "fabricctl-node"
     before = lab.nodes.status("n1").services[name]
