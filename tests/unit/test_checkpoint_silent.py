@@ -26,7 +26,7 @@ def keepers(tmp_path: Path) -> Iterator[KeeperSet]:
 @pytest.fixture
 def ranks(keepers: KeeperSet) -> Iterator[list[Client]]:
     made = [keepers.client("n0", rank, RANKS) for rank in range(RANKS)]
-    wanted = {"copies": 1, "set": None, "keep": [], "disk": False, "shared": ""}
+    wanted = {"copies": 1, "set": None, "keep": [], "disk": False, "shared": "", "serial": ""}
     for rank, client in enumerate(made):
         client.link.socket.settimeout(120)
         client.fill(1, {"grid": item_of("grid", np.full(1000, float(rank)))}, wanted)

@@ -140,6 +140,43 @@ def test_a_step_that_not_all_ranks_saved_is_not_restored(keepers: KeeperSet) -> 
     assert run(keepers, looks, every_steps=1) == [1, 1, 1]
 
 
+@pytest.mark.parametrize("memory", [True, False])
+def test_two_saves_of_one_step_are_never_mixed(
+    keepers: KeeperSet, tmp_path: Path, memory: bool
+) -> None:
+    """Rank 2 dies in it, all go on from the step before, and rank 1 dies as it is done again: then
+    there is a part of each rank, and that of rank 1 is another run's."""
+    options = {"shared": tmp_path / "shared", "shared_every": 1}
+
+    def dies(dead: int, value: float) -> Callable[..., Any]:
+        def of(checkpoint: Checkpoint, rank: int) -> int:
+            grid = np.zeros(1000)
+            begin = checkpoint.protect(grid=grid).restore()
+            if not begin:
+                checkpoint.save(1)
+                checkpoint._commit()
+            grid[:] = value
+            if rank != dead:
+                wanted = checkpoint._wanted(2, share=True)
+                checkpoint._keeper.fill(2, checkpoint._items, wanted)
+                assert checkpoint._keeper.safe(2, shared=True) == (True, "")
+            return begin
+
+        return of
+
+    def looks(checkpoint: Checkpoint, _rank: int) -> tuple[int, float]:
+        grid = np.zeros(1000)
+        return checkpoint.protect(grid=grid).restore(), float(grid[0])
+
+    assert run(keepers, dies(2, 3.0), **options) == [0] * RANKS
+    assert run(keepers, dies(1, 7.0), **options) == [1] * RANKS
+    if not memory:
+        for node in keepers.nodes:
+            keepers.kill(node)
+            keepers.start(node)
+    assert run(keepers, looks, **options) == [(1, 0.0)] * RANKS
+
+
 def test_no_room_is_an_error_that_names_the_setting(tmp_path: Path) -> None:
     with KeeperSet(tmp_path, quota_bytes=1 << 20) as keepers:
 

@@ -207,7 +207,8 @@ class Checkpoint:
             self._pending = n
             self._sharing = n if share else self._sharing
         elif share:
-            self._shared.save((self._rank, self._ranks, n), self._items)
+            who = self._rank, self._ranks, n
+            self._shared.save(who, self._items, f"{self._serial}.{self._saves}")
         self._saves += 1
         if share and self._rank == 0:
             self._shared.thin()
@@ -245,6 +246,7 @@ class Checkpoint:
 
     def _wanted(self, n: int, share: bool) -> dict[str, Any]:
         """How safe step ``n`` is to be."""
+        serial = f"{self._serial}.{self._saves}"
         of, pending = None, [] if self._pending is None else [self._pending]
         if self._members is not None:
             of = {
@@ -253,11 +255,12 @@ class Checkpoint:
                 "ranks": self._ranks,
                 "losses": self._scheme.losses,
                 "members": self._members,
-                "serial": f"{self._serial}.{self._saves}",
+                "serial": serial,
             }
         return {
             "copies": self._scheme.copies,
             "set": of,
+            "serial": serial,
             "keep": [*self._committed, *pending][-2:],  # others may not have that safe yet
             "disk": bool(self._disk_every) and self._saves % self._disk_every == 0,
             "shared": str(self._shared.root) if share else "",
@@ -313,8 +316,14 @@ class Checkpoint:
         return self._sources.load(self._keeper, step, found)
 
     def _fill(self, fill: Fill | None) -> bool:
-        """Only when all ranks can: who begins anew must have what it began with."""
-        if not all(self._gather(fill is not None)) or fill is None:
+        """Only when all ranks can: who begins anew must have what it began with. A step that was
+        done again, and not by all ranks, is another on each of them."""
+        told = self._gather((fill is not None, sorted(self._sources.saves)))
+        if fill is None or not all(good for good, _ in told):
+            return False
+        if len({save for _, saves in told for save in saves}) > 1:
+            if self._rank == 0:
+                client.warn("ranks have parts of different saves of one step: it is passed over")
             return False
         fill()
         return True

@@ -23,7 +23,8 @@ WAIT_SAFE_S = 120.0
 MAPS_MOST = 4  # of the keeper's memory: three are used in turn
 LOOK_S = 0.2  # of that at a time: who gives up is not held for longer
 
-Manifest = list[list[Any]]  # name, kind, begin, bytes, CRC-32C, where it belongs in the whole
+# Name, kind, begin, bytes, CRC-32C, where it belongs in the whole, of which save it is.
+Manifest = list[list[Any]]
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class Client:
         for name, view in views.items():
             end = at + view.nbytes
             crc = raw.copy_crc(into[at:end], view)
-            manifest.append([name, items[name].kind, at, view.nbytes, crc, items[name].of_whole])
+            what = items[name].of_whole, wanted["serial"]
+            manifest.append([name, items[name].kind, at, view.nbytes, crc, *what])
             at = end + -end % ALIGN
         text = json.dumps({**wanted, "manifest": manifest}).encode()
         self.link.send(self._message("filled", {"step": step, "used": at}), memoryview(text))

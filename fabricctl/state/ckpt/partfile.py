@@ -73,12 +73,14 @@ def write(root: Path, head: Head, state: Iterable[memoryview]) -> None:
     fresh.replace(path)
 
 
-def save(root: Path, name: str, who: tuple[int, int, int], items: Mapping[str, Item]) -> None:
+def save(
+    root: Path, name: str, who: tuple[int, int, int], items: Mapping[str, Item], serial: str
+) -> None:
     """The part of ``who``: rank, ranks, step. Raises OSError."""
     views, manifest, at, crc = [], [], 0, 0
     for key, item in items.items():
         view = item.save()
-        manifest.append([key, item.kind, at, view.nbytes, raw.crc(view), item.of_whole])
+        manifest.append([key, item.kind, at, view.nbytes, raw.crc(view), item.of_whole, serial])
         views.append(view)
         at += view.nbytes
         crc = raw.crc(view, crc)

@@ -29,11 +29,11 @@ class SharedLevel:
         """Whether the checkpoint after so many goes there, too."""
         return self.root is not None and saves % self.every == 0
 
-    def save(self, who: tuple[int, int, int], items: Mapping[str, Item]) -> None:
+    def save(self, who: tuple[int, int, int], items: Mapping[str, Item], serial: str) -> None:
         """By the rank itself, where there is no keeper that could do it meanwhile; ``who``: rank,
-        ranks, step. Raises OSError."""
+        ranks, step; ``serial``: of the save. Raises OSError."""
         if self.root is not None:
-            partfile.save(self.root, self.name, who, items)
+            partfile.save(self.root, self.name, who, items, serial)
 
     def thin(self) -> None:
         """Away with old ones."""

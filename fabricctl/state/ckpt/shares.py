@@ -27,7 +27,7 @@ def pieces(heads: Mapping[int, Head], name: str) -> list[Piece]:
     found = []
     total = None
     for rank, head in heads.items():
-        for called, _, begin, size, _, whole in head:
+        for called, _, begin, size, _, whole, *_ in head:
             if called != name:
                 continue
             if not whole or whole[0] != "share" or (total is not None and whole[3] != total):

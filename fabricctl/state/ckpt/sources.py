@@ -25,6 +25,7 @@ class Sources:
     items: Mapping[str, Item]
     shared: SharedLevel
     dropped: set[Step] = field(default_factory=set)  # could not be restored as a whole
+    saves: set[str] = field(default_factory=set)  # of which the parts are that were loaded last
 
     def usable(self, found: Sequence[Found]) -> dict[Step, list[Found]]:
         """The steps among them that could be whole."""
@@ -88,7 +89,9 @@ class Sources:
 
     def _ready(self, part: Part, rank: int, what: str) -> Fill | None:
         try:
-            return ready(self.items, *part(rank))
+            manifest, view = part(rank)
+            self.saves = _saves(manifest)
+            return ready(self.items, manifest, view)
         except _BAD as error:
             client.warn(f"rank {self.rank}, {what}: {error}")
             return None
@@ -117,10 +120,15 @@ class Sources:
             return None
         try:
             everything = {rank: head for each in told for rank, head in each.items()}
+            self.saves = set().union(*map(_saves, everything.values()))
             return shares.refill(self.items, everything, here, view_of)
         except _BAD as error:
             client.warn(f"rank {self.rank}: {error}")
             return None
+
+
+def _saves(manifest: Manifest) -> set[str]:
+    return {str(entry[6:]) for entry in manifest}
 
 
 def from_keepers(
