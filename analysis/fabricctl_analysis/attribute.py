@@ -193,7 +193,9 @@ def _quiet(evidence: Sequence[Evidence], taken: set[int], job: _Job) -> Iterator
     for one in (one for one in evidence if one.cause in _TOLD):
         touched = job.grid.touched(one.span.begin_ns, one.span.end_ns)
         windows = [w for w in range(touched.start, touched.stop) if job.pace.known[w]]
-        if open_piece and windows and windows[0] <= open_piece.windows[-1]:
+        if not windows:
+            continue
+        if open_piece and windows[0] <= open_piece.windows[-1]:
             more = [w for w in windows if w > open_piece.windows[-1] and w not in taken]
             open_piece = Piece(open_piece.cause, open_piece.windows + more,
                                 [*open_piece.evidence, one], [])  # fmt: skip
@@ -201,7 +203,7 @@ def _quiet(evidence: Sequence[Evidence], taken: set[int], job: _Job) -> Iterator
         if open_piece:
             yield open_piece
         open_piece = None
-        if windows and not free.intersection(windows):
+        if not free.intersection(windows):
             open_piece = Piece(one.cause, windows, [one], [])
     if open_piece:
         yield open_piece

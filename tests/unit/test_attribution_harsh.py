@@ -7,11 +7,11 @@ import pytest
 
 from fabricctl.store import dtypes, schema
 from fabricctl.store.schema import CheckpointEvent
-from fabricctl_analysis.attribute import _running
+from fabricctl_analysis.attribute import _Job, _quiet, _running
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.evidence import Evidence
 from fabricctl_analysis.model import Accounts, StepSummary, Verdict
-from fabricctl_analysis.pace import luck, pace, period_of, slow_windows
+from fabricctl_analysis.pace import Pace, luck, pace, period_of, slow_windows
 from fabricctl_analysis.pieces import _settled, telling
 from fabricctl_analysis.probes import Edge, troubles
 from fabricctl_analysis.program import checkpoints, phases
@@ -47,6 +47,21 @@ def test_steps_that_follow_each_other_are_no_time_without_a_step() -> None:
     ]  # fmt: skip
     running = _running(Grid(BEGIN_NS, 60 * S, 10), steps)
     assert running.tolist() == [True] * 4 + [False] * 3 + [True] * 3
+
+
+def test_what_one_window_lost_is_told_once_whatever_was_wrong_where_nothing_is_known() -> None:
+    """Three cuts at once; of the time of the second nothing was measured."""
+    progress = np.array([1.0] * 5 + [0.5] * 5 + [1.0] * 20)
+    progress[7] = np.nan
+    known = Pace("traffic", progress, progress, 0.01, 0.001, None, np.ones(1), 1e8)
+    grid = Grid(BEGIN_NS, S, len(progress))
+    cuts = [
+        Evidence("link_down", ("n1",), rail, Span(BEGIN_NS + int(a * S), BEGIN_NS + int(b * S)),
+                 1.0, "down")
+        for rail, (a, b) in enumerate([(5, 10), (7.2, 7.8), (8, 10)])
+    ]  # fmt: skip
+    job = _Job(known, (), grid, np.diff(grid.edges_ns), 1)
+    assert [piece.windows for piece in _quiet(cuts, set(), job)] == [[5, 6, 8, 9]]
 
 
 def test_a_job_that_is_slow_most_of_the_time_is_held_to_its_pace_when_nothing_is_wrong() -> None:
