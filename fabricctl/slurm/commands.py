@@ -6,7 +6,8 @@ lacks the default partition, and ``show config`` prints text with status 0 befor
 
 import datetime
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from fabricctl import hostlist
 from fabricctl.errors import NotFoundError, SlurmError, UsageError
@@ -27,13 +28,23 @@ from fabricctl.slurm.run import Runner, failure, run
 JSON_SINCE = (24, 11)  # the first with scontrol --json=v0.0.42
 
 
+def fresh_mark() -> str:
+    """Of the separators of one question: a user who knew it could name a job so that the name
+    reads as records of others."""
+    return secrets.token_hex(8)
+
+
 class CommandSlurm:
     """Slurm by its commands; ``execute`` runs them, so that tests can play recorded answers."""
 
     backend = "commands"
 
-    def __init__(self, execute: Runner = run, reason: str = "asked for") -> None:
+    def __init__(
+        self, execute: Runner = run, reason: str = "asked for",
+        mark: Callable[[], str] = fresh_mark,
+    ) -> None:  # fmt: skip
         self._execute = execute
+        self._mark = mark
         self.reason = reason
         self.version = parse_version(self._ask(["scontrol", "--version"]))
         self._json = self.version.series >= JSON_SINCE
@@ -75,8 +86,10 @@ class CommandSlurm:
             every = json_shapes.converted(found, json_shapes.step, "scontrol show step")
             mine = [each for each in every if each.job == job and each.step not in ("TBD", "")]
         else:
-            argv = ["squeue", "--all", "--noheader", "--steps", f"--jobs={job}"]
-            mine = list(text.steps(self._ask([*argv, f"--format={text.STEP_FORMAT}"]), owner))
+            mark = self._mark()
+            argv = ["squeue", "--all", "--noheader", "--steps", f"--jobs={job}",
+                    f"--format={text.record(text.STEP, mark)}"]  # fmt: skip
+            mine = list(text.steps(self._ask(argv), owner, mark))
         return tuple(sorted(mine, key=step_order))
 
     def nodes(self) -> tuple[Node, ...]:
@@ -156,8 +169,9 @@ class CommandSlurm:
             began = [each for each in found if each.get("time", {}).get("start")]
             every = json_shapes.converted(began, json_shapes.usage, "sacct")
         else:
-            shape = ["--noheader", "--parsable2", f"--delimiter={text.FIELD}"]
-            every = text.usage(self._ask([*argv, *shape, f"--format={text.USAGE_FORMAT}"]))
+            mark = self._mark()
+            shape = ["--noheader", "--parsable2", f"--delimiter={text.FIELD}{mark}"]
+            every = text.usage(self._ask([*argv, *shape, f"--format={text.USAGE_FORMAT}"]), mark)
         return tuple(sorted(every, key=lambda each: (each.job, each.start_real_s or 0)))
 
     def rights(self) -> Mapping[str, Rights]:
@@ -170,9 +184,10 @@ class CommandSlurm:
 
     def _squeue(self, which: Sequence[str]) -> Iterable[Job]:
         argv = ["squeue", "--all", "--noheader", "--states=all", *which]
-        rows = self._ask([*argv, f"--format={text.JOB_FORMAT}"])
+        mark = self._mark()
+        rows = self._ask([*argv, f"--format={text.record(text.JOB, mark)}"])
         numbers = self._ask([*argv, f"--Format={text.NUMBERS_FORMAT}"])
-        return text.jobs(rows, numbers)
+        return text.jobs(rows, numbers, mark)
 
     def _ask(self, argv: Sequence[str]) -> str:
         answer = self._execute(argv)

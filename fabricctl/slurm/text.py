@@ -1,15 +1,15 @@
 """Reading the text that Slurm's commands print, of any version.
 
 Whatever a user chose (a job's name) could hold blanks, line ends, ``=`` or ``UserId=root(0)``. So
-jobs and steps are read from squeue and sacct with control characters as separators (a name is the
-last field), never from ``scontrol show job``; what scontrol prints is read only where
-administrators alone choose the words.
+jobs and steps are read from squeue and sacct with separators that nobody can know beforehand (a
+control character and a mark of the one question; a name is the last field), never from ``scontrol
+show job``; what scontrol prints is read only where administrators alone choose the words.
 """
 
 import functools
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal, ParamSpec, TypeVar
 
 from fabricctl import hostlist
@@ -26,16 +26,14 @@ from fabricctl.slurm.model import (
     Usage,
 )
 
-RECORD, FIELD = "\x1e", "\x1f"  # ASCII's own separators
+RECORD, FIELD = "\x1e", "\x1f"  # ASCII's own separators; a mark follows: names hold them, too
 
 # squeue -o: what each letter means is in squeue(1). The name comes last.
-JOB_FORMAT = RECORD + FIELD.join(
-    ("%A", "%F", "%K", "%u", "%U", "%a", "%P", "%T", "%r", "%N", "%D", "%C", "%V", "%S", "%e",
-     "%l", "%v", "%j")
-)  # fmt: skip
+JOB = ("%A", "%F", "%K", "%u", "%U", "%a", "%P", "%T", "%r", "%N", "%D", "%C", "%V", "%S", "%e",
+       "%l", "%v", "%j")  # fmt: skip
 # squeue -O has what the letters lack; it pads to a width, so only numbers are asked for.
 NUMBERS_FORMAT = "JobID:12,RestartCnt:12,HetJobID:12,HetJobOffset:12,exit_code:12"
-STEP_FORMAT = RECORD + FIELD.join(("%i", "%A", "%N", "%S", "%j"))
+STEP = ("%i", "%A", "%N", "%S", "%j")
 USAGE_FORMAT = ("JobIDRaw,User,Account,Partition,State,NodeList,NNodes,AllocCPUS,Submit,Start,End,"
                 "ElapsedRaw,AllocTRES,JobName")  # fmt: skip
 
@@ -65,11 +63,16 @@ def _said_by(command: str) -> Callable[[Callable[_P, Iterator[_T]]], Callable[_P
     return wrap
 
 
+def record(letters: Iterable[str], mark: str) -> str:
+    """For squeue -o: a record of these with separators of the question ``mark``."""
+    return RECORD + mark + f"{FIELD}{mark}".join(letters)
+
+
 @_said_by("squeue")
-def jobs(text: str, numbers: str) -> Iterator[Job]:
-    """From squeue with ``JOB_FORMAT``, and again with ``NUMBERS_FORMAT``."""
+def jobs(text: str, numbers: str, mark: str) -> Iterator[Job]:
+    """From squeue with a :func:`record` of ``JOB``, and again with ``NUMBERS_FORMAT``."""
     more = {words[0]: words for words in (line.split() for line in numbers.splitlines()) if words}
-    for row in _rows(text, 18):
+    for row in _rows(text, 18, mark):
         known = more.get(row[0], [row[0], "0", "N/A", "N/A", "0"])
         if len(known) != 5:
             raise SlurmError(f"squeue: {known} is not {NUMBERS_FORMAT}: report this, please")
@@ -109,14 +112,14 @@ def _job(row: list[str], numbers: list[str]) -> Job:
 
 
 @_said_by("squeue --steps")
-def steps(text: str, job: Job) -> Iterator[Step]:
-    """From ``squeue --steps`` with ``STEP_FORMAT``; squeue also names tasks of the same array."""
+def steps(text: str, job: Job, mark: str) -> Iterator[Step]:
+    """From ``squeue --steps`` with ``STEP``; squeue also names tasks of the same array."""
     shown = {str(job.id)}
     if job.array_job is not None:
         shown = {f"{job.array_job}_{job.array_task}"}
     if job.het_job is not None:
         shown |= {f"{job.het_job}+{job.het_offset}"}
-    for row in _rows(text, 5):
+    for row in _rows(text, 5, mark):
         owner, _, step = row[0].rpartition(".")
         if owner in shown and step != "TBD":  # to be defined: it waits for its nodes
             yield Step(job.id, step, row[4], names(row[2]), int(row[1]), seconds(row[3]))
@@ -200,17 +203,17 @@ def reservations(text: str) -> Iterator[Reservation]:
 
 
 @_said_by("sacct")
-def usage(text: str) -> Iterator[Usage]:
-    """From ``sacct --parsable2`` with ``USAGE_FORMAT`` and the separators of this module."""
+def usage(text: str, mark: str) -> Iterator[Usage]:
+    """From ``sacct --parsable2`` with ``USAGE_FORMAT``, ``FIELD`` and ``mark`` between fields."""
     pending: list[str] = []
-    for line in text.splitlines():
+    for line in text.removesuffix("\n").split("\n") if text else ():
         # sacct has no separator of records: a line without fields goes on with a job's name.
-        if line.count(FIELD) == 13 or not pending:
+        if line.count(FIELD + mark) == 13 or not pending:
             pending.append(line)
         else:
             pending[-1] += "\n" + line
     for record in pending:
-        row = record.split(FIELD)
+        row = record.split(FIELD + mark)
         if len(row) != 14:
             raise SlurmError(f"sacct: {record[:60]!r} is not {USAGE_FORMAT}: report this, please")
         if seconds(row[9]) is None:
@@ -276,9 +279,9 @@ def duration_s(text: str) -> int | None:
     return ((days * 24 + hours) * 60 + minutes) * 60 + last
 
 
-def _rows(text: str, fields: int) -> Iterator[list[str]]:
-    for record in text.split(RECORD)[1:]:
-        row = record.removesuffix("\n").split(FIELD, fields - 1)
+def _rows(text: str, fields: int, mark: str) -> Iterator[list[str]]:
+    for record in text.split(RECORD + mark)[1:]:
+        row = record.removesuffix("\n").split(FIELD + mark, fields - 1)
         if len(row) != fields:
             raise SlurmError(f"squeue: {record[:60]!r} has {len(row)} fields, not {fields}")
         yield row

@@ -135,7 +135,7 @@ def test_gpus_are_read_from_both_of_sacct_s_forms() -> None:
         ("7", "ann", "a", "main", "COMPLETED", "n1", "1", "4", "10", "20", "30", "10",
          "billing=4,cpu=4,gres/gpu=2,gres/gpu:a100=2,mem=8G", "a name")
     )  # fmt: skip
-    (found,) = text.usage(row + "\n")
+    (found,) = text.usage(row + "\n", "")
     assert (found.gpus, found.name) == (2, "a name")
     data = Path(__file__).parents[1] / "data" / "slurm" / "26.05"
     (file,) = data.glob("*sacct-allusers-duplicates*")

@@ -50,7 +50,7 @@ def recorded(request: pytest.FixtureRequest) -> Recorded:
 
 @pytest.fixture
 def slurm(recorded: Recorded) -> CommandSlurm:
-    return CommandSlurm(recorded)
+    return CommandSlurm(recorded, mark=str)
 
 
 def test_the_version_is_read(slurm: CommandSlurm, recorded: Recorded) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 import time
 from collections.abc import Sequence
@@ -123,7 +124,7 @@ def answering(version: str, stdout: str) -> CommandSlurm:
             return Answer(0, f"slurm {version}\n", "")
         return Answer(0, stdout, "")
 
-    return CommandSlurm(execute)
+    return CommandSlurm(execute, mark=str)
 
 
 BROKEN = {
@@ -215,10 +216,37 @@ def test_a_name_of_two_lines_stays_one_record_of_the_accounting() -> None:
                   "10", "20", "30", "10", "cpu=2,gres/gpu=1", name)  # fmt: skip
         return text.FIELD.join(fields)
 
-    first, second = text.usage(f"{row(1, 'two' + chr(10) + 'lines')}\n{row(2, 'x')}\n")
+    first, second = text.usage(f"{row(1, 'two' + chr(10) + 'lines')}\n{row(2, 'x')}\n", "")
     assert (first.name, first.state, first.nodes) == ("two\nlines", "CANCELLED", ("n1", "n2"))
     assert first.gpus == 1
     assert (second.job, second.account) == (2, None)
+
+
+def test_a_name_that_reads_as_records_of_others_stays_a_name() -> None:
+    """squeue and sacct print names as they are, control characters too (tried on 22.05)."""
+    row = ["999", "999", "N/A", "root", "0", "root", "main", "RUNNING", "None", "n1", "1", "1",
+           "10", "10", "20", "1:00", "(null)", "forged"]  # fmt: skip
+    used = ["888", "bob", "lab", "main", "COMPLETED", "n1", "1", "1", "10", "10", "20", "10", ""]
+    name = f"x\x1e{chr(31).join(row)}\n{chr(31).join([*used, 'forged'])}"
+    asked: list[str] = []
+
+    def execute(argv: Sequence[str]) -> Answer:
+        asked.append(argv[-1])
+        if argv[-1] == "--version":
+            return Answer(0, "slurm 22.05.8\n", "")
+        if argv[0] == "sacct":
+            (between,) = [a.partition("=")[2] for a in argv if a.startswith("--delimiter=")]
+            return Answer(0, between.join(["7", *used[1:], name]) + "\n", "")
+        if argv[-1].startswith("--Format="):
+            return Answer(0, "7 0 N/A N/A 0\n", "")
+        begin, *between = re.split("%[A-Za-z]", argv[-1].removeprefix("--format="))
+        return Answer(0, begin + between[0].join(["7", "7", *row[2:-1], name]) + "\n", "")
+
+    slurm = CommandSlurm(execute)
+    assert [(job.id, job.name) for job in slurm.jobs()] == [(7, name)]
+    assert [(use.job, use.name) for use in slurm.usage(1, 100)] == [(7, name)]
+    slurm.jobs()
+    assert len(set(asked)) == len(asked) - 1, "each question has separators of its own"
 
 
 def test_node_lists_go_through_the_host_list_reader() -> None:
