@@ -1,6 +1,7 @@
 #include "stamps.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <time.h>
 
 #define TRIES 4 /* the narrowest reading is kept; the first often meets cold caches */
@@ -79,9 +80,12 @@ bool anchor_convert(
 {
 	double span = (double)(now->real_ns - before->real_ns);
 	double lead = (double)((now->raw_ns - before->raw_ns) - (now->real_ns - before->real_ns));
+	/* CLOCK_MONOTONIC is slewed with CLOCK_REALTIME and never stepped; a NIC's anchors have none. */
+	int64_t step = (now->real_ns - before->real_ns) - (now->mono_ns - before->mono_ns);
 	double share;
 
-	if (span <= 0 || fabs(lead) > SLEW_MAX * span + STEP_NS)
+	if (span <= 0 || fabs(lead) > SLEW_MAX * span + STEP_NS
+	    || (now->mono_ns && llabs(step) > before->width_ns + now->width_ns))
 		return false;
 	share = (double)(real_ns - now->real_ns) / span;
 	if (share < -64 || share > 1)
