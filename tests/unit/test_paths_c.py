@@ -95,6 +95,23 @@ def test_a_wrong_configuration_is_refused_with_this_very_message(
     assert (done.returncode, done.stderr) == (2, f"fabric: paths: {message}\n")
 
 
+def test_a_sysctl_that_somebody_changed_since_is_left_as_it_is(built: Path, tmp_path: Path) -> None:
+    conf = Path("/proc/sys/net/ipv4/conf")
+    (tmp_path / "sysctl.saved").write_text(f"{conf}/lo/rp_filter 1\n{conf}/default/rp_filter 1\n")
+    inside = (
+        f"cd {conf} && echo 0 >lo/rp_filter && echo 2 >default/rp_filter && "
+        f"{built}/fabric-pathd clean {tmp_path} && cat lo/rp_filter default/rp_filter"
+    )
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--net", "sh", "-c", inside],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    if "unshare" in done.stderr or "cannot create" in done.stderr:
+        pytest.skip(f"no network of its own here: {done.stderr.strip()}")
+    assert (done.stderr, done.stdout.splitlines()[1:]) == ("", ["0", "1"])
+    assert not (tmp_path / "sysctl.saved").exists()
+
+
 def test_usage_is_told(built: Path) -> None:
     done = subprocess.run(
         [built / "fabric-pathd", "walk"], capture_output=True, text=True, timeout=120, check=False

@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#define RP_LOOSE 2 /* Documentation/networking/ip-sysctl.rst, rp_filter */
 #define SINK_RTO_MIN_MS 0 /* nothing is ever acknowledged there */
 
 static bool write_text(const char *path, const char *text)
@@ -58,6 +59,7 @@ static bool sysctl_set(const char *leases, const char *path, int value)
 	return kept && write_text(path, text);
 }
 
+/* But what somebody else has set since. */
 static void sysctls_restore(const char *leases)
 {
 	char saved[CONF_PATH + 16], path[256], text[16];
@@ -70,7 +72,7 @@ static void sysctls_restore(const char *leases)
 		return;
 	while (fscanf(stream, "%255s %d", path, &value) == 2) {
 		snprintf(text, sizeof(text), "%d", value);
-		if (strncmp(path, "/proc/sys/net/", 14) == 0)
+		if (strncmp(path, "/proc/sys/net/", 14) == 0 && read_number(path) == RP_LOOSE)
 			write_text(path, text);
 	}
 	fclose(stream);
@@ -89,7 +91,7 @@ static bool loosen_filter(const struct conf *conf, const char *rail)
 	own = read_number(path);
 	if ((all > own ? all : own) != 1)
 		return true;
-	return sysctl_set(conf->leases, path, 2);
+	return sysctl_set(conf->leases, path, RP_LOOSE);
 }
 
 static int setup_address(struct daemon *d, unsigned rail, int family)
