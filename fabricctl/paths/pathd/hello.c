@@ -79,7 +79,11 @@ void hello_off(struct daemon *d, unsigned origin, const char *why)
 	d->off_origin = origin;
 	event_write(&d->events, "off", ";why=%s", d->why);
 	set_phase(d, PHASE_OFF);
-	/* Devices that lead nowhere would mislead the ranks: nothing of ours stays a moment longer. */
+	/* Devices that lead nowhere would mislead the ranks: nothing of ours stays a moment longer, nor does
+	 * a port's next event bring it back, in a slot that may be another job's by then. */
+	rtnl_close(&d->monitor);
+	for (unsigned i = 0; i < d->conf.nodes; i++)
+		d->peer[i].routed = d->peer[i].reinstall = false;
 	lease_release(d->conf.leases, d->mover.slot, d->conf.job);
 }
 

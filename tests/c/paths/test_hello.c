@@ -5,6 +5,7 @@
 #include <arpa/inet.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define OURS 11
 #define THEIRS 22
@@ -36,7 +37,7 @@ static struct peer *meet(struct daemon *d, const struct ends ends[2])
 	d->phase = PHASE_READY;
 	d->session = OURS;
 	d->mover.rails = 2;
-	d->events.fd = d->mover.rtnl.fd = d->manage = -1; /* what is installed is seen in `route` */
+	d->events.fd = d->mover.rtnl.fd = d->monitor.fd = d->manage = -1; /* what is installed is seen in `route` */
 	d->conf = (struct conf){.nodes = 2, .rails = 2, .own = true, .node = nodes};
 	d->peer = peers;
 	for (unsigned i = 0; i < 2; i++) {
@@ -59,6 +60,20 @@ static bool moved(const struct peer *peer, int family, unsigned rail)
 	return peer->route.via[family][rail].family;
 }
 
+static void what_was_given_back_stays_so(struct daemon *d, struct peer *peer)
+{
+	char folder[] = "/tmp/fabric-hello-XXXXXX", lock[CONF_PATH];
+
+	CHECK(mkdtemp(folder) != NULL);
+	snprintf(d->conf.leases, sizeof(d->conf.leases), "%s", folder);
+	peer->routed = true;
+	hello_off(d, 0, "n1 cannot take part");
+	moving_carrier(d, 0, false);
+	CHECK(!peer->routed && !peer->reinstall); /* else it was tried */
+	snprintf(lock, sizeof(lock), "%s/lock", folder);
+	CHECK(unlink(lock) == 0 && rmdir(folder) == 0);
+}
+
 int main(void)
 {
 	static struct daemon d;
@@ -71,6 +86,8 @@ int main(void)
 	CHECK(!moved(peer, FAMILY4, 1) && !moved(peer, FAMILY6, 1) && !peer->probe[1].size);
 	CHECK(peer->reinstall); /* tried: without a kernel */
 	CHECK(pair_members(&peer->pair, 1) == 1 && peer->told_level[1] == LEVEL_DEAD);
+
+	what_was_given_back_stays_so(&d, peer);
 
 	/* IPv6 alone: the same /64, or the link's own addresses. */
 	peer = meet(&d, (struct ends[]){{NULL, "fd00:1::1", NULL, "fd00:1::2"},
