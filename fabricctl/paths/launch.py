@@ -24,6 +24,7 @@ RESOLVERS = 16
 RESOLVE_WAIT_S = 20.0  # for all names; a node that cannot be resolved is heard of otherwise
 CLEAN_WAIT_S = 20.0
 ONE_NODE = "the job has one node"
+MOST_NODES, LONGEST_NAME = 8_000, 63  # MAX_PEERS of pathd/mover.h, CONF_NAME of pathd/conf.h
 
 
 def resolve(nodes: Sequence[str], node: str) -> dict[str, str | None]:
@@ -90,15 +91,24 @@ def node_env(config: Config) -> str:
     return "" if why_not else steering.text(steered(config, rails, verbs.look()))
 
 
+def too_large(nodes: Sequence[str]) -> str:
+    """Why a job of these nodes cannot have link failover; empty: it can."""
+    if len(nodes) > MOST_NODES:
+        return f"the job has {len(nodes)} nodes, {MOST_NODES} at most can have link failover"
+    longest = max(nodes, key=len)
+    if len(longest) > LONGEST_NAME:
+        return f"{longest}: link failover knows names of {LONGEST_NAME} characters at most"
+    return ""
+
+
 def become_pathd(start: JobStart, config: Config, keep: Collection[int]) -> None:
     """Does not return: this process becomes fabric-pathd, or ends with the reason in ``state``."""
     files = PathsFiles(config.node.run_dir)
     why = ""
     try:
         files.make(start.job)
-        if len(start.nodes) == 1:
-            why = ONE_NODE
-        else:
+        why = ONE_NODE if len(start.nodes) == 1 else too_large(start.nodes)
+        if not why:
             _become(start, config, files, keep)
     except (OSError, FabricError, subprocess.TimeoutExpired) as error:
         why = str(error)

@@ -303,6 +303,31 @@ def test_the_state_of_a_job_without_pathd_says_why(tmp_path: Path) -> None:
         read_state(files.state(7))
 
 
+@pytest.mark.parametrize(
+    ("nodes", "why"),
+    [
+        (tuple(f"n{i}" for i in range(8_001)), "the job has 8001 nodes"),
+        (("n1", "n" * 64), "names of 63 characters"),
+    ],
+)
+def test_a_job_that_pathd_cannot_take_is_off_and_says_why(
+    nodes: tuple[str, ...], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "_exit", lambda status: None)
+    monkeypatch.setattr(launch, "_become", lambda *args: pytest.fail("it was started"))
+    config = Config(node=NodeConfig(run_dir=tmp_path))
+    launch.become_pathd(replace(START, nodes=nodes, node=nodes[0]), config, [])
+    state = read_state(PathsFiles(tmp_path).state(7))
+    assert state["state"] == "off"
+    assert why in state["why"]
+
+
+def test_what_pathd_cannot_take_is_what_its_headers_say() -> None:
+    pathd = Path(launch.__file__).parent / "pathd"
+    assert f"#define MAX_PEERS {launch.MOST_NODES} " in (pathd / "mover.h").read_text()
+    assert f"#define CONF_NAME {launch.LONGEST_NAME + 1}\n" in (pathd / "conf.h").read_text()
+
+
 def test_a_request_to_nobody_says_so(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no fabric-pathd listens there"):
         control.ask(tmp_path / "control", {"do": "show"})
