@@ -17,7 +17,9 @@ from fabricctl.errors import DataError, SystemRefusedError, UsageError
 from fabricctl.state.ckpt import keeper, others, parts
 from fabricctl.state.ckpt.api import Checkpoint
 from fabricctl.state.ckpt.assignment import Assignment
+from fabricctl.state.ckpt.client import Client, check
 from fabricctl.state.ckpt.files import Alone, Files
+from fabricctl.state.ckpt.items import item_of
 from fabricctl.state.ckpt.link import Link, ports
 from tests.support.keepers import KEY, KeeperSet
 from tests.support.ranks import RANKS, program, run
@@ -318,6 +320,42 @@ def test_a_stranger_who_says_a_keepers_words_again_is_given_no_state(
     assert found == {("n0", 0), ("n0", 1), ("n1", 0), ("n1", 1)}
     assert b"hello" in heard
     assert b"a secret" not in heard
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_ranks_that_want_the_same_part_at_once_all_get_it(tmp_path: Path, on_disk: bool) -> None:
+    """As when fewer ranks go on, or all ranks have the same."""
+    disk = tmp_path / "disk" if on_disk else None
+    with KeeperSet(tmp_path, nodes=2, disk=disk) as keepers, contextlib.ExitStack() as stack:
+
+        def client(node: str, rank: int) -> Client:
+            made = keepers.client(node, rank, 8)
+            stack.callback(made.link.close)
+            return made
+
+        one = client("n1", 5)
+        wanted = {"copies": 0, "keep": [], "disk": on_disk, "serial": ""}
+        one.fill(1, {"grid": item_of("grid", np.full(250_000, 5.0))}, wanted)
+        assert one.safe(1) == (True, "")
+        if on_disk:
+            keepers.kill("n1")
+            keepers.start("n1")
+        got: list[float] = []
+
+        def gets(rank: int, node: str) -> None:
+            mine = client(node, rank)
+            for _ in range(10):
+                manifest, view = mine.get(5, 1, "n1")
+                check(manifest, view)
+                got.append(float(view[:8].cast("d")[0]))
+
+        places = ["n0", "n0", "n0", "n1"]
+        threads = [threading.Thread(target=gets, args=each) for each in enumerate(places)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        assert got == [5.0] * 40
 
 
 def test_callers_without_the_key_do_not_fill_a_keeper(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """All that a keeper holds: parts in memory, parity of sets, and parts on the node's disk."""
 
 import json
+import threading
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ class Holding:
         self.parities = Parities(self.parts)
         self.disk = disk
         self._checked_s: dict[int, float] = {}
+        self._reading = threading.Lock()
 
     def listed(self, name: str) -> dict[str, Any]:
         """``parts``: ``[rank, ranks, step]``; ``parity``: sets of which a member's is here."""
@@ -37,7 +39,9 @@ class Holding:
         """From memory, else from the disk; raises :class:`DataError`."""
         part = self.parts.get(name, rank, step)
         if part is None and self.disk is not None:
-            part = self._from_disk(self.disk, name, rank, step)
+            with self._reading:  # by one of all who ask for it
+                part = self.parts.get(name, rank, step)
+                part = part or self._from_disk(self.disk, name, rank, step)
         if part is None:
             raise DataError(f"keeper: rank {rank}, step {step} is not here")
         return part

@@ -26,7 +26,7 @@ from fabricctl.state.ckpt.assignment import Assignment
 from fabricctl.state.ckpt.holding import Holding, head_of, key_of, name_of
 from fabricctl.state.ckpt.link import Link, is_socket, listen, ports
 from fabricctl.state.ckpt.others import Others
-from fabricctl.state.ckpt.parts import Part, Wanted
+from fabricctl.state.ckpt.parts import Key, Part, Wanted
 from fabricctl.state.ckpt.remote import Remote
 
 TRANSFER_S = 300.0
@@ -60,6 +60,7 @@ class Keeper:
             (_local_socket(given.socket), self._talk_local),
             (port, self._talk_remote),
         )
+        self._getting: dict[Key, threading.Lock] = {}
         self._unknown = threading.Semaphore(UNKNOWN_MOST)
         self._inode = given.socket.stat().st_ino
         self._ended = threading.Event()
@@ -366,15 +367,19 @@ class Keeper:
         """A part for a rank of this node, from here, from another keeper or from its set."""
         key = key_of(message)
         source = message.get("node", "")
-        if source == self._given.node:
-            part = self._holding.part(*key)
-        elif source == FROM_SET:
-            part = self._rebuild(*key)
-        else:
-            part = self._fetch(source, *key)
-        if not part.good:
-            self._parts.drop(key)
-            raise DataError(f"keeper: the checksum of rank {part.rank}, step {part.step} is wrong")
+        with self._getting.setdefault(key, threading.Lock()):
+            here = None if source == self._given.node else self._parts.get(*key)
+            if here is not None and here.good:
+                part = here  # another rank has got it meanwhile, and may be reading it
+            elif source == self._given.node:
+                part = self._holding.part(*key)
+            elif source == FROM_SET:
+                part = self._rebuild(*key)
+            else:
+                part = self._fetch(source, *key)
+            if not part.good:
+                self._parts.drop(key)
+                raise DataError(f"keeper: the checksum of rank {key[1]}, step {key[2]} is wrong")
         head = {"kind": "part", "used": str(part.used), "state_crc": str(part.crc)}
         link.send({**head, "size": str(len(part.memory))}, memoryview(part.manifest))
         socket.send_fds(link.socket, [b"F"], [part.fd])
