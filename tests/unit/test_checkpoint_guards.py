@@ -387,3 +387,33 @@ def test_memory_that_the_node_has_not_is_refused_and_nobody_killed(
     meminfo.unlink()
     assert parts.available_bytes() is None
     held.clear("main")
+
+
+def test_memory_that_is_being_written_to_a_file_is_not_used_again(tmp_path: Path) -> None:
+    """Also where a step is not safe, as on a single node: no copy of it can be anywhere."""
+    held = parts.Parts(1 << 30)
+    part = held.room(("main", 0, 1), 1, 1000, set())
+    part.wanted = parts.Wanted(copies=1, shared=tmp_path)
+    part.problem = "there is no other node"
+    assert held.room(("main", 0, 2), 1, 1000, set()).memory is not part.memory
+    held.clear("main")
+
+
+def test_a_level_that_fails_keeps_no_other_from_having_the_step(tmp_path: Path) -> None:
+    disk, shared = tmp_path / "disk", tmp_path / "shared"
+    with KeeperSet(tmp_path, nodes=1, disk=disk) as keepers:
+        (disk / "n0" / "main.1").touch()  # where its directory would be
+
+        def saves(checkpoint: Checkpoint, _rank: int) -> tuple[bool, str]:
+            checkpoint.protect(grid=np.zeros(10)).restore()
+            checkpoint.save(1)
+            return checkpoint.wait_copied()
+
+        options = {"scheme": "single", "disk_every": 1, "shared": shared}
+        ((good, why),) = run(keepers, saves, ranks=1, **options)
+        assert not good
+        assert "File exists" in why
+        deadline = time.monotonic() + 120
+        while not (shared / "main.1" / "0-of-1.part").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)

@@ -233,12 +233,12 @@ class Keeper:
         """Makes it as safe as was asked for."""
         try:
             self._copy(part)
+            if part.wanted.shared is not None:  # also where a set or the disk cannot have it
+                self._files.submit(self._share, part, part.wanted.shared)
             if part.wanted.of is not None:
                 self._fold(part, part.wanted.of)
             if part.wanted.disk:
                 self._holding.put_on_disk(part, part.wanted.keep)
-            if part.wanted.shared is not None:
-                self._files.submit(self._share, part, part.wanted.shared)
             part.done = not part.problem
         except (OSError, FabricError) as error:
             part.problem = str(error)

@@ -72,8 +72,8 @@ class Part:
 
     @property
     def busy(self) -> bool:
-        """Whether it is still being written to a file."""
-        return self.wanted.shared is not None and not self.shared and not self.problem
+        """Whether it may still be written to a file, also where something else went wrong."""
+        return self.wanted.shared is not None and not self.shared
 
     def safe(self, shared: bool = False) -> bool:
         """Whether it is as safe as was asked for; ``shared``: on the shared file system, too."""
