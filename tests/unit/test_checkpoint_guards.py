@@ -1,6 +1,7 @@
 """Checkpoints whose keeper dies, whose caller is a stranger, or that cannot be."""
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -14,11 +15,13 @@ import numpy as np
 import pytest
 
 from fabricctl.errors import DataError, SystemRefusedError, UsageError
-from fabricctl.state.ckpt import keeper, others, parts
+from fabricctl.state.ckpt import bytes as raw
+from fabricctl.state.ckpt import keeper, others, partfile, parts
 from fabricctl.state.ckpt.api import Checkpoint
 from fabricctl.state.ckpt.assignment import Assignment
 from fabricctl.state.ckpt.client import Client, check
 from fabricctl.state.ckpt.files import Alone, Files
+from fabricctl.state.ckpt.holding import Holding
 from fabricctl.state.ckpt.items import item_of
 from fabricctl.state.ckpt.link import Link, ports
 from tests.support.keepers import KEY, KeeperSet
@@ -417,3 +420,31 @@ def test_a_level_that_fails_keeps_no_other_from_having_the_step(tmp_path: Path) 
         while not (shared / "main.1" / "0-of-1.part").exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+def test_a_file_that_does_not_fit_leaves_no_piece_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        partfile.save(tmp_path, "main", (0, 1, 7), {"a": item_of("a", np.zeros(9))}, "")
+    assert not list((tmp_path / "main.7").iterdir())
+
+
+def test_a_step_on_the_disk_is_that_of_the_last_number_of_ranks(tmp_path: Path) -> None:
+    """Both may be of one size, and the keeper is asked for a rank and a step alone."""
+    holding = Holding(1 << 30, tmp_path)
+    for ranks in (8, 6):
+        part = holding.parts.room(("main", 0, 1), ranks, 10, set())
+        part.used = 10
+        part.view[:] = bytes([ranks]) * 10
+        part.describe(b"[]")
+        part.crc, part.whole = raw.crc(part.view), True
+        holding.put_on_disk(part, ())
+    holding.parts.clear("main")
+    fresh = Holding(1 << 30, tmp_path)  # the keeper has died
+    assert fresh.listed("main")["parts"] == [(0, 6, 1)]
+    assert bytes(fresh.part("main", 0, 1).view) == bytes([6]) * 10

@@ -78,6 +78,12 @@ class Holding:
         if self.disk is None:
             raise DataError("keeper: this node has no disk for checkpoints (state.disk_dir)")
         try:
+            path = partfile.place(self.disk, part.name, part.rank, part.ranks, part.step)
+            for other in path.parent.glob(f"{part.rank}-of-*.part"):
+                if (
+                    other != path
+                ):  # of a start with another number of ranks, which goes in memory, too
+                    other.unlink(missing_ok=True)
             partfile.write(self.disk, head_of(part), [part.view])
         except OSError as error:
             raise DataError(f"keeper: {self.disk}: {error.strerror}") from None

@@ -11,6 +11,7 @@
 A file has its name when it is whole; a step is whole when all its ranks' files are there.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -64,13 +65,18 @@ def write(root: Path, head: Head, state: Iterable[memoryview]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"version": VERSION, **head.__dict__}).encode()
     fresh = path.with_suffix(".new")
-    with fresh.open("wb") as stream:
-        stream.write(_LENGTHS.pack(len(text), raw.crc(memoryview(text))) + text)
-        for view in state:
-            stream.write(view)
-        stream.flush()
-        os.fsync(stream.fileno())
-    fresh.replace(path)
+    try:
+        with fresh.open("wb") as stream:
+            stream.write(_LENGTHS.pack(len(text), raw.crc(memoryview(text))) + text)
+            for view in state:
+                stream.write(view)
+            stream.flush()
+            os.fsync(stream.fileno())
+        fresh.replace(path)
+    except OSError:  # where it is full a piece of it would keep it full
+        with contextlib.suppress(OSError):
+            fresh.unlink()
+        raise
 
 
 def save(
