@@ -246,6 +246,44 @@ def test_a_node_that_somebody_took_over_or_returned_is_theirs() -> None:
     assert look(Standing("working", 990.0, runs=1), theirs, "running") == ""
 
 
+def test_what_was_begun_before_a_kill_waits_for_the_budget_again() -> None:
+    made = plan(nodes=("n1", "n2", "n3"), budget=1)
+    standings = {"n1": Standing("begun", 990.0), "n2": Standing(), "n3": Standing()}
+    known = {name: node(name) for name in made.nodes}
+    known["n2"] = node("n2", "DOWN")
+    steps = decide(made, standings, known, {}, wish="run", now_s=1000.0)
+    assert [(step.node, step.state, step.do) for step in steps] == [("n1", "waiting", "none")]
+
+
+def test_nodes_that_failed_and_are_in_use_again_are_retried_within_the_budget(
+    world: Callable[..., World],
+) -> None:
+    here = world()
+    journal = Journal(here.files, here.plan)
+    for name in NAMES[:4]:  # mended, returned by hand, and start --retry
+        journal.write(name, "failed")
+        journal.write(name, "begun", "again")
+    journal.close()
+    assert here.run() == "done"
+    assert here.most_out == 2
+
+
+def test_no_node_is_begun_at_the_look_that_finds_one_failed() -> None:
+    made = plan(nodes=("n1", "n2"))
+    known = {"n1": node("n1", "IDLE", "DRAIN", reason=OURS), "n2": node("n2")}
+    standings = {"n1": Standing("working", 990.0, runs=1), "n2": Standing()}
+    steps = decide(made, standings, known, {"n1": "failed"}, wish="run", now_s=1000.0)
+    assert [(step.node, step.state) for step in steps] == [("n1", "failed")]
+
+
+def test_whatever_keeps_jobs_from_a_node_counts() -> None:
+    made = plan(nodes=("n1", "n2"), budget=1)
+    waiting = {"n1": Standing(), "n2": Standing()}
+    for flag in ("POWERING_DOWN", "INVALID_REG", "NOT_RESPONDING", "DRAIN"):
+        known = {"n1": node("n1"), "n2": node("n2", "IDLE", flag)}
+        assert decide(made, waiting, known, {}, wish="run", now_s=1000.0) == []
+
+
 def test_a_node_is_back_when_it_answers_and_has_booted_if_it_should() -> None:
     standing = Standing("verifying", 990.0, runs=1, begun_real_s=980.0)
     silent = node("n1", "DOWN", "DRAIN", "NOT_RESPONDING", reason=OURS)

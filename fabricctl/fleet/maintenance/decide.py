@@ -30,10 +30,7 @@ class Step:
 
 def out(node: Node) -> bool:
     """No new job can start on it."""
-    return (
-        node.state in ("DOWN", "ERROR", "UNKNOWN", "FUTURE")
-        or bool({"DRAIN", "NOT_RESPONDING", "FAIL", "POWERED_DOWN"} & node.flags)
-    )  # fmt: skip
+    return not node.usable
 
 
 def ours(plan: Plan, node: Node) -> bool:
@@ -90,7 +87,8 @@ def decide(
             if standing.state == "waiting"
         ]
     elif wish == "run":
-        steps += _begin(plan, standings, nodes)
+        failing = sum(step.state == "failed" for step in steps)
+        steps += _begin(plan, standings, nodes, failing)
     return steps
 
 
@@ -138,11 +136,9 @@ class _Look:
         return self._to("taken", text=f"somebody else has it now: {_why(self.node)}")
 
     def _begun(self) -> Step:
-        if self.wish != "run":
-            return self._to("aborted" if self.wish == "abort" else "waiting")
-        if out(self.node):
-            return self._to("skipped", text=f"went out by itself: {_why(self.node)}")
-        return self._to("begun", "drain")
+        """Slurm was not told (a kill, an error), or it failed once and is in use again: others may
+        have gone out since, so it waits for the budget as all do."""
+        return self._to("aborted" if self.wish == "abort" else "waiting")
 
     def _drained(self) -> Step | None:
         if self.wish != "run":
@@ -202,15 +198,17 @@ def _why(node: Node) -> str:
 
 
 def _begin(
-    plan: Plan, standings: Mapping[str, Standing], nodes: Mapping[str, Node]
+    plan: Plan, standings: Mapping[str, Standing], nodes: Mapping[str, Node], failed: int
 ) -> Iterator[Step]:
-    """Nodes to begin with now, as far as the budget goes: idle ones first."""
+    """Nodes to begin with now, as far as the budget goes: idle ones first. ``failed``: at this
+    look."""
     waiting = [name for name, each in standings.items() if each.state == "waiting"]
     for name in waiting:
         if name not in nodes:
+            failed += 1
             yield Step(name, "failed", "none", "Slurm does not know it")
     waiting = [name for name in waiting if name in nodes]
-    failed = sum(each.state == "failed" for each in standings.values())
+    failed += sum(each.state == "failed" for each in standings.values())
     busy = {name for name, each in standings.items() if each.state in ACTIVE}
     gone = {name for name in plan.nodes if name not in nodes or out(nodes[name])}
     unfit = [name for name in waiting if name in gone]
