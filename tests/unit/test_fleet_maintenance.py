@@ -284,6 +284,26 @@ def test_whatever_keeps_jobs_from_a_node_counts() -> None:
         assert decide(made, waiting, known, {}, wish="run", now_s=1000.0) == []
 
 
+@pytest.mark.parametrize("taken", [True, False])
+def test_what_somebody_does_between_the_look_and_the_drain_is_left_as_it_is(
+    world: Callable[..., World], taken: bool
+) -> None:
+    """Returned or taken over just before the drain of it, or of its failure, is told to Slurm."""
+    here = world(plan(budget=8), fail=("n3",))
+    theirs = node("n3", "IDLE", "DRAIN", reason="broken fan") if taken else node("n3")
+    nodes, write = here.slurm.nodes, Journal.write
+
+    def acted(self: Journal, name: str, state: str, text: str = "") -> None:
+        write(self, name, state, text)  # type: ignore[arg-type]
+        if name == "n3" and state == ("begun" if taken else "failed"):
+            here.slurm.the_nodes["n3"] = theirs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "write", acted)
+        here.run()
+    assert nodes()[2] == theirs
+
+
 def test_a_node_is_back_when_it_answers_and_has_booted_if_it_should() -> None:
     standing = Standing("verifying", 990.0, runs=1, begun_real_s=980.0)
     silent = node("n1", "DOWN", "DRAIN", "NOT_RESPONDING", reason=OURS)

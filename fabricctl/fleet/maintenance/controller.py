@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fabricctl import hostlist
-from fabricctl.errors import SlurmError
+from fabricctl.errors import NotFoundError, SlurmError
 from fabricctl.fleet.changes import ChangeLog
 from fabricctl.fleet.maintenance import commands
 from fabricctl.fleet.maintenance.decide import Outcome, Step, decide, empty, finished, ours, out
@@ -60,7 +60,7 @@ class Controller:
                 if not steps and self._over(wish):
                     return self._word(wish)
                 for step in steps:
-                    self._take(step, nodes, outcomes)
+                    self._take(step, outcomes)
             if not steps:
                 self._say_what_blocks(nodes)
                 self._wait(wish)
@@ -120,7 +120,7 @@ class Controller:
             "done" if all(state in ("done", "skipped", "taken") for state in states) else "failed"
         )
 
-    def _take(self, step: Step, nodes: Mapping[str, Node], outcomes: Mapping[str, Outcome]) -> None:
+    def _take(self, step: Step, outcomes: Mapping[str, Outcome]) -> None:
         """Writes down where the node stands from now on, then does what is to be done."""
         standing, outcome = self._journal.standings[step.node], outcomes.get(step.node)
         place = self._place(step.node)
@@ -132,25 +132,30 @@ class Controller:
             self._journal.write(step.node, step.state, text)
             self._say(f"{step.node}: {step.state}" + (f": {text}" if text else ""))
         try:
-            self._do(step, nodes.get(step.node), text)
-        except SlurmError as error:
+            self._do(step, text)
+        except (SlurmError, NotFoundError) as error:
             # The next look finds it undone and tries again.
             self._say(f"{step.node}: {error}")
             time.sleep(min(1.0, self._poll_s))
 
-    def _do(self, step: Step, node: Node | None, text: str) -> None:
+    def _now(self, name: str) -> Node | None:
+        """Asked once more right before a change, so that what somebody did meanwhile stays."""
+        return next((each for each in self._slurm.nodes() if each.name == name), None)
+
+    def _do(self, step: Step, text: str) -> None:
         plan = self._plan
         if step.do == "drain":
-            with self._log.change("drain", step.node, plan.reason):
-                self._slurm.set_node_state([step.node], "drain", plan.reason)
+            now = self._now(step.node)
+            if now is not None and not out(now):
+                with self._log.change("drain", step.node, plan.reason):
+                    self._slurm.set_node_state([step.node], "drain", plan.reason)
         elif step.do == "leave":
             place = self._place(step.node)
             assert place is not None
             with self._log.change("migrate", step.node, plan.reason):
                 self._children.append(commands.start(place, LEAVE, step.node))
         elif step.do in ("return", "undo"):
-            # Asked once more, so that what somebody did meanwhile is left as it is.
-            now = next((each for each in self._slurm.nodes() if each.name == step.node), None)
+            now = self._now(step.node)
             if now is not None and ours(plan, now):
                 with self._log.change("return", step.node, plan.reason):
                     self._slurm.set_node_state([step.node], "resume")
@@ -164,10 +169,12 @@ class Controller:
             assert place is not None
             shutil.rmtree(place, ignore_errors=True)  # of a try that a crash cut off
             self._children.append(commands.start(place, plan.verify, step.node))
-        elif step.state == "failed" and node is not None and ours(plan, node):
-            reason = f"{plan.reason}: failed: {text}"
-            with self._log.change("reason", step.node, reason[:200]):
-                self._slurm.set_node_state([step.node], "drain", reason[:200])
+        elif step.state == "failed":
+            now = self._now(step.node)
+            if now is not None and ours(plan, now):
+                reason = f"{plan.reason}: failed: {text}"
+                with self._log.change("reason", step.node, reason[:200]):
+                    self._slurm.set_node_state([step.node], "drain", reason[:200])
 
     def _say_what_blocks(self, nodes: Mapping[str, Node] | None) -> None:
         """Once: nodes that others took out use up the budget, and nothing is under way."""
