@@ -138,7 +138,8 @@ def _carry_out(files: "Files", made: "Plan", poll_s: float, retry: bool = False)
     lock = files.take_lock()
     if lock is None:
         raise UsageError(
-            f"maintenance {made.name}: a controller is at work already (one at a time)"
+            f"maintenance {made.name}: a controller is at work already (one at a time): "
+            f"that of {files.holder() or 'another'}"
         )
     try:
         controller = Controller(made, files, slurm, _say, poll_s)
@@ -180,7 +181,7 @@ def status(name: str | None, as_json: bool) -> None:
         return
     files, made = _existing(name)
     found = _read(files, made)
-    word = _state_word(files, found)
+    word = _state_word(files, made, found)
     if as_json:
         nodes = {
             node: {"state": one.state, "since_real_s": round(one.since_real_s, 3),
@@ -296,6 +297,11 @@ def _ask_for(name: str, word: str, dry_run: bool) -> None:
         return
     files.ask_for(word)
     lock = files.take_lock()
+    if lock is None and (other := files.holder()) not in ("", name):
+        raise UsageError(
+            f"maintenance {name}: the controller of {other} is at work, one at a time: nothing was "
+            f"returned yet: {word} it again when that has ended"
+        )
     if lock is not None:  # no controller is there to do it
         os.close(lock)
         status = _carry_out(files, made, 1.0)
@@ -312,10 +318,11 @@ def _read(files: "Files", made: "Plan") -> dict[str, "Standing"]:
     return standings(made, text)
 
 
-def _state_word(files: "Files", found: Mapping[str, "Standing"]) -> str:
-    from fabricctl.fleet.maintenance.journal import ENDED
+def _state_word(files: "Files", made: "Plan", found: Mapping[str, "Standing"]) -> str:
+    from fabricctl.fleet.maintenance.journal import ACTIVE, ENDED
 
-    states = {one.state for one in found.values()}
+    every = [one.state for one in found.values()]
+    states = set(every)
     wish = files.wish()
     if states <= ENDED:
         if wish == "abort":
@@ -323,6 +330,8 @@ def _state_word(files: "Files", found: Mapping[str, "Standing"]) -> str:
         return "failed" if "failed" in states else "done"
     if states == {"waiting"} and wish == "run":
         return "planned"
+    if wish == "run" and every.count("failed") > made.max_failures and not states & ACTIVE:
+        return "failed"  # it begins no further node
     words = {"pause": "paused", "abort": "aborting"}
     return words.get(wish, "under way")
 
@@ -337,7 +346,7 @@ def _list(as_json: bool) -> None:
         files, made = _existing(path.parent.name)
         found = _read(files, made)
         counts = Counter(one.state for one in found.values())
-        rows.append((made.name, _state_word(files, found), len(made.nodes), made.budget,
+        rows.append((made.name, _state_word(files, made, found), len(made.nodes), made.budget,
                      counts["done"], counts["failed"]))  # fmt: skip
     head = ("NAME", "STATE", "NODES", "BUDGET", "DONE", "FAILED")
     if as_json:

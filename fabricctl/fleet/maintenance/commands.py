@@ -63,7 +63,7 @@ def outcome(directory: Path) -> Outcome:
 
 
 def last_words(directory: Path) -> str:
-    """The last line of its output, and its status."""
+    """The last line of its output, and its status, as Slurm takes them for a reason."""
     try:
         status = (directory / "status").read_text().strip()
     except OSError:
@@ -75,7 +75,8 @@ def last_words(directory: Path) -> str:
             lines = stream.read().decode(errors="replace").strip().splitlines()
     except OSError:
         lines = []
-    return f"status {status}" + (f": {lines[-1][:200]}" if lines else "")
+    last = "".join(c if c.isprintable() else " " for c in lines[-1][:200]) if lines else ""
+    return f"status {status}" + (f": {last}" if last else "")
 
 
 def end(directory: Path) -> None:

@@ -49,6 +49,9 @@ class Controller:
         or could not be done) or ``stopped`` (by a signal: start goes on from there)."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        for name, standing in self._journal.standings.items():
+            if standing.state == "verifying":  # nobody looked while there was no controller
+                self._journal.write(name, "verifying", "looked at anew")
         while not self._stopped:
             wish = self._files.wish()
             nodes = self._look()
@@ -147,6 +150,9 @@ class Controller:
         if step.do == "drain":
             now = self._now(step.node)
             if now is not None and not out(now):
+                left = self._files.work / f"{step.node}.leave"
+                if commands.outcome(left) != "running":  # other jobs are there than the last time
+                    shutil.rmtree(left, ignore_errors=True)
                 with self._log.change("drain", step.node, plan.reason):
                     self._slurm.set_node_state([step.node], "drain", plan.reason)
         elif step.do == "leave":

@@ -4,6 +4,7 @@ One line of fields a change, flushed to the disk. A controller that is killed at
 followed by one that reads the journal, looks at Slurm, and goes on.
 """
 
+import contextlib
 import fcntl
 import os
 import time
@@ -113,7 +114,17 @@ class Files:
         except BlockingIOError:
             os.close(fd)
             return None
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, 0)
+            os.write(fd, self.directory.name.encode())
         return fd
+
+    def holder(self) -> str:
+        """The maintenance whose controller holds the lock, or held it last."""
+        try:
+            return self.lock.read_text(errors="replace")[:40]
+        except OSError:
+            return ""
 
 
 def standings(plan: Plan, text: str) -> dict[str, Standing]:
