@@ -55,14 +55,14 @@ def activity(
     rails = {}
     for rail in np.unique(rows.tables["rail"]["rail"]).tolist():
         times, samples = of_rail(rows, "rail", rail)
-        apart = apart_ns(samples)
+        apart = apart_ns(samples, times)
         both = [increments(times, samples[f"{way}_bytes"], apart) for way in ("rx", "tx")]
         rails[int(rail)] = sum((windowed(one, grid, limit_ns) for one in both), np.zeros(1))
     host_ns, host = rows.real_ns["host"], rows.tables["host"]
-    apart = apart_ns(host)
+    apart = apart_ns(host, host_ns)
     busy = windowed(increments(host_ns, cpu_time(host, rollups.BUSY), apart), grid, limit_ns)
     times, job = rows.real_ns["job"], rows.tables["job"]
-    own = windowed(increments(times, job["cpu_ns"], apart_ns(job)), grid, limit_ns)
+    own = windowed(increments(times, job["cpu_ns"], apart_ns(job, times)), grid, limit_ns)
     steal = windowed(increments(host_ns, host["cpu_steal_ns"], apart), grid, limit_ns)
     pressure = {
         name: windowed(increments(host_ns, host[f"psi_{column}_us"], apart), grid, limit_ns) * 1e3
@@ -96,7 +96,7 @@ def _ports(rows: NodeRows, grid: Grid, limit_ns: int) -> Floats:
     for port in np.unique(rows.tables["rdma_port"]["port"]).tolist():
         mine = rows.tables["rdma_port"]["port"] == port
         times, table = rows.real_ns["rdma_port"][mine], rows.tables["rdma_port"][mine]
-        apart = apart_ns(table)
+        apart = apart_ns(table, times)
         for way in ("rx", "tx"):
             found = windowed(increments(times, table[f"{way}_bytes"], apart), grid, limit_ns)
             seen = ~np.isnan(found)
@@ -108,7 +108,7 @@ def _resent(rows: NodeRows, grid: Grid, limit_ns: int) -> Floats:
     """NaN where too little was sent for a share to mean something."""
     times, table = rows.real_ns["tcp"], rows.tables["tcp"]
     # Read once a second, whatever the pace of the samples.
-    limit_ns, apart = max(limit_ns, _SECONDLY_NS), apart_ns(table)
+    limit_ns, apart = max(limit_ns, _SECONDLY_NS), apart_ns(table, times)
     again, sent = (
         windowed(increments(times, table[name], apart), grid, limit_ns)
         for name in ("retransmitted", "out_segments")
@@ -161,12 +161,15 @@ def _iterations(rows: NodeRows, grid: Grid) -> Floats:
         at = np.flatnonzero(told & (table["launch"] == launch))
         at = at[table["rank"][at] == table["rank"][at].min()]
         ends, steps = times[at], table["step"][at].astype(np.float64)
-        grown = np.diff(steps)
+        grown, apart = np.diff(steps), apart_ns(table[at], ends)
         grown[(grown < 0) | ((grown > 0) & (steps[:-1] == 0))] = np.nan
         if over_ns is not None and over_ns < ends[0]:
             ends, grown = np.insert(ends, 0, over_ns), np.insert(grown, 0, 0.0)
         over_ns = max(ends[-1], over_ns or 0)
-        one = Increments(ends[:-1], ends[1:], grown, 0, 0, np.diff(ends))
+        lengths = np.diff(ends)
+        if apart is not None and len(apart) > 1:
+            lengths[1 - len(apart) :] = apart[1:]
+        one = Increments(ends[:-1], ends[1:], grown, 0, 0, lengths)
         found = windowed(one, grid, FOREVER_NS)
         seen = ~np.isnan(found)
         total[seen] = np.nan_to_num(total[seen]) + found[seen]

@@ -9,7 +9,7 @@ from fabricctl.store import dtypes, rollups
 from fabricctl_analysis.align import Ns, Rows
 from fabricctl_analysis.counters import Increments, increments, measured_floats
 from fabricctl_analysis.model import Figure
-from fabricctl_analysis.rows import NodeRows, apart_ns
+from fabricctl_analysis.rows import NOT_KNOWN_NS, NodeRows, apart_ns
 from fabricctl_analysis.series import Floats, Series, as_intervals, reduce_series
 
 # iowait may go back by itself (proc(5)); with idle it does not.
@@ -37,7 +37,7 @@ def _cpu(
 ) -> None:
     times, host = rows.real_ns["host"], rows.tables["host"]
     all_ns, idle_ns = cpu_time(host, rollups.BUSY + _IDLE), cpu_time(host, _IDLE)
-    apart = apart_ns(host)
+    apart = apart_ns(host, times)
     total = increments(times, all_ns, apart)
     idle = increments(times, np.where(all_ns == _NM, _NM, idle_ns), apart)
     figures["cores"] = cores = _cores(total)
@@ -69,7 +69,7 @@ def _memory(
     used = total - measured_floats(host["memory_available_bytes"])
     least = _extreme(host, rollups.lowest("memory_available_bytes"))
     most = used if least is None else total - least
-    apart = apart_ns(host)
+    apart = apart_ns(host, times)
     figures["memory_total"] = gauge(total, "B")
     figures["memory_max"] = gauge(most, "B")
     series["memory"] = reduce_series(
@@ -81,7 +81,7 @@ def _job(
     rows: NodeRows, longest_ns: int, figures: dict[str, Figure], series: dict[str, Series]
 ) -> None:
     times, job = _while_it_lived(rows.real_ns["job"], rows.tables["job"])
-    apart = apart_ns(job)
+    apart = apart_ns(job, times)
     cpu = increments(times, job["cpu_ns"], apart)
     figures["job_cpu"] = _so_far(job["cpu_ns"], cpu)
     figures["job_cpu_mean"] = _mean(cpu, "cores")
@@ -158,7 +158,7 @@ def _mean(counter: Increments, unit: str) -> Figure:
 
 def _weighted(values: Floats, counter: Increments, unit: str) -> Figure:
     """Mean over time of values that hold for the counter's intervals."""
-    known = ~np.isnan(values)
+    known = ~np.isnan(values) & (counter.longest_ns < NOT_KNOWN_NS)
     length_ns = (counter.end_ns - counter.begin_ns)[known].astype(np.float64)
     value = float(np.average(values[known], weights=length_ns)) if known.any() else None
     return Figure(value, unit, int(known.sum()), counter.not_measured)

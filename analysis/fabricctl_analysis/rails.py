@@ -25,7 +25,7 @@ def rail_summary(rows: NodeRows, index: int, longest_ns: int) -> RailSummary:
     """The rail's link, traffic and errors; intervals over ``longest_ns`` are gaps."""
     sample_ns, samples = of_rail(rows, "rail", index)
     event_ns, events = of_rail(rows, "link_event", index)
-    apart = apart_ns(samples)
+    apart = apart_ns(samples, sample_ns)
     counted = {name: increments(sample_ns, samples[name], apart) for name in COUNTERS}
     traffic = {"rx": counted["rx_bytes"], "tx": counted["tx_bytes"]}
     tops = {way: _tops(samples, f"{way}_bytes", counter) for way, counter in traffic.items()}

@@ -6,12 +6,18 @@ time, texts cleaned, times converted. Hostile texts end here.
 
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fabricctl.store import rollups
 from fabricctl_analysis.align import MAX_TIME_NS, NodeClock, Ns, Rows, node_clock, possible
+
+# A clock that went on by so much of the time (1 in 10) more or less than passed was set.
+SET_SHARE = 10
+NOT_KNOWN_NS = (1 << 63) - 1  # longer than any gap that is told
+MAX_SET_BACK = 100  # of a forged trace, any number
 
 
 @dataclass(frozen=True)
@@ -93,13 +99,48 @@ def _on_line(rows: Rows, clock: NodeClock) -> tuple[Rows, Ns]:
     return (rows, times) if good.all() else (rows[good], times[good])
 
 
-def apart_ns(rows: Rows) -> Ns | None:
-    """Of thinned rows, the longest time between two samples since the row before; None: each
-    sample is there."""
-    if "longest_ns" not in (rows.dtype.names or ()):
+def thinned(rows: Rows) -> bool:
+    """Whether they are a rollup's."""
+    return "longest_ns" in (rows.dtype.names or ())
+
+
+def apart_ns(rows: Rows, times: Ns) -> Ns | None:
+    """The longest time between two samples since the row before, where the rows' ``times`` do not
+    tell it: of thinned rows, and :data:`NOT_KNOWN_NS` where the clock was set in between."""
+    passed, told = np.diff(rows["time_mono_ns"]), np.diff(times)
+    was_set = np.flatnonzero(np.abs(passed - told) > told // SET_SHARE) + 1
+    if not thinned(rows) and not len(was_set):
         return None
-    longest = rows["longest_ns"]
-    return np.where(longest < MAX_TIME_NS, longest, MAX_TIME_NS).astype(np.int64)
+    longest = np.diff(times, prepend=times[:1])
+    if thinned(rows):
+        longest = np.minimum(rows["longest_ns"], MAX_TIME_NS).astype(np.int64)
+    longest[was_set] = NOT_KNOWN_NS
+    return longest
+
+
+def once(rows: NodeRows) -> NodeRows:
+    """Where the clock was set back, without samples of a time that had been before: between those
+    of both times the counters would go up and down."""
+    if len(rows.clocks) != 1 or all(step.size_ns > 0 for step in rows.clocks[0].steps):
+        return rows
+    tables, real_ns = dict(rows.tables), dict(rows.real_ns)
+    for name in rollups.BY_TABLE:
+        keep = _first_time(tables[name]["time_mono_ns"], real_ns[name])
+        tables[name], real_ns[name] = tables[name][keep], real_ns[name][keep]
+    return replace(rows, tables=tables, real_ns=real_ns)
+
+
+def _first_time(mono_ns: Ns, real_ns: Ns) -> NDArray[np.bool_]:
+    keep = np.ones(len(real_ns), dtype=bool)
+    order = np.argsort(mono_ns, kind="stable")
+    back = np.flatnonzero(np.diff(real_ns[order]) < 0)[:MAX_SET_BACK]
+    been: list[tuple[int, int]] = []
+    for mine in np.split(order, back + 1) if len(back) else ():
+        times = real_ns[mine]
+        for begin_ns, end_ns in been:
+            keep[mine] &= (times < begin_ns) | (times > end_ns)
+        been.append((int(times[0]), int(times[-1])))
+    return keep
 
 
 def clean(text: str | bytes) -> str:

@@ -46,7 +46,7 @@ from fabricctl_analysis.moves import PathRow, moves_of, path_rows
 from fabricctl_analysis.mpi_calls import ranks_of, tracked
 from fabricctl_analysis.probes import Edge, edges, troubles
 from fabricctl_analysis.rails import rail_summary
-from fabricctl_analysis.rows import NodeRows, apart_ns, clean, of_rail
+from fabricctl_analysis.rows import NodeRows, apart_ns, clean, of_rail, once, thinned
 from fabricctl_analysis.shared_rails import shared_rails
 from fabricctl_analysis.streams import Stream, as_edges, streams
 from fabricctl_analysis.strips import NodeStrips, joined, node_strips
@@ -214,13 +214,14 @@ class Grids:
     def of(self, rows: NodeRows, period_ns: int | None) -> Grid | None:
         if self.grid is None and self.whole is not None and period_ns is not None:
             host = rows.tables["host"]
-            thin_ns = 60 * 10**9 if apart_ns(host) is not None else 0
+            thin_ns = 60 * 10**9 if thinned(host) else 0
             self.grid = Grid.over(self.whole, max(period_ns, thin_ns, MIN_WINDOW_NS))
         return self.grid
 
 
 def node_part(rows: NodeRows, grids: Grids, names: Sequence[str]) -> NodePart:
     """One node's part, whatever the other nodes hold; ``names``: the job's list of nodes."""
+    rows = once(rows)
     times = _sample_times(rows)
     period_ns = _period_ns(rows, times)
     limit_ns = coverage.gap_limit_ns(period_ns or 0)
@@ -317,10 +318,11 @@ def _measured(rows: NodeRows, limit_ns: int) -> Iterator[Span]:
     """Of each source, and of each rail."""
     for name in ("host", "job"):
         table = rows.tables[name]
-        yield from coverage.measured_spans(rows.real_ns[name], limit_ns, apart_ns(table))
+        times = rows.real_ns[name]
+        yield from coverage.measured_spans(times, limit_ns, apart_ns(table, times))
     for rail in np.unique(rows.tables["rail"]["rail"]).tolist():
         times, table = of_rail(rows, "rail", rail)
-        yield from coverage.measured_spans(times, limit_ns, apart_ns(table))
+        yield from coverage.measured_spans(times, limit_ns, apart_ns(table, times))
 
 
 def _period_ns(rows: NodeRows, times: Ns) -> int | None:
@@ -328,7 +330,7 @@ def _period_ns(rows: NodeRows, times: Ns) -> int | None:
     if rows.sample_hz is not None and rows.sample_hz > 0:
         return int(1e9 / rows.sample_hz)
     host = rows.real_ns["host"]
-    apart = apart_ns(rows.tables["host"])
+    apart = apart_ns(rows.tables["host"], host)
     if apart is not None and len(apart) > 1:
         return int(np.median(apart[1:]))
     return coverage.sampling_period_ns(host if len(host) > 1 else times)

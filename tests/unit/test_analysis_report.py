@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from datetime import UTC
 from pathlib import Path
 
@@ -148,6 +149,26 @@ def test_a_clock_that_was_set_is_a_finding(tmp_path: Path) -> None:
     made = report(Plan(clock_step={"n2": (30.0, 7 * S)}), tmp_path)
     (sentence,) = [text for text in sentences(made) if "clock" in text]
     assert sentence.startswith("The clock of n2 was set forward by 7.00 s")
+
+
+@pytest.mark.parametrize("by_ns", [-60 * S - S // 2, -5 * S, 3600 * S])
+def test_what_was_counted_holds_where_the_clock_was_set(by_ns: int, tmp_path: Path) -> None:
+    """Set back, the node had some seconds twice: their samples lay among each other."""
+    plan = Plan(nodes=("n1", "n2"), seconds=200, cuts=[Cut("n2", 1, 180.0, 182.0)])
+    whole = report(plan, tmp_path / "never")
+    made = report(replace(plan, clock_step={"n2": (100.0, by_ns)}), tmp_path / "set")
+    for rail, same in zip(made.rails, whole.rails, strict=True):
+        for name, figure in same.counters.items():
+            assert rail.counters[name].value == figure.value, name
+        assert rail.peaks["rx"].value == pytest.approx(same.peaks["rx"].value, rel=0.01)
+        assert (len(rail.link.downs), rail.link.changes) == (
+            len(same.link.downs), same.link.changes
+        )  # fmt: skip
+    for node, same_node in zip(made.nodes, whole.nodes, strict=True):
+        for name, figure in same_node.figures.items():
+            assert node.figures[name].value == pytest.approx(figure.value, rel=0.02), name
+    assert made.accounts is not None and whole.accounts is not None
+    assert abs(made.accounts.variation_ns) < 5 * S
 
 
 def test_steps_span_their_nodes(tmp_path: Path) -> None:
