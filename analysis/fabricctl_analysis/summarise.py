@@ -380,18 +380,28 @@ def _of_node(rows: NodeRows) -> tuple[Unmeasured, ...]:
 
 
 def _steps(parts: Sequence[NodePart]) -> tuple[StepSummary, ...]:
-    seen: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
+    nodes: dict[str, dict[str, None]] = defaultdict(dict)  # in their order
+    begins: dict[str, list[int]] = defaultdict(list)
+    ends: dict[str, list[int]] = defaultdict(list)
     for part in parts:
+        over: dict[str, int] = {}
         for step, event, at in part.steps:
-            seen[step].append((part.summary.name, event, at))
+            nodes[step][part.summary.name] = None
+            if event == schema.StepEvent.BEGIN:
+                begins[step].append(at)
+                over.pop(step, None)  # an agent that ended early had called it over
+            elif event == schema.StepEvent.END:
+                over.setdefault(step, at)  # one that came later knows only that it is
+        for step, at in over.items():
+            ends[step].append(at)
     steps = [
         StepSummary(
             step,
-            tuple(dict.fromkeys(node for node, _, _ in rows)),
-            min((at for _, event, at in rows if event == schema.StepEvent.BEGIN), default=None),
-            max((at for _, event, at in rows if event == schema.StepEvent.END), default=None),
+            tuple(names),
+            min(begins[step], default=None),
+            max(ends[step], default=None),
         )
-        for step, rows in seen.items()
+        for step, names in nodes.items()
     ]
     return tuple(sorted(steps, key=lambda step: (step.begin_ns or step.end_ns or 0, step.step)))
 

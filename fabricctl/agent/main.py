@@ -84,7 +84,7 @@ class Agent:
         self._survival = Survival(given.files, self._start.job)
         self._scan = StepdScan()
         self._stepds: list[Stepd] = []
-        self._steps = StepTracker()
+        self._steps = StepTracker(resumed=given.life > 0)
         self._family: dict[str, str] = {}
         alone = len(self._start.nodes) == 1
         self._view = View(1, frozenset(), frozenset(), alone)

@@ -32,9 +32,12 @@ class StepTracker:
     """Marks of the plugin and step daemons of the process table, turned into events.
 
     A step begins with the first sign of it and ends when its daemon is gone. A step so short
-    that its daemon was never seen ends when a scan after its mark does not find it.
+    that its daemon was never seen ends when a scan after its mark does not find it. Where an
+    earlier agent of the allocation has looked (``resumed``), what the first scan does not find has
+    ended by now: that one may have told of it, or may have died before.
     """
 
+    resumed: bool = False
     unplugged: set[str] = field(default_factory=set)  # steps without a mark, ever seen
     _begun: set[str] = field(default_factory=set)
     _running: set[str] = field(default_factory=set)
@@ -49,8 +52,12 @@ class StepTracker:
         events: list[tuple[str, StepEvent]] = []
         for step in sorted((marked | living) - self._begun):
             self._begun.add(step)
+            if self.resumed and step not in living:
+                events.append((step, StepEvent.END))
+                continue
             self._running.add(step)
             events.append((step, StepEvent.BEGIN))
+        self.resumed = False
         fresh = {step for step, _ in events}
         for step in sorted(self._running - living - fresh):
             self._running.remove(step)

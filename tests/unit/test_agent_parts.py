@@ -106,6 +106,13 @@ def test_a_step_too_short_to_be_seen_running_still_ends() -> None:
     assert steps.update(["3"], [], 1) == [("3", END)]
 
 
+def test_what_ended_in_an_earlier_agents_time_does_not_begin_again() -> None:
+    steps = StepTracker(resumed=True)
+    assert steps.update(["0", "1"], ["1"], 0) == [("0", END), ("1", BEGIN)]
+    assert steps.update(["0", "1", "2"], ["1"], 1) == [("2", BEGIN)]
+    assert steps.update(["0", "1", "2"], [], 2) == [("1", END), ("2", END)]
+
+
 def test_a_step_without_the_plugins_mark_is_unplugged_after_a_while() -> None:
     steps = StepTracker()
     steps.update([], ["batch", "extern"], 10)

@@ -5,13 +5,15 @@ import signal
 from dataclasses import replace
 from datetime import UTC
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import pytest
 
 from fabricctl.errors import TraceError
+from fabricctl.store import schema
 from fabricctl.store.schema import Severity
-from fabricctl_analysis import node_parts
+from fabricctl_analysis import node_parts, summarise
 from fabricctl_analysis.build import renderings, report_of
 from fabricctl_analysis.findings import findings
 from fabricctl_analysis.guard import Limits, guarded
@@ -225,3 +227,19 @@ def test_a_reader_that_dies_takes_the_report_with_it(
     monkeypatch.setattr(node_parts, "_read", lambda *_: TraceError("no such page"))
     with pytest.raises(TraceError, match="no such page"):
         guarded(path, lambda: renderings(path, ["text"]), Limits.of(path))
+
+
+def test_a_step_ends_when_the_agent_of_that_time_saw_it_end() -> None:
+    """One that was started later tells of all that it does not find, and one that ends with a step
+    running calls it over."""
+    begin, end = int(schema.StepEvent.BEGIN), int(schema.StepEvent.END)
+    told = {
+        "seen": [(begin, 10), (end, 20), (end, 90)],
+        "lost": [(begin, 10), (end, 90)],
+        "left": [(begin, 10), (end, 50), (begin, 60), (end, 70)],
+        "runs": [(begin, 10), (end, 50), (begin, 60)],
+    }
+    steps = tuple((name, event, at) for name, rows in told.items() for event, at in rows)
+    part = SimpleNamespace(summary=SimpleNamespace(name="n1"), steps=steps)
+    found = {each.step: (each.begin_ns, each.end_ns) for each in summarise._steps([part])}  # type: ignore[list-item]
+    assert found == {"seen": (10, 20), "lost": (10, 90), "left": (10, 70), "runs": (10, None)}

@@ -129,7 +129,8 @@ CLOCK = Table(
 STEP = Table(
     "step",
     7,
-    "Job steps on this node as the plugin saw them.",
+    "Job steps on this node as the plugin saw them. Of ends without a begin between them the first "
+    "counts: an agent that was started later tells the end of all that it does not find.",
     (
         time_column("When the agent saw it."),
         Column("time_real_ns", "q", "ns", "The same instant.", REAL),
