@@ -112,6 +112,32 @@ def test_a_sysctl_that_somebody_changed_since_is_left_as_it_is(built: Path, tmp_
     assert not (tmp_path / "sysctl.saved").exists()
 
 
+OVER = """
+ip link set lo up && ip address add 10.0.0.1/24 dev lo && ip address add 10.1.0.1/24 dev lo
+mkdir watch; "$1" run <conf 2>said & guardian=$!
+until grep -qs -e state=ready -e state=off state; do sleep 0.05; done
+kill -STOP $guardian; kill -KILL $(sed -n s/^pid=//p state)
+ip address del 10.1.0.1/24 dev lo; rmdir watch
+kill -CONT $guardian; wait $guardian
+echo $? $(ip rule | grep -c 30000); ls
+"""
+
+
+def test_one_that_cannot_start_again_ends_with_its_job(built: Path, tmp_path: Path) -> None:
+    text = CONFIGURATION.format(dir=tmp_path).replace("pool4 100.64.0.0/10", "own 0")
+    text = text.replace("10.0.0.1/8", "10.0.0.1/24").replace("10.1.0.1/8", "10.1.0.1/24")
+    (tmp_path / "conf").write_text(text.replace("end\n", f"watch {tmp_path}/watch\nend\n"))
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--mount-proc",
+         "bash", "-c", OVER, "-", built / "fabric-pathd"],
+        capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    if "unshare" in done.stderr:
+        pytest.skip(f"no network of its own here: {done.stderr.strip()}")
+    assert done.stdout.split()[:2] == ["0", "0"], done.stdout + done.stderr
+    assert "0.lease" not in done.stdout
+
+
 def test_usage_is_told(built: Path) -> None:
     done = subprocess.run(
         [built / "fabric-pathd", "walk"], capture_output=True, text=True, timeout=120, check=False

@@ -206,6 +206,7 @@ int shared_clean(const char *leases, const unsigned long *keep, size_t keeps);
 
 /* loop.c */
 int loop_run(struct daemon *d);
+bool loop_job_is_over(const struct conf *conf); /* as far as a look can tell */
 void loop_stop(void); /* at the end of this turn */
 
 #endif

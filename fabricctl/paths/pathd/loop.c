@@ -192,13 +192,18 @@ static void turn(struct daemon *d)
 		state_write(d);
 }
 
-/* True when the job is over, as far as a look once a second can tell. */
-static bool job_is_over(struct daemon *d)
+bool loop_job_is_over(const struct conf *conf)
+{
+	return conf->watch[0] && access(conf->watch, F_OK) != 0;
+}
+
+/* A look once a second. */
+static bool is_over(struct daemon *d)
 {
 	if (d->now_ns < d->next_second_ns)
 		return false;
 	d->next_second_ns = d->now_ns + S;
-	return d->conf.watch[0] && access(d->conf.watch, F_OK) != 0;
+	return loop_job_is_over(&d->conf);
 }
 
 void loop_stop(void)
@@ -229,7 +234,7 @@ int loop_run(struct daemon *d)
 		d->now_ns = mono_ns();
 		d->late = d->now_ns > due_ns + LATE_NS;
 		turn(d);
-		if (job_is_over(d) ||
+		if (is_over(d) ||
 		    (d->phase == PHASE_OFF && d->now_ns - d->started_ns > OFF_LINGER_NS))
 			break;
 		/* A link event ends the wait early: then the tick that was due still is. */

@@ -137,6 +137,8 @@ static int guard(bool adopted)
 		worker = 0;
 		if (WIFEXITED(status) && (WEXITSTATUS(status) == 0 || !adopted))
 			return WEXITSTATUS(status);
+		if (loop_job_is_over(&daemon_state.conf))
+			return 0; /* one that cannot start does not look itself */
 		adopted = true;
 		wait_ms = mono_ns() - begin > 10 * S ? RESTART_FIRST_MS : wait_ms;
 		pause_ms(wait_ms);
