@@ -7,6 +7,7 @@ nearly anything.
 
 import contextlib
 import os
+import re
 import struct
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ _MAX_RATIO = 1100
 # HDF5 File Format Specification, II.A, versions 2 and 3: signature, version, size of offsets, and
 # the end of the file behind two addresses.
 _SUPERBLOCK = struct.Struct("<8sBB2x16xQ")
+_ERRNO = re.compile(r"\berrno = ([0-9]{1,3}),")
 # Whatever h5py was seen to raise on damaged files; MemoryError for sizes that lie.
 DAMAGE = (
     ArithmeticError,
@@ -52,9 +54,17 @@ def damage_of(path: Path) -> Iterator[None]:
     try:
         yield
     except DAMAGE as error:
-        if isinstance(error, OSError) and error.errno:  # the system's word, not HDF5's
-            raise TraceError(f"trace {path}: cannot be read: {os.strerror(error.errno)}")
+        if number := _errno(error):
+            raise TraceError(f"trace {path}: cannot be read: {os.strerror(number)}")
         raise DamagedTraceError(f"trace {path}: no HDF5 file, or damaged: {_short(error)}")
+
+
+def _errno(error: BaseException) -> int:
+    """The system's word, also where HDF5 passes it on in its own; 0: there is none."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    found = _ERRNO.search(str(error))
+    return int(found[1]) if found else 0
 
 
 def cut_off(path: Path) -> tuple[int, int] | None:

@@ -127,7 +127,7 @@ class Trace:
         """:meth:`table`, but no rows of one that is damaged, which :attr:`damage` then tells."""
         try:
             return self.table(node, table)
-        except DamagedTraceError as error:
+        except TraceError as error:
             why = _why(self.path, error)
             self.damage.append(Damage(self.nodes[node].node, f"table {table.name}", why))
             return dtypes.empty(table)
@@ -251,7 +251,7 @@ def _nodes(
         try:
             with damage_of(path):
                 infos[name] = _node(path, group, name)
-        except DamagedTraceError as error:
+        except TraceError as error:
             if lost is None:
                 raise
             why = _why(path, error)

@@ -1,5 +1,6 @@
 """The reader: whatever a file holds, it gives rows or one clear error."""
 
+import errno
 import os
 import random
 import shutil
@@ -15,6 +16,7 @@ import pytest
 
 from fabricctl.errors import TraceError
 from fabricctl.store import checked, journal, part, schema
+from fabricctl.store import trace as trace_module
 from fabricctl.store.checked import DamagedTraceError, NewerTraceError
 from fabricctl.store.trace import open_trace, text
 from tests.support import journals
@@ -52,6 +54,30 @@ def test_a_good_trace_is_read_and_closed(good: Path) -> None:
         assert len(trace.table("n1", schema.NOTE)) == 0
         assert trace.table("n1", schema.NOTE).dtype.names is not None
     assert not trace.file
+
+
+# As HDF5 2.0 has it of a read(2) that failed.
+REFUSED = (
+    "Unable to synchronously open object (file read failed: time = Sun Nov 22 21:56:10 2026\n, "
+    "filename = 'job-7.h5', file descriptor = 3, errno = {}, error message = 'Input/output error', "
+    "buf = 0x1f5ffce0, total read size = 512, bytes this sub-read = 512, offset = 372)"
+)
+
+
+def test_a_file_system_that_does_not_answer_is_no_damage(
+    good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A merge sets aside what is damaged: it would do so with every trace and part of the job."""
+
+    def refused(*_: object) -> None:
+        raise KeyError(REFUSED.format(errno.EIO))
+
+    monkeypatch.setattr(trace_module, "_node", refused)
+    with pytest.raises(TraceError, match="cannot be read: Input/output error") as caught:
+        open_trace(good)
+    assert not isinstance(caught.value, DamagedTraceError)
+    with open_trace(good, partial=True) as trace:
+        assert [one.why for one in trace.damage] == ["cannot be read: Input/output error"]
 
 
 def test_a_trace_is_read_while_somebody_else_has_it_open(good: Path) -> None:
