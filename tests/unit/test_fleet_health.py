@@ -187,7 +187,15 @@ def test_the_share_counts_nodes_that_are_out_for_any_reason() -> None:
     assert decision.refused.startswith("partition all would keep less than 50 %")
 
 
-def test_somebody_who_drains_in_the_last_moment_keeps_the_node(scene: Scene) -> None:
+LATE = {
+    "is drained already: bob: fan": node("n3", "IDLE", "DRAIN", reason="bob: fan"),
+    "is being rebooted or powered down": node("n3", "IDLE", "REBOOT_REQUESTED"),
+    "lies in a maintenance reservation": node("n3", "IDLE", "MAINTENANCE"),
+}
+
+
+@pytest.mark.parametrize("why", LATE)
+def test_somebody_who_has_the_node_in_the_last_moment_keeps_it(scene: Scene, why: str) -> None:
     """Between what was decided and what is done Slurm is asked again."""
     scene.look([DEAD])
     slurm, asked = scene.slurm, []
@@ -196,12 +204,47 @@ def test_somebody_who_drains_in_the_last_moment_keeps_the_node(scene: Scene) -> 
         def nodes(self):  # type: ignore[no-untyped-def]
             asked.append(1)
             if len(asked) == 2:
-                self.the_nodes["n3"] = node("n3", "IDLE", "DRAIN", reason="bob: fan")
+                self.the_nodes["n3"] = LATE[why]
             return super().nodes()
 
     scene.slurm = Late(slurm.the_nodes)
-    assert scene.look([DEAD]) == [("n3", "drain", "refused: somebody else has it now: bob: fan")]
-    assert scene.slurm.the_nodes["n3"].reason == "bob: fan" and scene.slurm.changes == []
+    assert scene.look([DEAD]) == [("n3", "drain", f"refused: {why}")]
+    assert scene.slurm.the_nodes["n3"] == LATE[why] and scene.slurm.changes == []
+
+
+def test_nodes_that_others_drain_while_rails_are_excluded_count(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rail takes up to a minute, before any drain: maintenance goes on meanwhile."""
+
+    def excluded(_self: Scene, name: str, words: object) -> str:
+        for other in ("n7", "n8"):
+            scene.slurm.set_node_state([other], "drain", "fabric: maintenance kernel")
+        return ""
+
+    monkeypatch.setattr(Scene, "_rail", excluded)
+    bad = [DEAD, replace(RAIL, node="n1")]
+    scene.look(bad)
+    assert scene.look(bad) == [
+        ("n1", "rail", "done"),
+        ("n3", "drain", "refused: 2 nodes are drained by fabricctl, at most 2 may be"),
+    ]
+    assert scene.drained == {"n7", "n8"}
+
+
+def test_a_drain_takes_our_comment_with_it(scene: Scene) -> None:
+    """It stayed on the node for ever, and the next comment was refused for it."""
+    scene.policy = replace(ON, warning="comment", confirm=1)
+    warn = Check("n3", "host", "memory", "warn", "4 % available")
+    scene.look([warn])
+    assert (scene.slurm.the_nodes["n3"].comment or "").startswith(PREFIX)
+    for _ in range(2):
+        scene.look([warn, DEAD])
+    assert scene.drained == {"n3"} and scene.slurm.the_nodes["n3"].comment is None
+    assert scene.give_back("n3") == ["done"]
+    assert scene.look([warn]) == [("n3", "comment", "done")]
+    scene.look([])
+    assert scene.slurm.the_nodes["n3"].comment is None
 
 
 def test_only_our_own_drains_are_undone(scene: Scene) -> None:

@@ -78,7 +78,7 @@ def decide(
                 decisions.append(decision)
     drains.sort(key=lambda item: (item[0], item[1].node))
     ordered = [decision for _, decision in drains]
-    return [*decisions, *_bounded(policy, ordered, nodes, partitions)]
+    return [*decisions, *bounded(policy, ordered, nodes, partitions)]
 
 
 def is_ours(node: Node, our_reason: str) -> bool:
@@ -112,7 +112,7 @@ def _of_node(
         text = reason(matters, evidence)
         if action == "rail" and rail in record.excluded:
             continue
-        refused = "" if action in ("note", "rail") else _taken(node, record, action)
+        refused = "" if action in ("note", "rail") else taken(node, record, action)
         if action in ("drain", "comment") and is_ours(node, record.our_reason):
             continue  # done already
         if action == "comment" and is_note(node, record.our_reason):
@@ -149,7 +149,7 @@ def _known(word: str) -> Action:
     return next(each for each in ACTIONS if each == word)  # config.py lets no other in
 
 
-def _taken(node: Node, record: Record, action: Action) -> str:
+def taken(node: Node, record: Record, action: Action) -> str:
     """Why a node is not ours to change; empty: nobody has it."""
     if is_ours(node, record.our_reason):
         return ""
@@ -168,13 +168,13 @@ def _taken(node: Node, record: Record, action: Action) -> str:
     return ""
 
 
-def _bounded(
+def bounded(
     policy: HealthConfig,
     drains: Sequence[Decision],
     nodes: Mapping[str, Node],
     partitions: Sequence[Partition],
 ) -> Iterator[Decision]:
-    """The bounds that hold for all drains together."""
+    """The bounds that hold for all drains together, as Slurm shows the cluster now."""
     at_once = parse_budget(policy.max_at_once, len(nodes))
     if len(drains) > at_once:
         said = f"{len(drains)} nodes at once, more than {at_once}: taken for a common cause"

@@ -13,10 +13,18 @@ from typing import Any
 
 from fabricctl.errors import FabricError, SystemRefusedError, UsageError
 from fabricctl.fleet.changes import ChangeLog
-from fabricctl.fleet.health.policy import Decision, Record, decide, is_note, is_ours
+from fabricctl.fleet.health.policy import (
+    Decision,
+    Record,
+    bounded,
+    decide,
+    is_note,
+    is_ours,
+    taken,
+)
 from fabricctl.fleet.health.store import HealthStore
 from fabricctl.sections import HealthConfig
-from fabricctl.slurm.model import Node, Slurm
+from fabricctl.slurm.model import Slurm
 
 RAIL_TIMEOUT_S = 60.0
 # Runs a command of ours on a node: (node, words) -> what went wrong; empty: nothing.
@@ -126,15 +134,14 @@ class Health:
     def _node(self, decision: Decision) -> str:
         """Why not, or empty. Slurm is asked once more right before: people act meanwhile."""
         name, record = decision.node, self._store.records([decision.node])[decision.node]
-        now = next((each for each in self._slurm.nodes() if each.name == name), None)
+        nodes = {each.name: each for each in self._slurm.nodes()}
+        now = nodes.get(name)
         if now is None:
             return "Slurm does not know it any more"
         ours = is_ours(now, record.our_reason)
         if decision.action == "return":
             if is_note(now, record.our_reason):
-                with self._log.change("comment", name, "taken away"):
-                    self._slurm.set_node_comment([name], "")
-                self._store.set_reason(name, "")
+                self._take_note_away(name)
                 return ""
             if not ours:
                 return f"somebody else has it now: {now.reason or 'no reason given'}"
@@ -142,8 +149,15 @@ class Health:
                 self._slurm.set_node_state([name], "resume")
             self._store.set_reason(name, "")
             return ""
-        if not ours and (changed := _changed(now, record.our_reason)):
+        if not ours and (changed := taken(now, record, decision.action)):
             return changed
+        if decision.action == "drain":
+            # Rails took time, and others drain too: the bounds hold for what is out by now.
+            (again,) = bounded(self._policy, [decision], nodes, self._slurm.partitions())
+            if again.refused:
+                return again.refused
+            if is_note(now, record.our_reason):  # the reason says it from now on
+                self._take_note_away(name)
         self._store.set_reason(name, decision.text)
         with self._log.change(decision.action, name, decision.text):
             if decision.action == "drain":
@@ -151,6 +165,11 @@ class Health:
             else:
                 self._slurm.set_node_comment([name], decision.text)
         return ""
+
+    def _take_note_away(self, name: str) -> None:
+        with self._log.change("comment", name, "taken away"):
+            self._slurm.set_node_comment([name], "")
+        self._store.set_reason(name, "")
 
     def _rail(self, decision: Decision) -> str:
         name, rail = decision.node, decision.rail
@@ -168,12 +187,6 @@ class Health:
         trouble = self._on_node(node, words)
         if trouble:
             raise SystemRefusedError(f"{node}: {trouble}")
-
-
-def _changed(now: Node, our_reason: str) -> str:
-    if "DRAIN" in now.flags or (now.reason and now.reason != our_reason):
-        return f"somebody else has it now: {now.reason or 'no reason given'}"
-    return ""
 
 
 def by_way(way: str, program: str) -> OnNode:
