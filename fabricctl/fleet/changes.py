@@ -54,18 +54,23 @@ class ChangeLog:
         data = (fields.encode(line, ";") + "\n").encode()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = os.open(self._path, flags, 0o640)
             try:
+                size = os.fstat(fd).st_size
+                if size and os.pread(fd, 1, size - 1) != b"\n":
+                    data = b"\n" + data  # what a full disk tore stays a line of its own
                 if os.write(fd, data) != len(data):
                     raise OSError(28, "the disk is full")
                 os.fsync(fd)
             finally:
                 os.close(fd)
         except OSError as error:
-            raise SystemRefusedError(
-                f"{self._path}: {error.strerror}: a change that cannot be written down is not made"
-            ) from None
+            begun = outcome == "begun"
+            said = "a change that cannot be written down is not made" if begun else (
+                f"the change is {outcome}, and that could not be written down"
+            )  # fmt: skip
+            raise SystemRefusedError(f"{self._path}: {error.strerror}: {said}") from None
 
 
 def read(directory: Path) -> list[Mapping[str, str]]:
@@ -82,7 +87,7 @@ def read(directory: Path) -> list[Mapping[str, str]]:
             given = fields.decode(line, ";")
         except FieldsError:
             continue
-        if given.get("at_real_ms", "").isdecimal():
+        if given.get("at_real_ms", "").isdecimal() and "outcome" in given:
             found.append(given)
     return found
 

@@ -102,6 +102,22 @@ def test_what_cannot_be_written_down_is_not_done(scene: Scene) -> None:
     assert scene.slurm.changes == []
 
 
+def test_a_line_that_a_full_disk_tore_takes_no_other_with_it(tmp_path: Path) -> None:
+    (tmp_path / changes.FILE).write_text("at_real_ms=17;id=0a")
+    with changes.ChangeLog(tmp_path, "health").change("drain", "n2"):
+        pass
+    found = [(line["on"], line["outcome"]) for line in changes.read(tmp_path)]
+    assert found == [("n2", "begun"), ("n2", "done")]
+
+
+def test_a_change_that_was_made_is_never_said_not_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = changes.ChangeLog(tmp_path, "health").change("drain", "n1")
+    with pytest.raises(SystemRefusedError, match="the change is done, and"), made:
+        monkeypatch.setattr("os.write", lambda *_: 3)
+
+
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
     with run.only_one(tmp_path), pytest.raises(UsageError, match="at work"), run.only_one(tmp_path):
         pass
