@@ -1,6 +1,7 @@
 """What a host finds out about itself for `fabricctl audit`: this machine, and a broken one."""
 
 import fcntl
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,20 @@ def test_a_part_that_cannot_be_looked_at_is_not_measured(settings: Config) -> No
     gone = replace(settings, trace=replace(settings.trace, dir=settings.trace.dir / "none"))
     (check,) = [c for c in local.checks("n1", gone) if c.area == "storage"]
     assert (check.status, check.name) == ("not measured", "storage")
+
+
+def test_a_munged_that_hangs_takes_no_other_check_with_it(
+    settings: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a prolog its traceback was a failure, and Slurm drained the node."""
+
+    def hangs(argv: list[str], **_: object) -> None:
+        raise subprocess.TimeoutExpired(argv, 5)
+
+    monkeypatch.setattr(local.subprocess, "run", hangs)
+    named = by_name(local.checks("n1", settings))
+    assert named["slurm.slurm"].status == "not measured"
+    assert named["storage.write"].status == "ok"
 
 
 def test_links_are_watched_for_changes_and_errors(

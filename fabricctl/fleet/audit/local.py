@@ -56,7 +56,7 @@ def checks(node: str, config: Config) -> list[Check]:
     for part in (_links, _devices, _host, _daemons, _slurm, _storage):
         try:
             found += part(node, config)
-        except (OSError, FabricError) as error:
+        except (OSError, FabricError, subprocess.SubprocessError) as error:
             area = part.__name__.strip("_")
             found.append(Check(node, area, area, "not measured", str(error)[:150]))
     return found
