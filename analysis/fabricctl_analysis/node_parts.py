@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from fabricctl.errors import FabricError
+from fabricctl.store import schema
 from fabricctl.store.trace import Damage, Trace, open_trace
 from fabricctl_analysis.load import node_rows
 from fabricctl_analysis.summarise import Grids, NodePart, node_part
@@ -28,10 +29,15 @@ def parts_of(trace: Trace, width: str | None, grids: Grids, names: tuple[str, ..
 ]:  # fmt: skip
     """In the trace's order; what is damaged is told by ``trace``."""
     nodes = [name for name, _ in groupby(info.node for info in trace.nodes.values())]
-    # The first node's samples say how fine the windows are.
-    made = _made(trace, width, grids, nodes[:1], names)
-    count = min(len(os.sched_getaffinity(0)), MOST, max(1, len(nodes) // WORTH_NODES))
-    shares = [nodes[1:][nth::count] for nth in range(count)]
+    # The first node's samples say how fine the windows are, its job clock what all are shifted to.
+    first = nodes.index(_first_clocked(trace)) + 1 if nodes else 0
+    made = _made(trace, width, grids, nodes[:first], names)
+    while grids.whole is not None and grids.grid is None and first < len(nodes):
+        made |= _made(trace, width, grids, nodes[first : first + 1], names)
+        first += 1
+    rest = nodes[first:]
+    count = min(len(os.sched_getaffinity(0)), MOST, max(1, len(rest) // WORTH_NODES))
+    shares = [rest[nth::count] for nth in range(count)]
     others = [_Worker(trace.path, width, grids, share, names) for share in shares[1:]]
     try:
         made |= _made(trace, width, grids, shares[0], names)
@@ -43,6 +49,12 @@ def parts_of(trace: Trace, width: str | None, grids: Grids, names: tuple[str, ..
         for one in others:
             one.end()
     return [made[node] for node in nodes if node in made]
+
+
+def _first_clocked(trace: Trace) -> str:
+    """The first node that had job time, or else the first."""
+    clocked = (key for key in trace.nodes if trace.has(key, schema.JOB_CLOCK))
+    return trace.nodes[next(clocked, next(iter(trace.nodes)))].node
 
 
 def _made(

@@ -13,12 +13,14 @@ import pytest
 from fabricctl.errors import TraceError
 from fabricctl.store import schema
 from fabricctl.store.schema import Severity
+from fabricctl.store.trace import open_trace
 from fabricctl_analysis import node_parts, summarise
 from fabricctl_analysis.build import renderings, report_of
 from fabricctl_analysis.findings import findings
 from fabricctl_analysis.guard import Limits, guarded
 from fabricctl_analysis.load import load
 from fabricctl_analysis.model import Report
+from fabricctl_analysis.summarise import Grids
 from fabricctl_analysis.when import When
 from tests.support.traces import BEGIN_REAL_NS, Cut, Plan, write
 
@@ -194,6 +196,22 @@ def test_frames_carry_node_units_and_both_times(tmp_path: Path) -> None:
     assert rail["rx_dropped"].isna().all() and rail["rx_bytes"].notna().all()
     assert set(frames["step"]["step"]) == {"batch", "0"}
     assert len(frames["note"]) == 0
+
+
+def test_all_nodes_of_a_wide_job_are_shifted_to_one_clock_whoever_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first node never had job time."""
+    nodes = tuple(f"n{nth}" for nth in range(7))
+    plan = Plan(nodes=nodes, seconds=20, clock_from_s=1.0, clock_lost={"n0": (0.0, 99.0)})
+    path = write(plan, tmp_path / "alice")
+    monkeypatch.setattr(node_parts, "WORTH_NODES", 1)
+    for processes in (1, 3):
+        monkeypatch.setattr(node_parts.os, "sched_getaffinity", lambda _, n=processes: range(n))
+        with open_trace(path) as trace:
+            grids = Grids(trace.job.begin_real_ns, trace.job.end_real_ns)
+            parts = node_parts.parts_of(trace, None, grids, nodes)
+        assert [part.shift_ns for part in parts] == [0, 0, *(-n * S // 1000 for n in range(1, 6))]
 
 
 def test_wide_jobs_are_read_by_several_processes_with_the_same_result(
