@@ -104,7 +104,7 @@ def _set_partitions(partitions: tuple[str, ...], mode: str, dry_run: bool) -> No
 
     in_force = config.load()
     file = in_force.source or Path(os.environ.get("FABRICCTL_CONFIG") or config.DEFAULT_FILE)
-    before = file.read_text() if in_force.source else None
+    before = file.read_bytes().decode() if in_force.source else None  # line ends as they are
     after = before or ""
     for name in partitions:
         config.check_partition(name)

@@ -110,6 +110,7 @@ def slurm_lines(
 
 def enabling(conf: Path, version: tuple[int, int]) -> list[Edit]:
     """What to change so that Slurm uses us; empty when it does."""
+    conf = conf.absolute()  # Slurm takes no other for scripts
     has = settings(conf)
     lines, edits = slurm_lines(conf, has, version)
     before = _read(conf)
@@ -125,6 +126,7 @@ def enabling(conf: Path, version: tuple[int, int]) -> list[Edit]:
 
 def disabling(conf: Path) -> list[Edit]:
     """What :func:`enabling` put there, taken away; empty when there is nothing."""
+    conf = conf.absolute()
     edits = []
     for file in (conf, _plugstack(conf, settings(conf))):
         if not file.exists():
@@ -160,7 +162,7 @@ def _replace(path: Path, text: str) -> None:
     new.unlink(missing_ok=True)
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
     try:
-        with os.fdopen(fd, "w") as stream:
+        with os.fdopen(fd, "w", encoding="utf-8", newline="") as stream:  # line ends as they are
             stream.write(text)
             stream.flush()
             with contextlib.suppress(FileNotFoundError):
@@ -195,7 +197,7 @@ def _done(edit: Edit) -> bool:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_bytes().decode()
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8 text: edit it by hand (docs/install.md)") from None
     except OSError as error:

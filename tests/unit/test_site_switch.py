@@ -38,7 +38,7 @@ def everything(below: Path) -> dict[str, str]:
     return {
         str(path.relative_to(below)): str(path.readlink())
         if path.is_symlink()
-        else path.read_text()
+        else path.read_bytes().decode()
         for path in sorted(below.rglob("*"))
         if path.is_symlink() or path.is_file()
     }
@@ -50,6 +50,7 @@ TEXTS = {
     "no newline at the end": "ClusterName=x",
     "own prolog": "ClusterName=x\nProlog=/site/prolog\nPrologFlags=NoHold,Serial\n",
     "commented": "#Prolog=/site/prolog\n",
+    "other line ends": "ClusterName=x\r\nPrologFlags=Serial\r\n# a\rb\n",
 }
 
 
@@ -72,6 +73,17 @@ def test_a_site_without_a_prolog_gets_the_directory(conf: Path) -> None:
         f"Prolog={conf.parent}/prolog.d/*", f"Epilog={conf.parent}/epilog.d/*", "PrologFlags=Alloc",
     ]  # fmt: skip
     assert not links
+
+
+def test_what_is_written_is_absolute_where_the_file_was_named_from_here(
+    conf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm does not start with a Prolog=prolog.d/*; and disable finds it by any name."""
+    monkeypatch.chdir(conf.parent)
+    carry_out(Path("slurm.conf"), OLD)
+    assert f"Prolog={conf.parent}/prolog.d/*\n" in conf.read_text()
+    undo(Path("slurm.conf"))
+    assert conf.read_text() == "ClusterName=x\n"
 
 
 def test_a_sites_own_prolog_goes_on_running(conf: Path, tmp_path: Path) -> None:
