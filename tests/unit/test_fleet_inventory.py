@@ -282,6 +282,17 @@ def test_from_taking_facts_in_to_what_differs(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("site")
+def test_what_slurm_says_of_a_node_stays_when_the_node_tells_of_itself(tmp_path: Path) -> None:
+    with Inventory(tmp_path / "inventory.db") as inventory:
+        inventory.record("n1", {"slurm.switch": "leaf1", "cpu.threads": "2"}, 10)
+        assert inventory.record("n1", {"cpu.threads": "4"}, 20) == 1
+        assert {k: s.value for k, s in inventory.now()["n1"].items()} == {
+            "slurm.switch": "leaf1", "cpu.threads": "4",
+        }  # fmt: skip
+        assert inventory.record("n1", {"slurm.cpus": "4", "cpu.threads": "4"}, 30) == 2
+        assert set(inventory.now()["n1"]) == {"slurm.cpus", "cpu.threads"}
+
+
 def test_a_damaged_line_takes_nothing_in() -> None:
     with pytest.raises(DataError):
         call("take", "-", text=lines() + "{garbage\n")

@@ -14,6 +14,7 @@ from fabricctl.errors import DataError
 from fabricctl.fleet.inventory.database import Database
 
 SCHEMA_VERSION = 1
+_SLURM = "slurm."
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS seen (
@@ -76,7 +77,10 @@ class Inventory:
     # What was seen -------------------------------------------------------------------------------
 
     def record(self, node: str, facts: Mapping[str, str], at_real_s: int | None = None) -> int:
-        """Takes in what a node found out about itself; how many values are new or gone."""
+        """Takes in what a node found out about itself; how many values are new or gone.
+
+        What Slurm says of it (``slurm.``) is no node's to know: without any of it, it stays.
+        """
         now_s = int(time.time()) if at_real_s is None else at_real_s
         changes = 0
         with self._db:
@@ -85,7 +89,10 @@ class Inventory:
                     "SELECT key, value FROM seen WHERE node = ? AND gone_real_s IS NULL", (node,)
                 )
             )
+            asked = any(key.startswith(_SLURM) for key in facts)
             for key, value in known.items():
+                if key.startswith(_SLURM) and not asked:
+                    continue
                 same = facts.get(key) == value
                 column = "last_real_s" if same else "gone_real_s"
                 self._db.ask(
