@@ -118,6 +118,18 @@ def test_a_change_that_was_made_is_never_said_not_to_be(
         monkeypatch.setattr("os.write", lambda *_: 3)
 
 
+def test_a_node_that_did_not_answer_and_was_drained_for_it_has_an_incident(scene: Scene) -> None:
+    silent = Check("n3", "slurm", "answers", "fail", "did not answer", "answers")
+    for _ in range(2):
+        scene.taken_only(silent)
+    assert scene.drained == {"n3"}
+    scene.taken_only(replace(silent, status="not measured", value="is drained"))
+    store = HealthStore(scene.directory / "health.db")
+    found = [(each.weight, each.open) for each in store.incidents(0)]
+    assert found == [("error", 0), ("unknown", 1)]
+    store.close()
+
+
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
     with run.only_one(tmp_path), pytest.raises(UsageError, match="at work"), run.only_one(tmp_path):
         pass

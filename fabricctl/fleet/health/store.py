@@ -135,10 +135,13 @@ class HealthStore:
                 db.execute("UPDATE matter SET open = 0 WHERE node = ? AND area = ? AND name = ? "
                            "AND rail = ? AND open", (node, *key))  # fmt: skip
         for (area, name, rail), check in found.items():
+            # Of another weight it is another matter: an error stays one that was, for lemons.
+            db.execute("UPDATE matter SET open = 0 WHERE node = ? AND area = ? AND name = ? AND "
+                       "rail = ? AND open AND weight <> ?",
+                       (node, area, name, rail, _WEIGHTS[check.status]))  # fmt: skip
             db.execute(
                 "INSERT INTO matter VALUES (?, ?, ?, ?, ?, ?, 1, ?, ?, 1) ON CONFLICT "
-                "(node, area, name, rail) WHERE open DO UPDATE SET looks = CASE WHEN weight = "
-                "excluded.weight THEN looks + 1 ELSE 1 END, weight = excluded.weight, "
+                "(node, area, name, rail) WHERE open DO UPDATE SET looks = looks + 1, "
                 "text = excluded.text, last_real_s = excluded.last_real_s",
                 (node, area, name, rail, _WEIGHTS[check.status], check.value[:200], at_s, at_s),
             )
