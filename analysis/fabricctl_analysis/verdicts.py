@@ -44,7 +44,7 @@ WORTH = 0.01
 # Verdicts that cost less than this share are summed up in one line.
 SMALL = 0.002
 _ADVICE: dict[Cause, str] = {
-    "link_down": "have the cable and the port of rail r{rail} of {nodes} looked at; a job on the "
+    "link_down": "have the cable and the port of {rail} of {nodes} looked at; a job on the "
     "fabric's addresses (docs/options.md) rides such a loss out",
     "gpu": "have the GPUs of {nodes} looked at (nvidia-smi -q, the kernel log); --exclude={nodes} "
     "until then",
@@ -60,7 +60,7 @@ _ADVICE: dict[Cause, str] = {
     "steal": "{nodes} shares its CPU with other machines: ask for nodes that do not",
     "rank_slow": "the processes on {nodes} got less CPU than those elsewhere: compare their "
     "binding (srun --cpu-bind=verbose), clock and temperature with the other nodes'",
-    "rail_slow": "compare rail r{rail} of {nodes} with the others: speed, errors, cable",
+    "rail_slow": "compare {rail} of {nodes} with the others: speed, errors, cable",
 }
 
 
@@ -189,9 +189,12 @@ def advice(report: Report) -> list[str]:
         return []
     given: dict[str, None] = {}
     for one in accounts.verdicts:
-        words = _ADVICE.get(one.cause)
+        words = _ADVICE.get(one.cause, "")
+        if not one.nodes and "{nodes}" in words:
+            continue  # nobody knows where
         if words and one.low_ns > WORTH * _ran_ns(accounts):
-            given[words.format(nodes=folded(one.nodes), rail=one.rail)] = None
+            rail = "the rails" if one.rail is None else f"rail r{one.rail}"
+            given[words.format(nodes=folded(one.nodes), rail=rail)] = None
     given.update(dict.fromkeys(_general(report, accounts)))
     return list(given)
 

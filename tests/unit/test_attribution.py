@@ -1,5 +1,6 @@
 """Lost time is found, named, placed and summed; bench/attribution.py does this 600 times."""
 
+from dataclasses import replace
 from datetime import UTC
 
 import numpy as np
@@ -10,7 +11,7 @@ from fabricctl_analysis import verdicts
 from fabricctl_analysis.compare import compare, side
 from fabricctl_analysis.compare import render_text as compare_text
 from fabricctl_analysis.findings import findings
-from fabricctl_analysis.model import Accounts
+from fabricctl_analysis.model import Accounts, Verdict
 from fabricctl_analysis.mpi_calls import tracked
 from fabricctl_analysis.pace import period_of
 from fabricctl_analysis.render_html import render_html
@@ -172,6 +173,23 @@ def test_a_loss_is_a_sentence_with_advice_and_a_button() -> None:
     assert sum(line.amount_ns for line in verdicts.lines(report.accounts)) == 1200 * S  # type: ignore[arg-type]
     page = render_html(report, found, when)
     assert "Where the time went" in page and ">Show</button>" in page
+
+
+def test_advice_names_nothing_that_is_not_known() -> None:
+    """Where a stall lies nobody knows; on two rails were links down."""
+    report = Sim(1, [Fault("stall", 2, 100, 60)], seconds=300).report()
+    assert report.accounts is not None
+    (one,) = report.accounts.verdicts
+    assert "look at n2: its kernel log" in verdicts.advice(report)[0]
+
+    def told(verdict: Verdict) -> list[str]:
+        return verdicts.advice(
+            replace(report, accounts=replace(report.accounts, verdicts=(verdict,)))
+        )
+
+    assert told(replace(one, nodes=())) == []
+    (words,) = told(replace(one, cause="link_down", rail=None))
+    assert words.startswith("have the cable and the port of the rails of n2 looked at")
 
 
 def test_accounts_fit_the_screen() -> None:
