@@ -85,18 +85,21 @@ class Pair:
             stack.callback(sh, f"ip netns del {node}")
             sh(f"ip -n {node} link set lo up")
         for index, name in enumerate(("m0", "r0", "r1")):
-            first, second = self.nodes
-            sh(f"ip -n {first} link add {name} type veth peer name {name} netns {second}")
-            for host, node in enumerate(self.nodes, 1):
-                sh(f"ip -n {node} address add 10.9{index}.0.{host}/24 dev {name}")
-                sh(f"ip -n {node} link set {name} up")
-                sh(f"tc -n {node} qdisc add dev {name} clsact")
+            self.wire(index, name)
         wait_for(lambda: all(map(has_carrier, self.nodes)))
         for number, node in enumerate(self.nodes):
             (work / node / "7").mkdir(parents=True)
             given = CONFIGURATION.format(self=number, host=number + 1, dir=work / node)
             (work / node / "given").write_text(given)
             stack.enter_context(self.begin(node))
+
+    def wire(self, index: int, name: str) -> None:
+        first, second = self.nodes
+        sh(f"ip -n {first} link add {name} type veth peer name {name} netns {second}")
+        for host, node in enumerate(self.nodes, 1):
+            sh(f"ip -n {node} address add 10.9{index}.0.{host}/24 dev {name}")
+            sh(f"ip -n {node} link set {name} up")
+            sh(f"tc -n {node} qdisc add dev {name} clsact")
 
     @contextlib.contextmanager
     def begin(self, node: str) -> Iterator[None]:
@@ -231,6 +234,22 @@ def test_a_silent_rails_neighbours_are_asked_for_many_times_a_second(pair: Pair)
         begin_s, before = time.monotonic(), [left(node) for node in pair.nodes]
         wait_for(lambda: all(left(n) - b >= 30 for n, b in zip(pair.nodes, before, strict=True)))
         assert time.monotonic() - begin_s < 10
+
+
+def test_a_rail_whose_port_was_made_anew_is_used_again(pair: Pair) -> None:
+    """As a driver that is loaded again makes it: the same name and address, another device."""
+    wait_for(lambda: all(pair.events("met")))
+    with contextlib.ExitStack() as stack:
+        talker = pair.talk(stack)
+        sh(f"ip -n {pair.nodes[0]} link del r0")
+        wait_for(lambda: pair.both("0", "dead"))
+        pair.wire(1, "r0")
+        wait_for(lambda: pair.both("0", "good"))
+        assert talker.poll() is None
+    for node in pair.nodes:
+        argv = ["ip", "-n", node, "nexthop", "show", "dev", "r0"]
+        shown = subprocess.run(argv, check=True, timeout=30, capture_output=True, text=True).stdout
+        assert len(shown.splitlines()) == 1
 
 
 def test_peers_are_probed_often_while_their_streams_carry_something(pair: Pair) -> None:

@@ -108,6 +108,7 @@ struct daemon {
 	bool late, realtime;
 	uint64_t next_manage_ns, next_diag_ns, next_second_ns, next_census_ns, probes_sent, probes_received, moves;
 	bool state_changed, rules_gone;
+	bool port_anew; /* a rail's interface is another device: the next worker takes it */
 	uint64_t next_rules_ns, next_neighbours_ns, acks_ns;
 	unsigned next_neighbour;
 	int program[2], program_error; /* filters of a share: by uid, and for probes; -1: none */
@@ -205,6 +206,7 @@ int lease_release(const char *leases, unsigned slot, unsigned long job);
 int shared_clean(const char *leases, const unsigned long *keep, size_t keeps);
 
 /* loop.c */
+#define LOOP_AGAIN 75 /* EX_TEMPFAIL: the guardian starts the next worker */
 int loop_run(struct daemon *d);
 bool loop_job_is_over(const struct conf *conf); /* as far as a look can tell */
 void loop_stop(void); /* at the end of this turn */

@@ -15,15 +15,28 @@
 static void see_link(const struct nlmsghdr *head, void *arg)
 {
 	const struct ifinfomsg *link = NLMSG_DATA(head);
+	const struct rtattr *table[IFLA_MAX + 1];
 	struct daemon *d = arg;
 	unsigned wanted = IFF_UP | IFF_RUNNING | IFF_LOWER_UP;
-	bool carrier = head->nlmsg_type == RTM_NEWLINK && (link->ifi_flags & wanted) == wanted;
+	bool there = head->nlmsg_type == RTM_NEWLINK;
+	bool carrier = there && (link->ifi_flags & wanted) == wanted;
 
-	if (head->nlmsg_type != RTM_NEWLINK && head->nlmsg_type != RTM_DELLINK)
+	if (!there && head->nlmsg_type != RTM_DELLINK)
 		return;
-	for (unsigned i = 0; i < d->conf.rails; i++)
-		if (d->rail[i].ifindex == (unsigned)link->ifi_index && d->rail[i].carrier != carrier)
-			moving_carrier(d, i, carrier);
+	rtnl_parse(head, sizeof(*link), table, IFLA_MAX + 1);
+	for (unsigned i = 0; i < d->conf.rails; i++) {
+		struct rail *rail = &d->rail[i];
+
+		if (rail->ifindex == (unsigned)link->ifi_index) {
+			if (rail->carrier != carrier)
+				moving_carrier(d, i, carrier);
+		} else if (there && table[IFLA_IFNAME] &&
+			   !strcmp(RTA_DATA(table[IFLA_IFNAME]), rail->conf->name)) {
+			/* Its driver was loaded anew: sockets, nexthops and queues are all of the device that was. */
+			d->port_anew = true;
+			loop_stop();
+		}
+	}
 }
 
 /* A look at the links as they are has no say in addresses: they are told by events alone. */

@@ -244,5 +244,5 @@ int loop_run(struct daemon *d)
 			due_ns = d->now_ns + tick_ns(d);
 	}
 	event_write(&d->events, "end", ";dropped=%llu", (unsigned long long)d->events.dropped);
-	return 0;
+	return d->port_anew ? LOOP_AGAIN : 0;
 }

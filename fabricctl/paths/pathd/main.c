@@ -135,7 +135,8 @@ static int guard(bool adopted)
 		while (waitpid(worker, &status, 0) < 0 && errno == EINTR)
 			;
 		worker = 0;
-		if (WIFEXITED(status) && (WEXITSTATUS(status) == 0 || !adopted))
+		if (WIFEXITED(status) && WEXITSTATUS(status) != LOOP_AGAIN &&
+		    (WEXITSTATUS(status) == 0 || !adopted))
 			return WEXITSTATUS(status);
 		if (loop_job_is_over(&daemon_state.conf))
 			return 0; /* one that cannot start does not look itself */
