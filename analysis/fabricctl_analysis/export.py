@@ -76,9 +76,9 @@ def _family(name: str, frame: pd.DataFrame, job: int) -> Iterator[str]:
         yield f"# TYPE {metric} {'counter' if counter else 'gauge'}"
         yield f"# HELP {metric} {_escaped(column.doc)}"
         series = frame[["node", *keys, column.name]].assign(at=times)
-        for which, rows in series.groupby(["node", *keys], sort=False):
+        for which, rows in series.groupby(["node", *keys], sort=False, dropna=False):
             labels = ",".join(
-                f'{label}="{_escaped(str(value))}"'
+                f'{label}="{"" if value is pd.NA else _escaped(str(value))}"'
                 for label, value in zip(("node", *keys), which, strict=True)
             )
             told = f'{metric}{"_total" if counter else ""}{{job_id="{job}",{labels}}}'

@@ -16,6 +16,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from fabricctl.cli.main import main
+from fabricctl_analysis.export import _family
+from fabricctl_analysis.load import load
 from tests.support.traces import Cut, Plan, write
 
 S = 1_000_000_000
@@ -131,6 +133,16 @@ def test_a_trace_is_exported_as_openmetrics(site: Path, fabricctl: Fabricctl) ->
     samples = sum(len(family.samples) for family in families)
     assert samples == sum(not line.startswith("#") for line in lines)
     failure(fabricctl("4711", command="export"), 2, ["--parquet", "--openmetrics"])
+
+
+def test_connections_that_are_on_no_rail_are_exported_too(tmp_path: Path) -> None:
+    """As those of the management network; a label without a value is one that is not there."""
+    path = write(Plan(seconds=5, nodes=["n1"], every_table=True), tmp_path / "alice")
+    flows = load(path)["tcp_flow"]
+    flows["rail"] = pd.array([pd.NA] * len(flows), "UInt8")
+    begin = 'fabricctl_tcp_flow_connections{job_id="7",node="n1",rail="",peer="'
+    told = [line for line in _family("tcp_flow", flows, 7) if line.startswith(begin)]
+    assert len(told) == len(flows) > 0
 
 
 def test_a_trace_is_exported_as_parquet_or_says_what_is_missing(
