@@ -182,6 +182,8 @@ class Screen:
         for name, value in zip(self.columns, row, strict=True):
             _, width, write = _SHOWN[name]
             said = "-" if value is None else write(value)
+            # Users choose their jobs' names: what ends a line or moves the cursor is none.
+            said = "".join(c if c.isprintable() else "?" for c in said)
             said = said if len(said) <= width else said[: width - 1] + "~"
             words.append(f"{said:{width}}" if isinstance(value, str) else f"{said:>{width}}")
         return " ".join(words).rstrip()

@@ -340,6 +340,15 @@ def test_rows_are_filtered_sorted_and_looked_into() -> None:
     assert screen.rows[screen.at][0] == marked
 
 
+def test_a_job_s_name_moves_no_cursor() -> None:
+    given = snapshot()
+    given["jobs"][0][3] = "x\n\x1b[2J\x07"  # type: ignore[index]
+    screen = Screen("jobs")
+    screen.take(given)
+    assert screen.line(screen.rows[0]).isprintable()
+    assert " x??[2J? " in screen.line(screen.rows[0])
+
+
 def test_a_line_fits_its_columns_and_says_what_is_not_known() -> None:
     screen = Screen("links")
     screen.take(snapshot())
