@@ -81,8 +81,8 @@ def look(
         chosen = named(slurm, nodes, partition)
         given = _audited(chosen, cluster, settings, via)
     names, sha = sorted(given["nodes"]), str(given["sha256"])
-    if not names:
-        raise NotFoundError("health look: fabricd has heard of none of these nodes")
+    if not names:  # no node has reported since it was looked at
+        _say([], settings.health.mode, as_json, dry_run)
     with only_one(settings.fleet.dir):
         store = _store(settings)
         if dry_run:
@@ -221,7 +221,12 @@ def _live(
         snapshot = {}
     known = {node.name for node in slurm.nodes()}
     only = known.intersection(hostlist.expand(nodes)) if nodes else known
-    found = checks(snapshot, sorted(only))
+    store = _store(settings)
+    looked_s = {name: now_s - at_s for name, at_s in store.looked().items()}
+    store.close()
+    found = checks(snapshot, sorted(only), looked_s)
+    if not found and not checks(snapshot, sorted(only)):
+        raise NotFoundError("health look: fabricd has heard of none of these nodes")
     names = sorted({check.node for check in found})
     return {**report.document(found, names, cluster, now_s, now_s), "checks": found}
 

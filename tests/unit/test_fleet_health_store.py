@@ -253,6 +253,15 @@ def test_what_fabricd_knows_becomes_checks_and_who_never_reported_is_none_of_its
             live.checks(wrong)
 
 
+def test_a_report_that_was_looked_at_confirms_nothing() -> None:
+    """Reports are seldom where nodes are many: two looks at one are not two in a row."""
+    of_before = live.checks(heard(), ["n1", "n3"], {"n1": 0.4, "n3": 60.0})
+    assert {check.node for check in of_before} == {"n3"}
+    assert live.checks(heard(), ["n3"], {"n3": 0.4}) == []
+    silent = live.checks(heard(n5=40.0), ["n5"], {"n5": 1.0})
+    assert [check.value for check in silent] == ["nothing for 40.00 s"]
+
+
 def test_a_live_look_closes_and_counts_only_what_it_looked_at(scene: Scene) -> None:
     scene.policy = replace(ON, confirm=3, return_after=1)
     scene.look([DEAD, RAIL])
@@ -286,6 +295,8 @@ def test_the_command_acts_on_what_fabricd_knows(
         in done.output  # fmt: skip
     assert "n5           note: done" in done.output
     assert {name for name, _, _ in slurm.changes} == {"n3"} or len(slurm.changes) == 1
+    done = CliRunner().invoke(cli, ["health", "look", "--live", "n[1-4]"])
+    assert (done.exit_code, done.stdout) == (0, "nothing is to be done\n")
     done = CliRunner().invoke(cli, ["health", "look", "--live", "n[20-21]"])
     assert isinstance(done.exception, FabricError)
     for words in (["--report", "x"], ["--via", "ssh"], ["--partition", "main"]):

@@ -1,5 +1,6 @@
 """What fabricd knows of nodes just now, as checks that health can act upon. Pure."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,15 +11,20 @@ from fabricctl.fleet.head.views import LINK_COLUMNS, NODE_COLUMNS
 from fabricctl.units import format_duration
 
 
-def checks(snapshot: Mapping[str, Any], only: Sequence[str] | None = None) -> list[Check]:
+def checks(
+    snapshot: Mapping[str, Any],
+    only: Sequence[str] | None = None,
+    looked_s: Mapping[str, float] | None = None,
+) -> list[Check]:
     """Carrier of each rail of the nodes that report, and who stopped to report.
 
     The carrier is that of audits, so that an audit and fabricd confirm each other. Nodes that never
-    reported are none of fabricd's. Raises :class:`DataError`.
+    reported are none of fabricd's. ``looked_s``: node -> how long ago it was looked at: a report
+    of before says nothing twice. Raises :class:`DataError`.
     """
     try:
         interval_s = float(snapshot["reports"]["interval_s"])
-        found = list(_heard(snapshot["links"]))
+        found = list(_heard(snapshot["links"], looked_s or {}))
         fresh = {check.node for check in found}
         for row in snapshot["nodes"]:
             given = dict(zip(NODE_COLUMNS, row, strict=True))
@@ -38,10 +44,12 @@ def checks(snapshot: Mapping[str, Any], only: Sequence[str] | None = None) -> li
             and (wanted is None or check.node in wanted)]  # fmt: skip
 
 
-def _heard(links: Sequence[Sequence[Any]]) -> list[Check]:
+def _heard(links: Sequence[Sequence[Any]], looked_s: Mapping[str, float]) -> list[Check]:
     found = []
     for row in links:
         given = dict(zip(LINK_COLUMNS, row, strict=True))
+        if float(given["age_s"]) >= looked_s.get(str(given["node"]), math.inf):
+            continue
         state = str(given["state"])
         found.append(
             Check(str(given["node"]), "link", "carrier", "ok" if state == "up" else "fail", state,

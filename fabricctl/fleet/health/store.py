@@ -178,6 +178,10 @@ class HealthStore:
         """All that were ever looked at."""
         return [name for (name,) in self._db.execute("SELECT node FROM node ORDER BY node")]
 
+    def looked(self) -> dict[str, int]:
+        """Node -> when it was looked at last."""
+        return dict(self._db.execute("SELECT node, at_real_s FROM node"))
+
     def set_reason(self, node: str, reason: str) -> None:
         """What we are about to write to Slurm: on the disk before it is written there."""
         with self._whole():
