@@ -155,12 +155,15 @@ static uint64_t queue_of(const struct daemon *d, unsigned rail)
 static void pace_rail(struct daemon *d, unsigned rail)
 {
 	struct pace *pace = &d->pace[rail];
-	struct grant grant = d->grant;
+	struct grant grant;
 	uint64_t queue = queue_of(d, rail), was = pace->throttled_ns;
 
 	if (!pace_turn(pace, queue, d->conf.pace_us * 1000ull, d->now_ns))
 		return;
-	grant.ceiling = (uint16_t)pace->rate;
+	slicing_grant(d->conf.leases, d->mover.slot, &d->grant); /* jobs come and go */
+	grant = d->grant;
+	if (pace->throttled_ns)
+		grant.ceiling = (uint16_t)pace->rate;
 	if (grant.ceiling < grant.guarantee)
 		grant.ceiling = grant.guarantee;
 	slice_grant(&d->mover.rtnl, d->rail[rail].ifindex, d->conf.rail[rail].bytes_per_s, &grant);

@@ -107,6 +107,18 @@ static int give_back(struct rtnl *rtnl, const char *leases, const struct sliced 
 	return removed;
 }
 
+void slicing_grant(const char *leases, unsigned slot, struct grant *mine)
+{
+	struct holding holding[FABRIC_SLOTS];
+	struct grant grant[FABRIC_SLOTS];
+	unsigned count = lease_shares(leases, holding);
+
+	share_plan(holding, count, grant);
+	for (unsigned i = 0; i < count; i++)
+		if (grant[i].slot == slot)
+			*mine = grant[i];
+}
+
 int slicing_apply(struct rtnl *rtnl, const char *leases, unsigned slot, struct grant *mine)
 {
 	struct sliced rail[SLICE_RAILS + 1];
@@ -122,9 +134,8 @@ int slicing_apply(struct rtnl *rtnl, const char *leases, unsigned slot, struct g
 	if (!count)
 		return give_back(rtnl, leases, rail, rails);
 	rest = share_plan(holding, count, grant);
-	for (unsigned i = 0; mine && i < count; i++)
-		if (grant[i].slot == slot)
-			*mine = grant[i];
+	if (mine)
+		slicing_grant(leases, slot, mine);
 	for (unsigned i = 0; !error && i < rails; i++)
 		error = apply_rail(rtnl, &rail[i], grant, count, rest);
 	return error;

@@ -14,4 +14,7 @@ int slicing_mark(struct rtnl *rtnl, const char *leases, const struct conf_rail *
  * many rails got their queue back, or -errno. */
 int slicing_apply(struct rtnl *rtnl, const char *leases, unsigned slot, struct grant *mine);
 
+/* What `slot` has by the leases as they are now; as it was where they do not say. Without the lock. */
+void slicing_grant(const char *leases, unsigned slot, struct grant *mine);
+
 #endif
