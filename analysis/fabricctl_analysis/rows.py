@@ -7,6 +7,7 @@ time, texts cleaned, times converted. Hostile texts end here.
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from fabricctl_analysis.align import MAX_TIME_NS, NodeClock, Ns, Rows, node_cloc
 SET_SHARE = 10
 NOT_KNOWN_NS = (1 << 63) - 1  # longer than any gap that is told
 MAX_SET_BACK = 100  # of a forged trace, any number
+LEAST_HZ = 1e-5  # a sample a day; less is forged
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def place(
     return NodeRows(
         name=clean(name),
         rails=tuple(map(clean, rails)),
-        sample_hz=sample_hz,
+        sample_hz=sample_hz if sample_hz is not None and LEAST_HZ <= sample_hz < inf else None,
         begin_ns=begin_ns,
         end_ns=end_ns,
         tables=tables,

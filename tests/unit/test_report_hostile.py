@@ -85,6 +85,14 @@ def test_impossible_begins_and_ends_are_passed_over(value: int, tmp_path: Path) 
     assert len(load(path)["rail"])
 
 
+@pytest.mark.parametrize("hz", [math.nan, math.inf, 1e-300, 1e-10, -1.0, 1e300])
+def test_an_impossible_rate_of_samples_is_passed_over(hz: float, tmp_path: Path) -> None:
+    path = write(Plan(seconds=20, nodes=["n1"]), tmp_path / "alice")
+    with h5py.File(path, "r+") as file:
+        file["nodes/n1"].attrs["sample_hz"] = hz
+    rendered(report_of(path))
+
+
 def edit(path: Path, **attributes: Any) -> None:
     with h5py.File(path, "r+") as file:
         for item in (file, *file["nodes"].values()):
