@@ -7,6 +7,7 @@ import atexit
 import ctypes
 import functools
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -79,6 +80,8 @@ def _wrapped(
     function: Callable[..., Any], op: int, at: int | None, library: Any
 ) -> Callable[..., Any]:
     pair = op in (_OPS["send"], _OPS["recv"])
+    names = list(inspect.signature(function).parameters)
+    group_at = names.index("group") if "group" in names else sys.maxsize
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -86,7 +89,8 @@ def _wrapped(
         peer = given[0] if given else args[at] if at is not None and len(args) > at else None
         number = ctypes.c_int32(peer if isinstance(peer, int) else -1)
         size = ctypes.c_uint64(_bytes(args[0] if args else None))
-        met = not pair and kwargs.get("group") is None
+        group = args[group_at] if len(args) > group_at else kwargs.get("group")
+        met = not pair and group is None
         (library.fabric_track_meet if met else library.fabric_track_enter)(op, number, size)
         try:
             return function(*args, **kwargs)

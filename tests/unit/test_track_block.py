@@ -239,12 +239,14 @@ import ctypes, sys, types
 from fabricctl.state import torch_hooks
 dist = types.SimpleNamespace(get_rank=lambda: 1, get_world_size=lambda: 4,
     all_reduce=lambda t, op=None, group=None: "reduced", broadcast=lambda t, src, group=None: t,
-    send=lambda t, dst: None)
+    send=lambda t, dst: None, barrier=lambda group=None: None)
 assert torch_hooks.install(dist)
 assert dist.all_reduce(memoryview(bytes(800))) == "reduced"
 dist.broadcast(memoryview(bytes(8)), 2)
 dist.broadcast(memoryview(bytes(8)), src=3)
 dist.all_reduce(memoryview(bytes(8)), group="other")
+dist.all_reduce(memoryview(bytes(8)), None, "other")
+dist.barrier("other")
 dist.send(memoryview(bytes(16)), 3)
 ctypes.CDLL(None).fabric_track_step(ctypes.c_uint64(9))
 sys.stdout.write("ready\\n"); sys.stdout.flush()
@@ -277,12 +279,13 @@ def test_torch_distributed_is_stamped_without_mpi(built: Path, tmp_path: Path) -
     assert (rank.rank, rank.ranks, rank.library) == (1, 4, "torch.distributed")
     sums = {block.op_name(item.op): (item.calls, item.bytes) for item in rank.sums}
     assert sums == {
-        "torch.all_reduce": (2, 808),
+        "torch.all_reduce": (3, 816),
+        "torch.barrier": (1, 0),
         "torch.broadcast": (2, 16),
         "torch.send": (1, 16),
     }
     assert rank.steps == 9
-    assert rank.comms[0].colls == 3, "one was on another group"
+    assert rank.comms[0].colls == 3, "three were on another group"
     assert (again.rank, again.launch, again.comms[0].colls) == (2, 3, 1)
     assert (again.steps, [item.calls for item in again.sums]) == (0, [1])
 
