@@ -448,3 +448,26 @@ def test_a_step_on_the_disk_is_that_of_the_last_number_of_ranks(tmp_path: Path) 
     fresh = Holding(1 << 30, tmp_path)  # the keeper has died
     assert fresh.listed("main")["parts"] == [(0, 6, 1)]
     assert bytes(fresh.part("main", 0, 1).view) == bytes([6]) * 10
+
+
+def test_a_rank_that_cannot_save_leaves_no_other_waiting(tmp_path: Path) -> None:
+    """All hear of it, and may go on: what was saved before is still there."""
+
+    def saves(checkpoint: Checkpoint, rank: int) -> tuple[str, int]:
+        checkpoint.protect(grid=np.zeros(10), more=(more := bytearray(10))).restore()
+        checkpoint.save(1)
+        more.extend(bytes(8 << 20 if rank == 1 else 0))
+        try:
+            checkpoint.save(2)
+        except SystemRefusedError as error:
+            why = str(error)
+        del more[10:]
+        checkpoint.save(3)
+        checkpoint._commit()
+        return why.partition(":")[2], *checkpoint._committed
+
+    with KeeperSet(tmp_path, quota_bytes=4 << 20) as keepers:
+        one, two, three = run(keepers, saves)
+        assert one == three == (" step 2 is not saved: rank 1 could not", 1, 3)
+        assert two[0].startswith(" 8 MiB do not fit")
+        assert two[1:] == (1, 3)

@@ -195,33 +195,51 @@ class Checkpoint:
     def save(self, n: int) -> None:
         """Saves step ``n`` now; all ranks must. Returns after one copy in memory.
 
-        Raises :class:`SystemRefusedError` when the keeper has no room.
+        Raises :class:`SystemRefusedError` when a keeper has no room, on all ranks; whatever else
+        kept one of them from saving is raised there.
         """
         begin_s = time.monotonic()
         self._meet()
         before, (safe, why) = self._pending, self.wait_copied()
         share = self._shared.due(self._saves)
-        if self._keeper is not None:
-            wanted = self._wanted(n, share)
-            self._size = self._asked(lambda keeper: keeper.fill(n, self._items, wanted))
-            self._pending = n
-            self._sharing = n if share else self._sharing
-        elif share:
-            who = self._rank, self._ranks, n
-            self._shared.save(who, self._items, f"{self._serial}.{self._saves}")
+        failure: Exception | None = None
+        try:
+            self._put(n, share)
+        except Exception as error:  # the others wait for a word
+            failure = error
         self._saves += 1
         if share and self._rank == 0:
             self._shared.thin()
         took_s = time.monotonic() - begin_s
-        told = self._gather((took_s, self._talk_s, self._step_s(n), safe))
-        took, talk, steps, safe_on = zip(*told, strict=True)
+        told = self._gather((took_s, self._talk_s, self._step_s(n), safe, failure is None))
+        took, talk, steps, safe_on, saved = zip(*told, strict=True)
         self._talk_s = time.monotonic() - begin_s - took_s
         if before is not None:
             self._settle(before, all(safe_on), why)
+        if not all(saved):
+            self._pending = None if all(safe_on) else before
+            names = ", ".join(str(rank) for rank, good in enumerate(saved) if not good)
+            words = f"checkpoint: step {n} is not saved: rank {names[:60]} could not"
+            try:
+                raise failure or SystemRefusedError(words)
+            finally:
+                del failure  # its frames hold all that was to be saved
+        if self._keeper is not None:
+            self._pending = n
+            self._sharing = n if share else self._sharing
         self.stall_s += took_s + min(talk)
         cost_s, step_s = max(took) + min(talk), max(steps)
         self._tell(CheckpointEvent.SAVED, n, cost_s)
         self._interval.saved(n, cost_s, step_s)
+
+    def _put(self, n: int, share: bool) -> None:
+        """This rank's part into the keeper's memory, else the shared file system if it is due."""
+        if self._keeper is not None:
+            wanted = self._wanted(n, share)
+            self._size = self._asked(lambda keeper: keeper.fill(n, self._items, wanted))
+        elif share:
+            who = self._rank, self._ranks, n
+            self._shared.save(who, self._items, f"{self._serial}.{self._saves}")
 
     def _asked(self, question: Callable[[Client], Answer]) -> Answer:
         """Of the keeper, or of the new one where it has died: what it held is with its partner.

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fabricctl.errors import DataError, FabricError
+from fabricctl.errors import DataError, FabricError, SystemRefusedError
 from fabricctl.state.ckpt import bytes as raw
 from fabricctl.state.ckpt.items import Item
-from fabricctl.state.ckpt.link import Link
+from fabricctl.state.ckpt.link import Link, RefusedError
 
 ALIGN = 64  # where each item begins in the keeper's memory: the copy is quicker
 KEEPER_S = 5.0  # a keeper begins half a second after its job
@@ -65,11 +65,15 @@ class Client:
         return str(given["node"]), groups
 
     def fill(self, step: int, items: Mapping[str, Item], wanted: Mapping[str, Any]) -> int:
-        """One copy of everything into the keeper's memory; how many bytes."""
+        """One copy of everything into the keeper's memory; how many bytes. Raises
+        :class:`SystemRefusedError` when there is no room."""
         views = {name: item.save() for name, item in items.items()}
         size = sum(view.nbytes + ALIGN for view in views.values())
         keep = ",".join(map(str, wanted["keep"]))
-        answer = self.ask("room", step=step, size=size, keep=keep)
+        try:
+            answer = self.ask("room", step=step, size=size, keep=keep)
+        except RefusedError as error:
+            raise SystemRefusedError(str(error)) from None
         into, at = memoryview(self._map(int(answer["size"]))), 0
         manifest: Manifest = []
         for name, view in views.items():
