@@ -101,7 +101,8 @@ class FlowSource:
             peer.rate_bytes_per_s = 0
         at_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         seen: dict[str, dict[bytes, int]] = {}
-        for one in self._dump():
+        # All of them before any is counted: an answer that breaks off is asked for again.
+        for one in list(self._dump()):
             if one.uid == self._uid and (one.peer in self._peers or len(self._peers) < MAX_PEERS):
                 self._count(one, seen.setdefault(one.peer, {}))
         for name, peer in self._peers.items():

@@ -288,6 +288,19 @@ def test_what_was_sent_again_stays_counted_when_connections_end() -> None:
     ]
 
 
+def test_an_answer_that_breaks_off_counts_nothing_twice() -> None:
+    def breaks_off() -> Iterator[Connection]:
+        yield connection(1, 30)
+        raise OSError(errno.ENOBUFS, "No buffer space available")
+
+    looks = [iter([connection(1, 10)]), breaks_off(), iter([connection(1, 30)])]
+    source = FlowSource(7, [], Told(), lambda: looks.pop(0))
+    for _ in range(3):
+        source._due_s = 0.0
+        source.take()
+    assert [row[5] for row in source.rows()] == [10, 30]
+
+
 def test_an_answer_that_is_cut_is_refused_and_one_without_tcp_info_left_out() -> None:
     with pytest.raises(DataError):
         flows.parse(memoryview(bytes(20)))
