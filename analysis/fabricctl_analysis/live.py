@@ -34,6 +34,10 @@ class Tail:
 
     def put(self, piece: bytes, size: int) -> bool:
         """``piece`` was at :attr:`offset` of ``size``; whether there is more to ask for now."""
+        if size < self.offset:  # the agent was started again, and writes another one
+            self.offset, self._head, self._read = 0, b"", (0, None)
+            self._tail.clear()
+            return size > 0
         if not self._head:
             self._head = piece
         else:

@@ -202,6 +202,23 @@ def test_a_long_journal_comes_by_its_begin_and_its_end(tmp_path: Path) -> None:
     assert known.rows("n0") is None, "garbage is no journal"
 
 
+def test_the_journal_of_an_agent_that_was_started_again_is_read_from_its_begin(
+    tmp_path: Path,
+) -> None:
+    """Else the node seems to stand still until that one is longer than the one before."""
+    known = Tail()
+    for life, seconds in (("0", (0, 100)), ("1", (110, 116))):
+        (tmp_path / life).mkdir()
+        node = Node(tmp_path / life, "n1", Sim(1, seconds=200))
+        node._written_ns = BEGIN_NS + seconds[0] * S
+        node.write(seconds[1])
+        fetched(node.path, known)
+        assert known.offset == node.path.stat().st_size
+        node.close()
+    rows = known.rows("n1")
+    assert rows is not None and len(rows.real_ns["host"]) == 6
+
+
 def test_a_journal_that_is_not_there_yet_is_nothing_to_tell(tmp_path: Path) -> None:
     known = Tail()
     assert fetched(tmp_path / "none", known) == 1
