@@ -122,7 +122,7 @@ def start(name: str, poll: float, retry: bool, dry_run: bool) -> None:
     """
     files, made = _existing(name)
     if dry_run:
-        _dry_run(files, made)
+        _dry_run(files, made, retry)
         return
     files.ask_for("run")
     sys.exit(_carry_out(files, made, poll, retry))
@@ -359,12 +359,16 @@ def _list(as_json: bool) -> None:
         click.echo(f"no maintenance in {directory}")
 
 
-def _dry_run(files: "Files", made: "Plan") -> None:
+def _dry_run(files: "Files", made: "Plan", retry: bool) -> None:
     from fabricctl.fleet.maintenance.decide import decide
+    from fabricctl.fleet.maintenance.journal import Standing
     from fabricctl.slurm.choose import open_slurm
 
     known = {node.name: node for node in open_slurm().nodes()}
-    steps = decide(made, _read(files, made), known, {}, wish="run", now_s=time.time())
+    found = _read(files, made)
+    if retry:
+        found |= {n: Standing("begun") for n, one in found.items() if one.state == "failed"}
+    steps = decide(made, found, known, {}, wish="run", now_s=time.time())
     for step in steps:
         click.echo(f"{step.node}: would be {step.state}" + (f": {step.text}" if step.text else ""))
     if not steps:

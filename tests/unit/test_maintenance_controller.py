@@ -12,7 +12,7 @@ from fabricctl.cli.main import cli
 from fabricctl.errors import UsageError
 from fabricctl.fleet.maintenance import commands, controller
 from fabricctl.fleet.maintenance.controller import Controller
-from fabricctl.fleet.maintenance.journal import Files, Journal
+from fabricctl.fleet.maintenance.journal import Files, Journal, standings
 from fabricctl.fleet.maintenance.plan import Plan
 from fabricctl.slurm.commands import check_node_change
 from tests.support.fakeslurm import FakeSlurm, node
@@ -86,6 +86,23 @@ def test_a_node_that_came_back_while_there_was_no_controller_is_returned(
     here.journal.close()
 
 
+def test_a_node_that_is_tried_again_has_to_boot_again(tmp_path: Path) -> None:
+    """That of the try before counted: a node about to reboot was given back to jobs."""
+    journal = Journal(made(tmp_path), PLAN)
+    first = ("begun", "draining", "working", "verifying", "failed")
+    again = ("begun", "draining", "working", "verifying")
+    begun_s = []
+    for states in (first, again):
+        for state in states:
+            journal.write("n1", state)  # type: ignore[arg-type]
+        begun_s.append(journal.standings["n1"].begun_real_s)
+    journal.close()
+    assert 0.0 < begun_s[0] < begun_s[1]
+    assert journal.standings["n1"].runs == 2
+    told = standings(PLAN, (tmp_path / "maintenance" / "m" / "journal").read_text())
+    assert abs(told["n1"].begun_real_s - begun_s[1]) < 0.01
+
+
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     slurm = FakeSlurm({name: node(name) for name in PLAN.nodes})
@@ -101,6 +118,9 @@ def test_what_stopped_for_its_failures_is_failed_and_not_under_way(tmp_path: Pat
     journal.close()
     said = CliRunner().invoke(cli, ["maintenance", "status", "m"]).stdout
     assert "Maintenance m is failed" in said
+    dry = ["maintenance", "start", "m", "--dry-run"]
+    assert CliRunner().invoke(cli, dry).stdout == "nothing to do now\n"
+    assert CliRunner().invoke(cli, [*dry, "--retry"]).stdout == "n1: would be waiting\n"
 
 
 @pytest.mark.usefixtures("site")

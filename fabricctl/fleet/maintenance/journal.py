@@ -44,7 +44,7 @@ class Standing:
     since_real_s: float = 0.0
     text: str = ""
     runs: int = 0  # how often its command was started
-    begun_real_s: float = 0.0  # when the command was first started
+    begun_real_s: float = 0.0  # when the command was first started, of this try
 
 
 class Files:
@@ -136,16 +136,15 @@ def standings(plan: Plan, text: str) -> dict[str, Standing]:
             continue
         known = STATES[STATES.index(state)]
         at_s = int(line.get("at_real_ms", "0")) / 1000
-        before = found[node]
-        starts = known == "working"
-        found[node] = Standing(
-            known,
-            at_s,
-            line.get("text", ""),
-            before.runs + starts,
-            before.begun_real_s or (at_s if starts else 0.0),
-        )
+        found[node] = _after(found[node], known, at_s, line.get("text", ""))
     return found
+
+
+def _after(before: Standing, state: State, at_s: float, text: str) -> Standing:
+    starts = state == "working"
+    # Tried again (--retry) it has to boot again, too.
+    begun_s = 0.0 if state == "begun" else before.begun_real_s
+    return Standing(state, at_s, text, before.runs + starts, begun_s or (at_s if starts else 0.0))
 
 
 def _whole_lines(text: str) -> Iterator[Mapping[str, str]]:
@@ -186,12 +185,7 @@ class Journal:
             os.fsync(self._fd)
         except OSError as error:
             raise SystemRefusedError(f"{self._path}: {error.strerror}: nothing was done") from None
-        before = self.standings[node]
-        starts = state == "working"
-        self.standings[node] = Standing(
-            state, now_s, harmless, before.runs + starts,
-            before.begun_real_s or (now_s if starts else 0.0),
-        )  # fmt: skip
+        self.standings[node] = _after(self.standings[node], state, now_s, harmless)
 
     def close(self) -> None:
         os.close(self._fd)
