@@ -230,7 +230,7 @@ def test_maintenance_stops_at_a_failure_and_touches_no_drain_of_others(fleet: La
     fleet.exec("ctl", ["fabricctl", *words])
     output, _ = maintain(fleet, "failing").communicate(timeout=60)
     found = ask(fleet, "maintenance", "status", "failing")
-    assert found["state"] == "under way" and found["nodes"]["n2"]["state"] == "failed", output
+    assert found["state"] == "failed" and found["nodes"]["n2"]["state"] == "failed", output
     assert {node: one["state"] for node, one in found["nodes"].items() if node != "n2"} == {
         "n1": "waiting", "n3": "waiting", "n4": "waiting",
     }  # fmt: skip
