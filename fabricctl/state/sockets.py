@@ -71,6 +71,8 @@ def _new(before: dict[int, int]) -> dict[int, int]:
 def _shut(fd: int, inode: int) -> bool:
     """True when it was a connection that was open."""
     try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            return False  # the program's file by now: what is no socket would stay open twice
         with socket.socket(fileno=os.dup(fd)) as made:
             same = os.fstat(made.fileno()).st_ino == inode
             inet = made.family in (socket.AF_INET, socket.AF_INET6)

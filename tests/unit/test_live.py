@@ -388,6 +388,24 @@ def test_before_the_first_group_no_connection_of_the_program_is_cut() -> None:
             assert ours.send(b"y") == 1
 
 
+def test_a_file_in_the_place_of_a_closed_connection_is_left_alone() -> None:
+    """The group is cut again and again, until the program has come out of it."""
+    sockets = Sockets()
+    sockets.begin()
+    ours, theirs = socket.socketpair()
+    sockets.made(SimpleNamespace(new_group=None))
+    number = ours.fileno()
+    ours.close()
+    theirs.close()
+    source, to = os.pipe()
+    assert number in (source, to)
+    sockets.cut()
+    os.close(to)
+    os.set_blocking(source, False)  # as long as another has it open it is not at its end
+    assert os.read(source, 1) == b""
+    os.close(source)
+
+
 def test_processes_that_lose_the_launcher_end(world: World) -> None:
     """As when the job script's node dies: nobody computes on, or waits, for ever."""
     step = world.start(steps=100_000)
