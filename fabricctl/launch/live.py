@@ -241,7 +241,7 @@ class LiveStep:
     def _talk(self, who: int, made: socket.socket) -> None:
         try:
             link = Link.answer(made, self._key)
-            first = link.receive()
+            first = link.receive(JOIN_S)
             local, step = wire.number(first, "local"), wire.number(first, "step")
             with self._lock:
                 srun = self._sruns[step]

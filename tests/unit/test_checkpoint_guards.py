@@ -375,6 +375,31 @@ def test_callers_without_the_key_do_not_fill_a_keeper(tmp_path: Path) -> None:
         assert len(list(threads.iterdir())) < before + 2 * keeper.UNKNOWN_MOST
 
 
+def test_callers_who_say_a_word_at_a_time_are_not_listened_to_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as are listened to at once, each a byte now and then, for hours."""
+    monkeypatch.setattr(others, "WORD_S", 0.3)
+    candidates = ports(os.getpid(), 24000, 6000)
+    given = Assignment(
+        os.getpid(), 0, KEY, "n1", ("n0", "n1"), tmp_path, 1, 1, 1, lambda _: ["127.0.0.1"]
+    )
+    with KeeperSet(tmp_path, nodes=1), contextlib.ExitStack() as stack:
+        slow = []
+        for _ in range(keeper.UNKNOWN_MOST):
+            slow.append(socket.create_connection(("127.0.0.1", candidates[0])))
+            stack.enter_context(slow[-1]).sendall((50_000).to_bytes(4, "big"))
+        deadline = time.monotonic() + 120
+        while True:
+            for made in slow:
+                with contextlib.suppress(OSError):
+                    made.send(b"F")
+            with contextlib.suppress(OSError, DataError):
+                others.Others(given, candidates[:1]).call("n0").close()
+                break
+            assert time.monotonic() < deadline
+
+
 def test_memory_that_the_node_has_not_is_refused_and_nobody_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,7 +120,7 @@ class Keeper:
         try:
             made.settimeout(FIRST_S)
             link = Link.answer(made, self._given.key)
-            first = link.receive()
+            first = link.receive(FIRST_S)
         except (OSError, FabricError):
             made.close()
             return

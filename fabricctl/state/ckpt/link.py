@@ -16,6 +16,7 @@ import hashlib
 import os
 import socket
 import struct
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -117,12 +118,14 @@ class Link:
             for begin, end in raw.pieces(payload.nbytes, PIECE):
                 self.socket.sendall(payload[begin:end])
 
-    def receive(self) -> dict[str, str]:
-        """The next frame's fields; :meth:`payload` must follow when it has ``bytes``."""
-        (length,) = _LENGTH.unpack(receive_exactly(self.socket, _LENGTH.size))
+    def receive(self, within_s: float | None = None) -> dict[str, str]:
+        """The next frame's fields; :meth:`payload` must follow when it has ``bytes``. ``within_s``:
+        for all of it, however slowly it comes; the socket's timeout is another one then."""
+        end_s = None if within_s is None else time.monotonic() + within_s
+        (length,) = _LENGTH.unpack(receive_exactly(self.socket, _LENGTH.size, end_s))
         if length > wire.MAX_BYTES:
             raise DataError("keeper: a frame that is too long")
-        message = wire.open_sealed(receive_exactly(self.socket, length), self._key)
+        message = wire.open_sealed(receive_exactly(self.socket, length, end_s), self._key)
         if message.get("nonce") != self._nonce or message.get("nr") != str(self._got):
             raise DataError("keeper: a frame of another connection")
         self._got += 1
@@ -174,10 +177,14 @@ def payload_bytes(message: Mapping[str, str]) -> int:
     return size
 
 
-def receive_exactly(made: socket.socket, count: int) -> bytes:
-    """Raises :class:`DataError` at the end of the connection."""
+def receive_exactly(made: socket.socket, count: int, end_s: float | None = None) -> bytes:
+    """Raises :class:`DataError` at the end of the connection, or at ``end_s`` (time.monotonic)."""
     data = bytearray()
     while len(data) < count:
+        if end_s is not None:
+            if (left_s := end_s - time.monotonic()) <= 0:
+                raise DataError("keeper: it was not said in time")
+            made.settimeout(left_s)
         part = made.recv(count - len(data))
         if not part:
             raise DataError("keeper: the connection ended")
