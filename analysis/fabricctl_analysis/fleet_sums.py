@@ -244,7 +244,7 @@ def summed(
     jobs = {one.job for one in fleet.digests}
     attempts: dict[int, list[Usage]] = defaultdict(list)
     for use in sorted(usages, key=lambda use: use.start_real_s or 0):
-        if use.job in jobs:
+        if use.job in jobs and use.start_real_s is not None:  # attempts are those that began
             attempts[use.job].append(use)
     fleet.attempts = attempts
     return fleet

@@ -101,6 +101,8 @@ def test_a_node_s_failure_is_not_counted_twice() -> None:
     ends = BEGIN_NS // 10**9
     again = use(1, ends, ends + 300, state="NODE_FAIL")
     assert summed([made], [again]).failures()["nodes"].failures == 1
+    waits = use(1, ends, None, start_real_s=None, state="PENDING")  # requeued, in the queue again
+    assert summed([made], [again, waits]).failures()["nodes"].failures == 1
     healthy = of(Sim(2, seconds=100))
     assert summed([healthy], [again]).failures()["nodes"].failures == 1
 
