@@ -1,9 +1,13 @@
 """The probe engine on the loopback interface, its seals and its replay protection."""
 
+import os
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -227,6 +231,44 @@ def test_a_peer_without_a_possible_address_silences_no_other() -> None:
     with pytest.raises(OSError, match="not supported"):
         a.set_flows(wrong)
     assert not len(a.counters())
+
+
+FLOOD = """
+#define _GNU_SOURCE
+#include <sys/socket.h>
+int recvmmsg(int fd, struct mmsghdr *some, unsigned count, int flags, struct timespec *wait)
+{
+    (void)fd, (void)flags, (void)wait;
+    for (unsigned i = 0; i < count; i++)
+        some[i].msg_len = some[i].msg_hdr.msg_controllen = 0;
+    return (int)count;
+}
+"""
+FLOODED = """
+import time
+from fabricctl.clock.probing import Prober, Rail
+a = Prober(1, 1, bytes(16), [Rail("lo", "127.0.0.1")])
+a.start(100)
+for _ in range(20):
+    time.sleep(0.01)
+    a.take()
+a.stop()
+print("done")
+"""
+
+
+def test_a_flood_that_never_ends_keeps_nobody_from_the_samples(tmp_path: Path) -> None:
+    """Of packets that are none of ours: whoever wants the samples has the interpreter's lock."""
+    source, library = tmp_path / "flood.c", tmp_path / "flood.so"
+    source.write_text(FLOOD)
+    compiler = os.environ.get("CC", "gcc")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", FLOODED],
+        env={**os.environ, "LD_PRELOAD": str(library)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stdout == "done\n", done.stderr
 
 
 def test_the_probes_key_is_of_this_job_and_this_use() -> None:

@@ -17,6 +17,7 @@
 #define STACK_BYTES (256 * 1024)
 #define FIRST_PERIOD_NS 20000000
 #define FIRST_ANCHORS 16
+#define BATCHES_MAX 16 /* a tick's many times over: who floods the port keeps nobody from the lock */
 #define ANCHOR_SLACK_NS 100 /* wider than twice the narrowest by this: somebody came between */
 
 int engine_init(struct engine *engine)
@@ -197,13 +198,13 @@ static void take_one_sent(struct engine *engine, struct rail *rail, const struct
 static void take_sent(struct engine *engine, unsigned rail)
 {
 	struct rail_sent sent[RAIL_BATCH];
-	int count;
+	int count = RAIL_BATCH;
 
-	do {
+	for (int batch = 0; batch < BATCHES_MAX && count == RAIL_BATCH; batch++) {
 		count = rail_read_sent(&engine->rail[rail], engine->session, sent);
 		for (int i = 0; i < count; i++)
 			take_one_sent(engine, &engine->rail[rail], &sent[i]);
-	} while (count == RAIL_BATCH);
+	}
 }
 
 static bool tag_is_right(struct engine *engine, const struct probe *probe)
@@ -242,13 +243,13 @@ take_one_arrived(struct engine *engine, struct rail *rail, const struct rail_arr
 static void take_arrived(struct engine *engine, unsigned rail)
 {
 	struct rail_arrived arrived[RAIL_BATCH];
-	int count;
+	int count = RAIL_BATCH;
 
-	do {
+	for (int batch = 0; batch < BATCHES_MAX && count == RAIL_BATCH; batch++) {
 		count = rail_read_arrived(&engine->rail[rail], arrived);
 		for (int i = 0; i < count; i++)
 			take_one_arrived(engine, &engine->rail[rail], &arrived[i]);
-	} while (count == RAIL_BATCH);
+	}
 }
 
 static void
