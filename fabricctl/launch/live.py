@@ -216,6 +216,8 @@ class LiveStep:
         with self._lock:
             self._roster.over = True
             links = list(self._links.values())
+        with contextlib.suppress(OSError):  # its thread would hold the port for as long as we live
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for link in links:
             link.close()

@@ -430,6 +430,19 @@ def test_who_has_not_the_key_is_nobody(world: World) -> None:
     assert world.results() == expected()
 
 
+def test_a_start_that_is_over_leaves_its_port(world: World) -> None:
+    """There are eight for a job, and it may be started again twenty times."""
+    port = world.start()._listener.getsockname()[1]
+    world.end()
+    world.step = None
+    end_s = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            break
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+
+
 def test_processes_that_cannot_find_each_other_do_not_train_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
