@@ -10,10 +10,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from fabricctl.store import schema
+from fabricctl.store import rollups, schema
 from fabricctl.store.schema import ClockStatus, StampSource
+from fabricctl_analysis.counters import measured_floats
 from fabricctl_analysis.coverage import Span, measured_spans
-from fabricctl_analysis.rows import NodeRows
+from fabricctl_analysis.rows import NodeRows, thinned
+from fabricctl_analysis.rows import apart_ns as rows_apart_ns
 from fabricctl_analysis.series import Floats, Ns, Series, as_intervals, reduce_series
 
 # Rows come once a second (fabricctl/agent/clockwork.py); a node without one for longer had no job
@@ -59,27 +61,42 @@ def clock_summary(rows: NodeRows) -> ClockSummary | None:
     table, real_ns = rows.tables["job_clock"], rows.real_ns["job_clock"]
     if not len(table):
         return None
-    likely = _measured(table["likely_ns"])
+    likely, most = _measured(table["likely_ns"]), _most(table, "likely_ns")
     certain = np.maximum(_measured(table["early_ns"]), _measured(table["late_ns"]))
+    certainly = np.maximum(_most(table, "early_ns"), _most(table, "late_ns"))
     held = table["status"] == ClockStatus.HOLDOVER.value
-    spans = measured_spans(real_ns, GAP_NS)
+    apart = rows_apart_ns(table, real_ns)
+    spans = measured_spans(real_ns, GAP_NS, apart)
     ends = [rows.end_ns] if rows.end_ns is not None else []
     last = Span(spans[-1].end_ns, max([spans[-1].end_ns, *ends]))
     lost = [Span(a.end_ns, b.begin_ns) for a, b in pairwise(spans)]
     begin, end, value = as_intervals(real_ns, likely)
-    holdovers = tuple(_holdovers(real_ns, held, likely))
+    holdovers = tuple(_holdovers(real_ns, held, most))
+    drawn = (
+        reduce_series(
+            begin,
+            end,
+            value,
+            GAP_NS,
+            None if apart is None else apart[1:],
+            bins=BINS,
+            peaks=most[1:],
+        )
+        if len(begin)
+        else _nothing()
+    )
     held_ns = sum(one.span.length_ns for one in holdovers)
     return ClockSummary(
         first_ns=int(real_ns[0]),
-        rows=len(table),
+        rows=int(table["rows"].sum()) if thinned(table) else len(table),
         synchronised_ns=max(sum(span.length_ns for span in spans) - held_ns, 0),
-        likely_ns=_three(likely),
-        certain_ns=None if np.isnan(certain).all() else _two(certain),
+        likely_ns=_three(likely, most),
+        certain_ns=None if np.isnan(certain).all() else _two(certain, certainly),
         ahead_ns=_ahead(real_ns, table["job_ns"]),
         stamps=_stamps(table),
         holdovers=holdovers,
         lost=(*lost, *([last] if last.length_ns > GAP_NS else [])),
-        error=reduce_series(begin, end, value, GAP_NS, bins=BINS) if len(begin) else _nothing(),
+        error=drawn,
     )
 
 
@@ -105,14 +122,21 @@ def _stamps(table: np.ndarray) -> StampSource | None:
     return StampSource(int(np.bincount(known).argmax())) if len(known) else None
 
 
-def _two(values: Floats) -> tuple[int, int]:
-    return round(float(np.nanmedian(values))), round(float(np.nanmax(values)))
+def _most(table: np.ndarray, name: str) -> Floats:
+    """Of each row, and of those that were left out before it where rows are thinned."""
+    if thinned(table):
+        return measured_floats(table[rollups.highest(name)])
+    return _measured(table[name])
 
 
-def _three(values: Floats) -> tuple[int, int, int] | None:
+def _two(values: Floats, tops: Floats) -> tuple[int, int]:
+    return round(float(np.nanmedian(values))), round(float(np.nanmax(np.fmax(values, tops))))
+
+
+def _three(values: Floats, tops: Floats) -> tuple[int, int, int] | None:
     if np.isnan(values).all():
         return None
-    median, most = _two(values)
+    median, most = _two(values, tops)
     return median, round(float(np.nanquantile(values, 0.99))), most
 
 

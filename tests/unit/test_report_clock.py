@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fabricctl_analysis import build
 from fabricctl_analysis.build import report_of
 from fabricctl_analysis.findings import findings
 from fabricctl_analysis.model import Report
@@ -58,6 +59,27 @@ def test_it_is_told_whose_stamps_the_clock_was_made_of(tmp_path: Path) -> None:
     told = {node: found["stamps"] for node, found in made(shown).items()}
     assert set(told.values()) == {"hardware", "software"}
     assert {node for node, source in told.items() if source == "hardware"} == {"n1", "n3"}
+
+
+def test_a_long_trace_tells_the_same_of_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read by the minute, rows are further apart than any that follow each other."""
+    plan = Plan(
+        nodes=("n1", "n2", "n3"), seconds=900, clock_from_s=2.0,
+        clock_held={"n2": (200.0, 300.0)}, clock_lost={"n3": (400.0, 480.0)},
+    )  # fmt: skip
+    path = write(plan, tmp_path / "alice")
+    every = report_of(path)
+    for width in ("1s", "1min"):
+        monkeypatch.setattr(build, "width_for", lambda _, width=width: width)
+        thinned = report_of(path)
+        for node, same in zip(thinned.nodes, every.nodes, strict=True):
+            assert node.clock is not None and same.clock is not None
+            for name in ("first_ns", "rows", "synchronised_ns", "ahead_ns", "holdovers", "lost"):
+                assert getattr(node.clock, name) == getattr(same.clock, name), name
+            assert node.clock.likely_ns is not None and same.clock.likely_ns is not None
+            assert node.clock.likely_ns[2] == same.clock.likely_ns[2]
 
 
 def test_spells_without_measurements_are_findings_that_can_be_shown(troubled: Report) -> None:
