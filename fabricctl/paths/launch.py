@@ -22,7 +22,7 @@ NAME = "fabric-pathd"
 
 RESOLVERS = 16
 RESOLVE_WAIT_S = 20.0  # for all names; a node that cannot be resolved is heard of otherwise
-CLEAN_WAIT_S = 20.0
+CLEAN_WAIT_S = 120.0  # a job of 4,000 nodes left what took 21 s at a load of 18, 3 s of CPU
 ONE_NODE = "the job has one node"
 MOST_NODES, LONGEST_NAME = 8_000, 63  # MAX_PEERS of pathd/mover.h, CONF_NAME of pathd/conf.h
 
