@@ -22,6 +22,7 @@ from fabricctl.launch.step import OF_ALLOCATION, cancel_named
 from fabricctl.state.ckpt.link import Link, keep_alive, listen
 
 JOIN_S = 5.0  # for a caller to say who it is
+AGAIN_S = 0.1  # where a caller cannot be taken
 TELL_S = 2.0  # for what is to be told to be told, at the end
 _SAVE = {"kind": "signal"}
 UNKNOWN_MOST = 64  # callers at once that have not shown the job's key yet
@@ -231,11 +232,18 @@ class LiveStep:
     # Processes
 
     def _accept(self) -> None:
+        told: str | None = ""
         for who in itertools.count():
             try:
                 made, _ = self._listener.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if self._roster.over:
+                    return
+                if error.strerror != told:  # such as "Too many open files", until some are closed
+                    told = error.strerror
+                    sys.stderr.write(f"fabric: run: a process cannot join: {told}\n")
+                time.sleep(AGAIN_S)
+                continue
             self._unknown.acquire()
             made.settimeout(JOIN_S)
             threading.Thread(target=self._talk, args=(who, made), daemon=True).start()

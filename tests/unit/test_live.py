@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -426,6 +427,24 @@ def test_who_has_not_the_key_is_nobody(world: World) -> None:
         for _ in range(80):  # more than are listened to at once
             made = socket.create_connection(step._listener.getsockname()[:2])
             stack.enter_context(made).sendall(b"\0\0\0\4evil")
+        assert world.wait() == 0
+    assert world.results() == expected()
+
+
+def test_a_lack_of_descriptors_passes(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as first:
+        step = world.start()
+        os.close(free := os.dup(0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            first.connect(("127.0.0.1", step._listener.getsockname()[1]))
+            end_s = time.monotonic() + 60
+            while "cannot join: Too many open files" not in capfd.readouterr().err:
+                assert time.monotonic() < end_s
+                time.sleep(0.01)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert world.wait() == 0
     assert world.results() == expected()
 
