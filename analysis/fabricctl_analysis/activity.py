@@ -11,7 +11,7 @@ from fabricctl_analysis.counters import Increments, increments
 from fabricctl_analysis.coverage import Span
 from fabricctl_analysis.host import cpu_time
 from fabricctl_analysis.mpi_calls import Tracked
-from fabricctl_analysis.rows import NodeRows, apart_ns, of_rail
+from fabricctl_analysis.rows import NodeRows, apart_ns, of_rail, thinned
 from fabricctl_analysis.series import Floats
 from fabricctl_analysis.windows import FOREVER_NS, Grid, shares, windowed
 
@@ -123,9 +123,11 @@ def _throttled(rows: NodeRows, grid: Grid) -> Floats:
     times, table = rows.real_ns["gpu"], rows.tables["gpu"]
     known = table["throttle_reasons"] != schema.NOT_MEASURED["Q"]
     held = known & ((table["throttle_reasons"] & THROTTLED) != 0)
+    # Thinned, a reading stands for those before it too: between two that are kept none is another.
+    readings = table["rows"] if thinned(table) else np.ones(len(table))
+    at = times.astype(np.float64), grid.edges_ns.astype(np.float64)
     counts, hits = (
-        np.histogram(times[mask].astype(np.float64), grid.edges_ns.astype(np.float64))[0]
-        for mask in (known, held)
+        np.histogram(*at, weights=np.where(mask, readings, 0.0))[0] for mask in (known, held)
     )
     share = np.full(grid.count, np.nan)
     np.divide(hits, counts, out=share, where=counts > 0)

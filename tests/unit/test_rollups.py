@@ -9,9 +9,12 @@ import pytest
 
 from fabricctl.store import dtypes, rollups, schema, thin
 from fabricctl.store.trace import open_trace
+from fabricctl_analysis.activity import _throttled
 from fabricctl_analysis.load import job_facts, load, node_rows
 from fabricctl_analysis.model import Report
+from fabricctl_analysis.rows import Boot, place
 from fabricctl_analysis.summarise import summarise
+from fabricctl_analysis.windows import Grid
 from tests.support.traces import Cut, Plan, write
 
 S = 1_000_000_000
@@ -62,6 +65,20 @@ def test_thinned_rows_give_the_same_report(path: Path) -> None:
         assert one.measured == other.measured
         for name, figure in one.figures.items():
             assert other.figures[name].value == pytest.approx(figure.value, rel=0.02), name
+
+
+@pytest.mark.parametrize("width", [None, "1s", "1min"])
+def test_a_gpu_held_down_for_a_second_of_each_minute_is_so_in_a_rollup(width: str | None) -> None:
+    gpus = dtypes.empty(schema.GPU, 1800)
+    gpus["time_mono_ns"], gpus["gpu"] = np.arange(1800) * S, 0
+    gpus["throttle_reasons"] = np.where(np.arange(1800) % 60 == 30, 0x40, 0)
+    clock = dtypes.empty(schema.CLOCK, 1)
+    clock["time_mono_ns"], clock["time_real_ns"], clock["width_ns"] = 0, PLAN.begin_real_ns, 100
+    tables = {table.name: dtypes.empty(table) for table in schema.TABLES} | {"clock": clock}
+    tables["gpu"] = gpus if width is None else thin.thin(gpus, rollups.BY_TABLE["gpu"], width)
+    rows = place("n1", (), [Boot(tables)])
+    share = _throttled(rows, Grid(PLAN.begin_real_ns, 60 * S, 30))
+    assert share == pytest.approx(np.full(30, 1 / 60), rel=0.05)
 
 
 def test_a_trace_without_rollups_is_thinned_while_it_is_read(path: Path, tmp_path: Path) -> None:
