@@ -9,6 +9,7 @@ belongs to the attempt whose time it shares.
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -208,7 +209,8 @@ def _attempts(user_dir: Path, job: int) -> list[Attempt]:
 
 def _set_aside(path: Path, error: Exception) -> None:
     """Renames what is damaged: it is looked at once, and nobody's data is deleted."""
-    aside = path.with_name(path.name + ".damaged")
+    names = (path.name + ".damaged" + (f".{nth}" if nth else "") for nth in itertools.count())
+    aside = next(new for name in names if not os.path.lexists(new := path.with_name(name)))
     _log.warning("%s; kept as %s", error, aside.name)
     path.rename(aside)
 

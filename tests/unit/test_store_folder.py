@@ -63,3 +63,18 @@ def test_the_folder_is_not_made_with_anothers_rights(tmp_path: Path) -> None:
     with pytest.raises(SystemRefusedError, match="must be made by uid 4711"):
         collect.ensure_user_dir(tmp_path, "alice", 4711)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_was_set_aside_is_not_replaced_by_what_is_damaged_later(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    path = collect.ensure_user_dir(tmp_path, "alice", os.geteuid())
+    for text in ("first", "second", "third"):
+        (path / "job-7.h5").write_text(text)
+        (path / ".parts" / "job-7").mkdir(parents=True, exist_ok=True)
+        collect.merge(path, 7, ["n1"], 10**18, complete_only=False)
+    kept = sorted((found.name, found.read_text()) for found in path.iterdir() if found.is_file())
+    assert kept == [
+        ("job-7.h5.damaged", "first"),
+        ("job-7.h5.damaged.1", "second"),
+        ("job-7.h5.damaged.2", "third"),
+    ]
