@@ -207,6 +207,7 @@ def test_a_node_without_a_keeper_keeps_nobody_waiting(
         ({"every_steps": 0}, "every_steps=0"),
         ({"every_s": -1.0}, "every_s=-1.0"),
         ({"mtbf_s": 0.0}, "mtbf_s=0.0"),
+        ({"mtbf_s": float("inf")}, "mtbf_s=inf"),
         ({"shared_every": 0}, "shared_every=0"),
         ({"shared_keep": 0}, "shared_keep=0"),
         ({"copies": -1}, "copies=-1"),

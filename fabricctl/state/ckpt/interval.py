@@ -58,6 +58,6 @@ def interval(every_steps: int | None, every_s: float | None, mtbf_s: float | Non
     except ValueError:
         raise UsageError(f"checkpoint: FABRIC_MTBF_S={given!r}: seconds are wanted") from None
     for name, value in (("every_steps", every_steps), ("every_s", every_s), ("mtbf_s", mtbf_s)):
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             raise UsageError(f"checkpoint: {name}={value}: more than 0, or None for the default")
     return Interval(every_steps, every_s, mtbf_s)
