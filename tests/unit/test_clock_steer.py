@@ -204,6 +204,23 @@ def test_after_kill_9_the_next_one_goes_on_and_remembers_what_was_there(node: No
     assert node.clock.get("freq") == 77
 
 
+def test_after_kill_9_before_it_set_what_it_wrote_down_the_next_one_goes_on(node: Node) -> None:
+    node.clock.set(freq=77, drift_ppb=20_000.0)
+    node.write_page()
+    node.start()
+    node.wait(lambda: node.clock.get("sets") > 3, "steered")
+    node.end(signal.SIGKILL)
+    lease, freq = node.leases / "system.lease", node.clock.get("freq")
+    given = dict(line.split("=") for line in lease.read_text().split())
+    given |= {"ours": str(freq + 5_000), "older": str(freq)}
+    lease.write_text("".join(f"{key}={value}\n" for key, value in given.items()))
+    node.start()
+    sets = node.clock.get("sets")
+    node.wait(lambda: node.clock.get("sets") > sets + 3, "steered again")
+    assert node.end() == 0
+    assert node.clock.get("freq") == 77
+
+
 def test_one_that_somebody_else_set_since_is_left_to_them(node: Node) -> None:
     node.clock.set(freq=77, drift_ppb=20_000.0)
     node.write_page()

@@ -110,8 +110,9 @@ int lease_take(
 	if (!*adopted) {
 		*lease = (struct lease){ .fd = lease->fd, .job = conf->job };
 		snprintf(lease->clock, sizeof(lease->clock), "%s", clock->name);
-		lease->found = lease->ours = lease->older = tx.freq;
+		lease->found = tx.freq;
 	}
+	lease->ours = lease->older = tx.freq; /* one before us may have died before it set what it wrote */
 	return lease_write(lease);
 }
 
