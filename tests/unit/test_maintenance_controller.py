@@ -15,7 +15,7 @@ from fabricctl.fleet.maintenance.controller import Controller
 from fabricctl.fleet.maintenance.journal import Files, Journal, standings
 from fabricctl.fleet.maintenance.plan import Plan
 from fabricctl.slurm.commands import check_node_change
-from tests.support.fakeslurm import FakeSlurm, node
+from tests.support.fakeslurm import FakeSlurm, job, node
 
 PLAN = Plan(name="m", nodes=("n1", "n2"), command=("true",), budget=1)
 
@@ -67,6 +67,29 @@ def test_jobs_of_a_node_that_is_drained_again_are_told_again(
         assert here.run() == "paused"
         here.journal.close()
     assert told.read_text() == "told\ntold\n"
+
+
+def test_a_suspended_job_is_waited_for_as_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds no CPU: to Slurm its node is IDLE+DRAIN (tried on 22.05)."""
+    plan = replace(PLAN, nodes=("n1",), command=("touch", str(tmp_path / "done")))
+    slurm = FakeSlurm({"n1": node("n1")}, [job(7, "SUSPENDED", "n1")])
+    here = Controller(plan, made(tmp_path, plan), slurm, lambda _: None, 0.1)
+    looks = iter(range(3))
+
+    def turn(_wish: str) -> None:
+        if here.journal.standings["n1"].state != "draining":
+            ended(tmp_path / "maintenance" / "m" / "work" / "n1.1")
+            return
+        assert "DRAIN" in slurm.the_nodes["n1"].flags and not (tmp_path / "done").exists()
+        if next(looks) == 2:
+            slurm.the_jobs.clear()
+
+    monkeypatch.setattr(here, "_wait", turn)
+    assert here.run() == "done"
+    assert next(looks, None) is None and (tmp_path / "done").exists()
+    here.journal.close()
 
 
 def test_a_node_that_came_back_while_there_was_no_controller_is_returned(

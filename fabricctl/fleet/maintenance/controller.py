@@ -15,7 +15,7 @@ from fabricctl.fleet.maintenance import commands
 from fabricctl.fleet.maintenance.decide import Outcome, Step, decide, empty, finished, ours, out
 from fabricctl.fleet.maintenance.journal import ACTIVE, Files, Journal
 from fabricctl.fleet.maintenance.plan import Plan
-from fabricctl.slurm.model import Node, Slurm
+from fabricctl.slurm.model import FINISHED, WAITING, Node, Slurm
 
 LEAVE = ("fabricctl", "maintenance", "leave", "{node}")
 LOOK_S = 0.2  # between looks at commands; Slurm is asked every poll_s
@@ -54,12 +54,12 @@ class Controller:
                 self._journal.write(name, "verifying", "looked at anew")
         while not self._stopped:
             wish = self._files.wish()
-            nodes = self._look()
+            nodes, held = self._look()
             steps: list[Step] = []
             if nodes is not None:
                 outcomes = self._outcomes()
                 steps = decide(self._plan, self._journal.standings, nodes, outcomes, wish=wish,
-                               now_s=time.time())  # fmt: skip
+                               now_s=time.time(), held=held)  # fmt: skip
                 if not steps and self._over(wish):
                     return self._word(wish)
                 for step in steps:
@@ -72,19 +72,24 @@ class Controller:
     def _stop(self, _number: int, _frame: object) -> None:
         self._stopped = True
 
-    def _look(self) -> Mapping[str, Node] | None:
-        """What Slurm shows now; None while it does not answer: then nothing is done."""
+    def _look(self) -> tuple[Mapping[str, Node] | None, set[str]]:
+        """What Slurm shows now, and nodes that jobs have: a suspended one holds no CPU, and its node
+        is idle to Slurm. None while it does not answer: then nothing is done."""
+        draining = any(each.state == "draining" for each in self._journal.standings.values())
         try:
             found = {node.name: node for node in self._slurm.nodes()}
+            jobs = self._slurm.jobs() if draining else ()
         except SlurmError as error:
             if str(error) != self._trouble:
                 self._trouble = str(error)
                 self._say(f"waiting for Slurm: {error}")
-            return None
+            return None, set()
         if self._trouble:
             self._say("Slurm answers again")
             self._trouble = ""
-        return found
+        over = FINISHED | WAITING | {"COMPLETING"}  # the last: nodes say so themselves
+        held = (job.nodes for job in jobs if job.state not in over)
+        return found, {name for names in held for name in names}
 
     def _outcomes(self) -> dict[str, Outcome]:
         self._children = [child for child in self._children if child.poll() is None]

@@ -1,7 +1,7 @@
 """What to do next. Pure: the plan, where each node stands and what Slurm shows go in."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,7 +40,7 @@ def ours(plan: Plan, node: Node) -> bool:
 
 
 def empty(node: Node) -> bool:
-    """No job is on it, not even one that ends."""
+    """No job is on it, not even one that ends; but for suspended ones, which hold no CPU."""
     busy = node.state in ("ALLOCATED", "MIXED") or "COMPLETING" in node.flags
     return not node.cpus_allocated and not busy
 
@@ -60,8 +60,9 @@ def decide(
     *,
     wish: str,
     now_s: float,
+    held: Collection[str] = (),
 ) -> list[Step]:
-    """Steps in the order in which to take them.
+    """Steps in the order in which to take them. ``held``: nodes that jobs have.
 
     ``outcomes``: of the command (while working) or the verification (while verifying) of each node
     that has one. ``wish``: ``run``, ``pause`` or ``abort``.
@@ -77,7 +78,8 @@ def decide(
         if node is None:
             steps.append(Step(name, "failed", "none", "Slurm does not know it (any more)"))
             continue
-        step = _Look(plan, name, standing, node, outcomes.get(name), wish, now_s).next()
+        outcome, has_job = outcomes.get(name), name in held
+        step = _Look(plan, name, standing, node, outcome, wish, now_s, has_job).next()
         if step is not None:
             steps.append(step)
     if wish == "abort":
@@ -103,6 +105,7 @@ class _Look:
     outcome: Outcome | None
     wish: str
     now_s: float
+    held: bool  # by a job
 
     def next(self) -> Step | None:
         """None: to be waited for."""
@@ -145,7 +148,7 @@ class _Look:
             return self._to("aborted" if self.wish == "abort" else "waiting", "undo")
         if self.node.state == "DOWN" and "NOT_RESPONDING" not in self.node.flags:
             return self._to("failed", text="went down while its jobs ran to their end")
-        if empty(self.node):
+        if empty(self.node) and not self.held:
             return self._to("working", "work")
         # Once: who cannot leave runs to its end.
         ask = self.plan.migrate and self.outcome == "absent"
