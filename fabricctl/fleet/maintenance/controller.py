@@ -73,8 +73,8 @@ class Controller:
         self._stopped = True
 
     def _look(self) -> tuple[Mapping[str, Node] | None, set[str]]:
-        """What Slurm shows now, and nodes that jobs have: a suspended one holds no CPU, and its node
-        is idle to Slurm. None while it does not answer: then nothing is done."""
+        """What Slurm shows now, and nodes that jobs have: a suspended one holds no CPU, and its
+        node is idle to Slurm. None while it does not answer: then nothing is done."""
         draining = any(each.state == "draining" for each in self._journal.standings.values())
         try:
             found = {node.name: node for node in self._slurm.nodes()}
