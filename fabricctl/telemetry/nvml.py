@@ -20,7 +20,8 @@ MAX_LINKS = 18  # NVML_NVLINK_MAX_LINKS
 # NVML_FI_DEV_*: counters that are there at once. nvmlDeviceGetPcieThroughput measures for 20 ms
 # each way, which nobody who samples once a second can wait for.
 _PCIE_TX, _PCIE_RX = 197, 198  # bytes
-_NVLINK_TX, _NVLINK_RX = 138, 139  # KiB, of the whole GPU
+_NVLINK_TX, _NVLINK_RX = 138, 139  # KiB, of one link, or of the whole GPU with this scope:
+_ALL_LINKS = (1 << 32) - 1
 _WIDE = (2, 3, 4)  # nvmlValueType_t of 64 bits: one of 32 wraps several times a second
 MAX_PROCESSES = 512  # of one GPU that are looked at
 _UNKNOWN_BYTES = (1 << 64) - 1  # NVML_VALUE_NOT_AVAILABLE
@@ -174,6 +175,7 @@ class Nvml:
         fields = (_FieldValue * 4)()
         for at, number in enumerate((_PCIE_TX, _PCIE_RX, _NVLINK_TX, _NVLINK_RX)):
             fields[at].field, fields[at].status = number, _NOT_SUPPORTED
+            fields[at].scope = _ALL_LINKS if number in (_NVLINK_TX, _NVLINK_RX) else 0
         if not self._call("nvmlDeviceGetFieldValues", device, 4, fields):
             return (None,) * 4
         return [

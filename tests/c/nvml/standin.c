@@ -89,7 +89,8 @@ int nvmlDeviceGetFieldValues(device gpu, int count, field *fields) {
     field *f = &fields[i];
     f->status = SUCCESS; f->kind = 3; f->value.ull = 0;
     if (f->id == 197 || f->id == 198) f->value.ull = (5ull << 32) + f->id;
-    else if ((f->id == 138 || f->id == 139) && !gpu->index) f->value.ull = f->id;
+    else if ((f->id == 138 || f->id == 139) && !gpu->index) /* of link 0, or of all three */
+      f->value.ull = f->scope == ~0u ? f->id : f->scope ? 0 : f->id / 3;
     else f->status = NOT_SUPPORTED;
     if (gpu->index && f->id == 198) { f->kind = 1; f->value.ui = 7; }
   }
