@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,26 @@ def test_files_of_ranks_come_back_from_a_set(
         assert one.fetch(work) == 5
         one.close(done=False)
         assert (work / "state.bin").read_bytes() == bytes([2]) * 50_001
+
+
+def test_what_is_left_of_an_earlier_save_of_the_step_stands_in_nobodys_way(tmp_path: Path) -> None:
+    """Rank 2 had been on n2, where its part and its share of the parity then still are."""
+
+    def saves(value: float) -> Callable[..., Any]:
+        def of(checkpoint: Checkpoint, _rank: int) -> bool:
+            checkpoint.protect(grid=np.full(30_000, value)).save(1)
+            checkpoint._commit()
+            return True
+
+        return of
+
+    def looks(checkpoint: Checkpoint, _rank: int) -> tuple[int, float]:
+        grid = np.zeros(30_000)
+        return checkpoint.protect(grid=grid).restore(), float(grid[0])
+
+    with KeeperSet(tmp_path, nodes=4) as keepers:
+        run(keepers, saves(3.0), places=["n0", "n1", "n2"], scheme="xor")
+        run(keepers, saves(7.0), places=["n0", "n1", "n3"], scheme="xor")
+        keepers.kill("n1")
+        found = run(keepers, looks, places=["n0", "n2", "n3"], scheme="xor")
+        assert found == [(1, 7.0)] * 3

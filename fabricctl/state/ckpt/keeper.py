@@ -336,12 +336,12 @@ class Keeper:
             {node: each["parts"] for node, each in told.items()},
             {node: each["parity"] for node, each in told.items()},
         )
-        self._sets = {(name, r, s.of.step): s for s in sets for r, _ in s.of.members}
+        # Of an earlier save of the step there may be another that serves nobody.
+        self._sets = {
+            (name, rank, s.of.step): s for s in sets for rank, _ in s.of.members if s.serves(rank)
+        }
         made: list[list[object]] = [
-            [FROM_SET, rank, s.of.ranks, s.of.step]
-            for s in sets
-            for rank, _ in s.of.members
-            if s.serves(rank)
+            [FROM_SET, rank, s.of.ranks, step] for (_, rank, step), s in self._sets.items()
         ]
         return made + [[node, *part] for node, each in told.items() for part in each["parts"]]
 

@@ -258,11 +258,11 @@ def sources(
                 holders.setdefault(of, {})[index] = node
     found = []
     for of, where in holders.items():
-        here = {
-            at: by_rank[rank, of.ranks, of.step]
-            for at, (rank, _) in enumerate(of.members)
-            if (rank, of.ranks, of.step) in by_rank
-        }
+        here = {}
+        for at, (rank, own) in enumerate(of.members):
+            part = rank, of.ranks, of.step
+            if part in by_rank:  # others may hold one of another save of the step
+                here[at] = own if list(part) in map(list, parts.get(own, ())) else by_rank[part]
         found.append(Sources(of, here, where))
     return found
 
