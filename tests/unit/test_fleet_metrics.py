@@ -89,6 +89,11 @@ def test_it_is_served_and_slurm_is_asked_once_for_many(monkeypatch: pytest.Monke
     assert asked == [1]
 
 
+def test_an_address_of_ipv6_is_listened_at() -> None:
+    with command.make_server("::1", 0) as server:
+        assert server.server_address[0] == "::1"
+
+
 @pytest.mark.parametrize("words", ["9817", ":9817", "localhost:", "localhost:99999"])
 def test_a_wrong_address_is_refused(words: str) -> None:
     done = CliRunner().invoke(cli, ["metrics", "--listen", words])
