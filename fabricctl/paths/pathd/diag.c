@@ -20,11 +20,12 @@ static void put_filter(struct rtnl_msg *msg, const struct net *nets, size_t coun
 {
 	uint8_t code[DIAG_NETS * (sizeof(struct inet_diag_bc_op) * 2 +
 				  sizeof(struct inet_diag_hostcond) + 16)];
-	size_t jump = sizeof(struct inet_diag_bc_op), each, at = 0, whole;
+	size_t jump = sizeof(struct inet_diag_bc_op), at = 0, whole = 0;
 
-	each = jump + sizeof(struct inet_diag_hostcond) + ip_bytes(&nets[0].ip);
-	whole = count * (each + jump) - jump;
+	for (size_t i = 0; i < count; i++)
+		whole += (i ? 2 : 1) * jump + sizeof(struct inet_diag_hostcond) + ip_bytes(&nets[i].ip);
 	for (size_t i = 0; i < count; i++) {
+		size_t each = jump + sizeof(struct inet_diag_hostcond) + ip_bytes(&nets[i].ip);
 		struct inet_diag_bc_op op = {.code = INET_DIAG_BC_S_COND,
 					     .yes = (uint8_t)each,
 					     .no = (uint16_t)(each + jump)}; /* the last: reject */
@@ -46,6 +47,16 @@ static void put_filter(struct rtnl_msg *msg, const struct net *nets, size_t coun
 	rtnl_put(msg, INET_DIAG_REQ_BYTECODE, code, whole);
 }
 
+/* What an IPv6 socket sends over IPv4 (gRPC, Java, Go): of the address that is on the wire. */
+static void unmap(struct ip *ip)
+{
+	static const uint8_t MAPPED[12] = {[10] = 0xff, [11] = 0xff};
+
+	if (ip->family != AF_INET6 || memcmp(ip->byte, MAPPED, sizeof(MAPPED)) != 0)
+		return;
+	*ip = (struct ip){AF_INET, {ip->byte[12], ip->byte[13], ip->byte[14], ip->byte[15]}};
+}
+
 static void see_socket(const struct nlmsghdr *head, void *arg)
 {
 	const struct inet_diag_msg *msg = NLMSG_DATA(head);
@@ -60,6 +71,8 @@ static void see_socket(const struct nlmsghdr *head, void *arg)
 	found.source.family = found.to.family = msg->idiag_family;
 	memcpy(found.source.byte, msg->id.idiag_src, ip_bytes(&found.source));
 	memcpy(found.to.byte, msg->id.idiag_dst, ip_bytes(&found.to));
+	unmap(&found.source);
+	unmap(&found.to);
 	found.source_port = ntohs(msg->id.idiag_sport);
 	found.to_port = ntohs(msg->id.idiag_dport);
 	found.waiting_bytes = msg->idiag_wqueue;
@@ -76,10 +89,11 @@ static void see_socket(const struct nlmsghdr *head, void *arg)
 	call->each(&found, call->arg);
 }
 
-int diag_dump(struct rtnl *diag, const struct net *nets, size_t count, diag_each *each, void *arg)
+int diag_dump(struct rtnl *diag, uint8_t family, const struct net *nets, size_t count, diag_each *each,
+	      void *arg)
 {
 	struct inet_diag_req_v2 request = {
-		.sdiag_family = nets[0].ip.family,
+		.sdiag_family = family,
 		.sdiag_protocol = IPPROTO_TCP,
 		.idiag_ext = 1u << (INET_DIAG_INFO - 1),
 		.idiag_states = 1u << STATE_ESTABLISHED | 1u << STATE_SYN_SENT,

@@ -18,9 +18,11 @@ struct diag_socket {
 
 typedef void diag_each(const struct diag_socket *socket, void *arg);
 
-/* Every established or connecting TCP socket whose source lies in one of the `count` nets, of one
- * family. 0 or -errno. The kernel walks its whole table, 0.2 ms of CPU and more: ask rarely. */
-#define DIAG_NETS (MAX_RAILS + 1)
-int diag_dump(struct rtnl *diag, const struct net *nets, size_t count, diag_each *each, void *arg);
+/* Every established or connecting TCP socket of the family whose source lies in one of the `count` nets;
+ * of IPv6 also those that are connected over IPv4, told as such. 0 or -errno. The kernel walks its whole
+ * table, 0.2 ms of CPU and more: ask rarely. */
+#define DIAG_NETS (2 * (MAX_RAILS + 1))
+int diag_dump(struct rtnl *diag, uint8_t family, const struct net *nets, size_t count, diag_each *each,
+	      void *arg);
 
 #endif

@@ -84,11 +84,11 @@ static void see_open(const struct diag_socket *socket, void *arg)
 static void dump_all(struct daemon *d, diag_each *each, void *arg)
 {
 	const struct net *pools[FAMILIES] = {&d->conf.pool4, &d->conf.pool6};
+	struct net nets[DIAG_NETS];
+	size_t count = 0;
 
+	/* Sockets of IPv6 last: they may be connected over IPv4. */
 	for (int family = 0; family < FAMILIES; family++) {
-		struct net nets[DIAG_NETS];
-		size_t count = 0;
-
 		if (pools[family]->ip.family)
 			nets[count++] = *pools[family];
 		for (unsigned i = 0; i < d->conf.rails; i++) {
@@ -98,7 +98,7 @@ static void dump_all(struct daemon *d, diag_each *each, void *arg)
 				nets[count++] = (struct net){*own, (uint8_t)(8 * ip_bytes(own))};
 		}
 		if (count)
-			diag_dump(&d->diag, nets, count, each, arg);
+			diag_dump(&d->diag, family == FAMILY4 ? AF_INET : AF_INET6, nets, count, each, arg);
 	}
 }
 

@@ -1,11 +1,13 @@
 /* Urgent probes reach the socket that is waited for, all others the one that is looked at once a tick. */
 #include "check.h"
 #include "daemon.h"
+#include "diag.h"
 #include "stamp.h"
 
 #include <poll.h>
 #include <string.h>
 #include <sys/random.h>
+#include <unistd.h>
 
 static const uint8_t KEY[SIPHASH_KEY_BYTES];
 
@@ -93,12 +95,52 @@ static void a_step_of_the_system_clock_makes_no_packet_early(void)
 	CHECK(stamping_mono_ns(&stamping, real + now + step - 2 * MS) == now - 2 * MS);
 }
 
+struct seen {
+	uint16_t port;
+	unsigned over4;
+};
+
+static void see(const struct diag_socket *socket, void *arg)
+{
+	struct seen *seen = arg;
+
+	seen->over4 += socket->to_port == seen->port && socket->to.family == AF_INET &&
+		       socket->to.byte[0] == 127;
+}
+
+/* As gRPC, Java and Go have them: an IPv6 socket, connected over IPv4. */
+static void streams_of_ipv6_sockets_over_ipv4_are_seen(void)
+{
+	struct sockaddr_in6 to = {.sin6_family = AF_INET6, .sin6_addr = {{{[10] = 0xff, [11] = 0xff, [12] = 127, [15] = 1}}}};
+	const struct net nets[] = {{{AF_INET6, {[15] = 9}}, 128}, {{AF_INET, {127, 0, 0, 1}}, 32}};
+	int there = socket(AF_INET6, SOCK_STREAM, 0), here = socket(AF_INET6, SOCK_STREAM, 0), off = 0;
+	socklen_t size = sizeof(to);
+	struct seen seen = {0};
+	struct rtnl diag;
+
+	if (there < 0)
+		return; /* IPv6 is switched off */
+	setsockopt(there, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof(off));
+	setsockopt(here, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof(off));
+	CHECK(bind(there, (struct sockaddr *)&to, size) == 0 && listen(there, 1) == 0);
+	CHECK(getsockname(there, (struct sockaddr *)&to, &size) == 0);
+	CHECK(connect(here, (struct sockaddr *)&to, size) == 0);
+	seen.port = ntohs(to.sin6_port);
+	CHECK(rtnl_open(&diag, NETLINK_SOCK_DIAG, 0) == 0);
+	CHECK(diag_dump(&diag, AF_INET6, nets, 2, see, &seen) == 0);
+	CHECK(seen.over4 == 1);
+	rtnl_close(&diag);
+	close(here);
+	close(there);
+}
+
 int main(void)
 {
 	static struct daemon one, other;
 	char problem[160];
 
 	a_step_of_the_system_clock_makes_no_packet_early();
+	streams_of_ipv6_sockets_over_ipv4_are_seen();
 	if (!open_somewhere(&one)) {
 		printf("no port could be had\n");
 		return 1;
