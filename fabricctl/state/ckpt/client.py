@@ -66,8 +66,14 @@ class Client:
 
     def fill(self, step: int, items: Mapping[str, Item], wanted: Mapping[str, Any]) -> int:
         """One copy of everything into the keeper's memory; how many bytes. Raises
-        :class:`SystemRefusedError` when there is no room."""
-        views = {name: item.save() for name, item in items.items()}
+        :class:`SystemRefusedError` when there is no room, or something cannot be saved."""
+        try:
+            views = {name: item.save() for name, item in items.items()}
+        except (
+            OSError,
+            DataError,
+        ) as error:  # of the program's files and arrays, not of the keeper
+            raise SystemRefusedError(f"checkpoint: {error}") from error
         size = sum(view.nbytes + ALIGN for view in views.values())
         keep = ",".join(map(str, wanted["keep"]))
         try:
