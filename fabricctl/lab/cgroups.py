@@ -137,6 +137,17 @@ def freeze(lab: str, node: str, frozen: bool) -> bool:
     return False
 
 
+def thaw_all(lab: str, node: str = "") -> None:
+    """A node's groups, or the whole lab's, and what Slurm suspended in them: nothing that is frozen
+    dies (freezer of version 1), SIGKILL or not."""
+    for top in groups(lab):
+        for path, _, files in os.walk(top / node):
+            for name, thawed in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+                with contextlib.suppress(OSError):  # the group went meanwhile
+                    if name in files and (state := Path(path, name)).read_text().strip() != thawed:
+                        state.write_text(thawed)
+
+
 def is_frozen(lab: str, node: str) -> bool:
     for top in groups(lab):
         v1, v2 = top / node / "freezer.state", top / node / "cgroup.freeze"

@@ -112,9 +112,7 @@ class Nodes:
         try:
             watch = Stopwatch()
             os.kill(pid, 9)
-            # A frozen process dies when it is thawed, before it runs a line (freezer v1).
-            if cgroups.is_frozen(self.spec.name, name):
-                freezer.thaw(self.paths, name)
+            cgroups.thaw_all(self.spec.name, name)  # before they run a line they are dead
             _await_end(fd, name)
             return watch.stop()
         finally:

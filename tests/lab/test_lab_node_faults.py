@@ -109,6 +109,23 @@ def test_a_frozen_node_can_lose_power_and_come_back(lab: Lab) -> None:
     assert state(lab, "n2") == "up"
 
 
+def test_a_node_with_a_suspended_job_can_lose_power(lab: Lab) -> None:
+    """Slurm freezes the job's processes: they do not die before somebody thaws them."""
+    made = lab.run(["sbatch", "--parsable", "--no-requeue", "-w", "n3", "--wrap", "sleep 600"])
+    job = made.stdout.strip()
+    shown = ["squeue", "-h", "-j", job, "-o", "%T"]
+    wait_until(lambda: lab.exec("ctl", shown).stdout.strip() == "RUNNING")
+    wait_until(lambda: lab.exec("n3", ["pidof", "sleep"], check=False).stdout != "")
+    lab.exec("ctl", ["scontrol", "suspend", job])
+    wait_until(lambda: lab.exec("ctl", shown).stdout.strip() == "SUSPENDED")
+    lab.fault("power-off", "n3")
+    assert state(lab, "n3") == "down"
+    lab.heal("power-off", "n3")
+    assert state(lab, "n3") == "up"
+    lab.exec("ctl", ["scancel", job])
+    lab.up()
+
+
 @pytest.mark.parametrize(
     ("node", "service"), [("n1", "slurmd"), ("ctl", "slurmctld"), ("n1", "munged")]
 )
