@@ -220,7 +220,8 @@ def _services(spec: LabSpec, node: str, site: Site | None) -> tuple[Service, ...
         return (munged, *accounting.services(spec.name))
     if node == CONTROLLER:
         return (munged, Service("slurmctld", (f"{sbin}/slurmctld", "-D"), user="slurm"))
-    slurmd = Service("slurmd", (f"{sbin}/slurmd", "-D"))
+    # -b: this machine's boot would be the node's; steps from before it are lost then.
+    slurmd = Service("slurmd", (f"{sbin}/slurmd", "-D"), boot_argv=("-b",))
     return (munged, slurmd, *(site.services() if site else ()))
 
 
