@@ -176,6 +176,8 @@ def run_one(
 ) -> Result:
     """Runs ``python -m bench.NAME``; one that fails or hangs is a result, too, and so is one that
     is broken off: with ``BROKEN_OFF``."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a script's background job has it
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # or the program would, too
     begin_s, load = time.monotonic(), os.getloadavg()[0]
     said = out / f"{name}.txt"  # a file: what outlives the program may hold it open
     with said.open("wb") as stream:

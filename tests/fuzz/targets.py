@@ -181,11 +181,13 @@ TARGETS: dict[str, Target] = {
     ),
     "slurm-nodes": Target(text(slurm_text.nodes), recorded("*node*"), (b"=", b" ", b"\n", b"(")),
     "slurm-jobs": Target(
-        text(lambda found: slurm_text.jobs(found, "")),
+        text(lambda found: slurm_text.jobs(found, "", "")),
         recorded("*squeue*format-a*"),
         (b"\x1e", b"\x1f"),
     ),
-    "slurm-usage": Target(text(slurm_text.usage), recorded("*sacct*"), (b"\x1f", b"\n")),
+    "slurm-usage": Target(
+        text(lambda found: slurm_text.usage(found, "")), recorded("*sacct*"), (b"\x1f", b"\n")
+    ),
     "slurm-partitions": Target(
         text(lambda found: [*slurm_text.partitions(found), *slurm_text.reservations(found)]),
         (*recorded("*show-partition*"), *recorded("*show-reservation*")),

@@ -236,7 +236,7 @@ def test_a_reader_that_dies_takes_the_report_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a crash in HDF5 would: it is told in one line by who waits (guard.py)."""
-    path = write(Plan(nodes=["n1", "n2", "n3", "n4"], seconds=5), tmp_path / "alice")
+    path = write(Plan(nodes=[f"n{at}" for at in range(1, 7)], seconds=5), tmp_path / "alice")
     monkeypatch.setattr(node_parts, "WORTH_NODES", 2)
     monkeypatch.setattr(node_parts.os, "sched_getaffinity", lambda _: range(2))
     monkeypatch.setattr(node_parts, "_read", lambda *_: os.kill(os.getpid(), signal.SIGSEGV))
