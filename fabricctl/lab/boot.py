@@ -16,7 +16,6 @@ class Service:
 
     name: str
     argv: tuple[str, ...]
-    boot_argv: tuple[str, ...] = ()  # more of them, at the first start
     user: str = "root"
     restart: bool = False  # start it again when it ends, as systemd's Restart=always
     wait_for: str = ""  # boot goes on when this path exists

@@ -81,8 +81,7 @@ class Init:
         if item.pid:
             os.kill(item.pid, signal.SIGCONT)  # it may have been stopped
             return
-        more = item.service.boot_argv if item.restarts < 0 else ()
-        item.pid = self._spawn(item.service, (*item.service.argv, *more))
+        item.pid = self._spawn(item.service)
         item.restarts += 1
         item.started_mono_ns = time.monotonic_ns()
         deadline = time.monotonic() + item.service.wait_s
@@ -93,7 +92,7 @@ class Init:
                 raise LabError(f"{item.service.name} did not come up: see /var/log of the node")
             time.sleep(0.002)
 
-    def _spawn(self, service: Service, argv: tuple[str, ...]) -> int:
+    def _spawn(self, service: Service) -> int:
         log = os.open(
             f"/var/log/{service.name}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         )
@@ -104,12 +103,12 @@ class Init:
             os.close(log)
             return pid
         try:
-            self._become(service, argv, log)
+            self._become(service, log)
         except BaseException as error:  # a child of init must never come back
             os.write(2, f"{service.name}: {error}\n".encode())
         os._exit(127)
 
-    def _become(self, service: Service, argv: tuple[str, ...], log: int) -> None:
+    def _become(self, service: Service, log: int) -> None:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
@@ -124,8 +123,9 @@ class Init:
             os.setuid(user.pw_uid)
         if service.sandbox is not None:
             service.sandbox.enter()
-        environment = {**_ENVIRONMENT, "PATH": self.path, **service.env}
-        os.execve(argv[0], argv, environment)  # noqa: S606
+        os.execve(  # noqa: S606
+            service.argv[0], service.argv, {**_ENVIRONMENT, "PATH": self.path, **service.env}
+        )
 
     def reap(self) -> None:
         """Collects whatever ended, orphans of the node included."""

@@ -220,8 +220,7 @@ def _services(spec: LabSpec, node: str, site: Site | None) -> tuple[Service, ...
         return (munged, *accounting.services(spec.name))
     if node == CONTROLLER:
         return (munged, Service("slurmctld", (f"{sbin}/slurmctld", "-D"), user="slurm"))
-    # -b: this machine's boot would be the node's; steps from before it are lost then.
-    slurmd = Service("slurmd", (f"{sbin}/slurmd", "-D"), boot_argv=("-b",))
+    slurmd = Service("slurmd", (f"{sbin}/slurmd", "-D"))
     return (munged, slurmd, *(site.services() if site else ()))
 
 

@@ -109,19 +109,6 @@ def test_a_frozen_node_can_lose_power_and_come_back(lab: Lab) -> None:
     assert state(lab, "n2") == "up"
 
 
-def test_slurm_hears_that_a_node_was_started_again(lab: Lab) -> None:
-    """Else srun waits for ever for tasks that died with it, whose connections nobody closed."""
-    made = lab.run(["sbatch", "--parsable", "-N2", "-w", "n[2-3]", "--wrap", "srun sleep 600"])
-    job = made.stdout.strip()
-    for node in ("n2", "n3"):
-        wait_until(lambda node=node: lab.exec(node, ["pidof", "sleep"], check=False).stdout != "")
-    lab.fault("power-off", "n3")
-    lab.heal("power-off", "n3")
-    shown = ["squeue", "-h", "-j", job, "-t", "RUNNING", "-o", "%A"]
-    wait_until(lambda: lab.exec("ctl", shown, check=False).stdout == "")
-    lab.up()
-
-
 def test_a_node_with_a_suspended_job_can_lose_power(lab: Lab) -> None:
     """Slurm freezes the job's processes: they do not die before somebody thaws them."""
     made = lab.run(["sbatch", "--parsable", "--no-requeue", "-w", "n3", "--wrap", "sleep 600"])
