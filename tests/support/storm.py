@@ -318,6 +318,13 @@ class Storm(Campaign):
                 for node in set(hostlist.expand(nodes)) - dead:
                     yield f"{node} was called dead and was not"
 
+    def give_up(self) -> None:
+        """Of jobs of which a node died: an srun that was not told so waits for it for ever, where
+        slurmctld or a slurmd was away at that moment. They are judged as all are."""
+        for item in self.active():
+            if any(one.kind in DEATHS and one.where in item.nodes for one in self.during(item)):
+                self.lab.exec("ctl", ["scancel", str(item.job)], check=False)
+
     def stuck(self, item: Tracked) -> str:
         """What is to be known of a job that does not end."""
         show = ["scontrol", "show", "job", str(item.job)]
@@ -364,7 +371,8 @@ class Storm(Campaign):
     def ended_well(self, item: Tracked, text: str) -> bool:
         """With its result told: Slurm may say COMPLETED of a job whose output had no room."""
         found = re.findall(PROGRAMS[item.kind][2], text)
-        return item.state == "COMPLETED" and bool(found) and text.rstrip().endswith("status 0")
+        ends = re.findall(r"^exit status (\d+)$", text, re.MULTILINE)  # then what the plugin tells
+        return item.state == "COMPLETED" and bool(found) and ends[-1:] == ["0"]
 
     def tally(self) -> dict[str, dict[str, int]]:
         """Faults by kind; jobs by kind and how they ended."""
